@@ -1,0 +1,50 @@
+"""Every error that slt-compress raises on purpose.
+
+SltError                 one sentence a user can act on; the CLI prints it and exits 1
+├── SourceError          a checkpoint that cannot be found, reached, read or trusted
+├── DataError            a data set that cannot be found, reached, read or matched to the task
+├── TargetError          a pattern of names that matches nothing, or nothing left to gate
+├── BudgetError          a density, scope, floor or pattern that cannot be met
+├── RecipeError          a wrong key or value, named by its path in the recipe
+├── TicketError          a ticket folder that is incomplete, damaged or from another version
+├── ArtifactError        an exported folder that is incomplete, damaged or from another version
+└── InterruptedSearch    Ctrl-C, SIGTERM: the search ended before it had a result
+"""
+
+from __future__ import annotations
+
+
+class SltError(Exception):
+    """Base of all errors raised on purpose: the message says what was wrong and what to do."""
+
+
+class SourceError(SltError):
+    """A checkpoint that cannot be found, reached, read or trusted."""
+
+
+class DataError(SltError):
+    """A data set that cannot be found, reached, read or matched to the task."""
+
+
+class TargetError(SltError):
+    """A pattern of names that matches nothing, or nothing left to gate."""
+
+
+class BudgetError(SltError):
+    """A density, scope, floor or pattern that cannot be met."""
+
+
+class RecipeError(SltError):
+    """A wrong key or value in a recipe, named by its path."""
+
+
+class TicketError(SltError):
+    """A ticket folder that is incomplete, damaged or from another version."""
+
+
+class ArtifactError(SltError):
+    """An exported folder that is incomplete, damaged or from another version."""
+
+
+class InterruptedSearch(SltError):
+    """The search was stopped from outside before it had a result."""

@@ -1,0 +1,96 @@
+"""Masks: an immutable mapping from the name of a site to a boolean tensor, `True` = keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Masks(Mapping[str, Tensor]):
+    """One boolean tensor per site, on the CPU, in the shape of its weight; `True` = keep.
+
+    The mapping cannot be changed and copies what it is given.
+    """
+
+    __slots__ = ("_masks",)
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if mask.dtype is not torch.bool:
+                raise TypeError(f"the mask of {name} is {mask.dtype}; a mask is torch.bool")
+        self._masks = MappingProxyType(
+            {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
+        )
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} sites, kept {self.kept:,} of {self.total:,})"
+
+    @property
+    def kept(self) -> int:
+        """How many weights survive, over all sites."""
+        return sum(int(mask.count_nonzero()) for mask in self.values())
+
+    @property
+    def total(self) -> int:
+        """How many weights are gated, over all sites."""
+        return sum(mask.numel() for mask in self.values())
+
+    @property
+    def density(self) -> float:
+        """Kept fraction of the gated weights; 0 where nothing is gated."""
+        return self.kept / self.total if self.total else 0.0
+
+    def density_of(self, name: str) -> float:
+        """Kept fraction of one site."""
+        mask = self[name]
+        return int(mask.count_nonzero()) / mask.numel() if mask.numel() else 0.0
+
+    def overlap(self, other: Masks) -> float:
+        """Share of this mask's kept weights that `other` keeps too, in [0, 1]."""
+        return self._both(other) / self.kept if self.kept else 0.0
+
+    def iou(self, other: Masks) -> float:
+        """Intersection over union of the kept weights, in [0, 1]; 1 for two empty masks."""
+        both = self._both(other)
+        either = self.kept + other.kept - both
+        return both / either if either else 1.0
+
+    def _both(self, other: Masks) -> int:
+        if {n: m.shape for n, m in self.items()} != {n: m.shape for n, m in other.items()}:
+            raise ValueError("the two masks cover different sites or shapes")
+        return sum(int((mask & other[name]).count_nonzero()) for name, mask in self.items())
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a boolean tensor into ceil(numel / 8) bytes (uint8), row-major, lowest bit first."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1), bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo `pack_bits` for a mask of `shape`.
+
+    Raises:
+        ValueError: the number of bytes does not fit the shape, or a padding bit is set.
+    """
+    count = int(np.prod(shape, dtype=np.int64))
+    if packed.dtype is not torch.uint8 or packed.shape != ((count + 7) // 8,):
+        raise ValueError(
+            f"{tuple(packed.shape)} {packed.dtype} is not the packed form of a mask of {shape}"
+        )
+    bits = np.unpackbits(packed.cpu().numpy(), bitorder="little")
+    if bits[count:].any():
+        raise ValueError("a padding bit behind the mask is set")
+    return torch.from_numpy(bits[:count].astype(bool)).reshape(shape)
