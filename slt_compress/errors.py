@@ -7,8 +7,7 @@ SltError                 one sentence a user can act on; the CLI prints it and e
 ├── BudgetError          a density, scope, floor or pattern that cannot be met
 ├── RecipeError          a wrong key or value, named by its path in the recipe
 ├── TicketError          a ticket folder that is incomplete, damaged or from another version
-├── ArtifactError        an exported folder that is incomplete, damaged or from another version
-└── InterruptedSearch    Ctrl-C, SIGTERM: the search ended before it had a result
+└── ArtifactError        an exported folder that is incomplete, damaged or from another version
 """
 
 from __future__ import annotations
@@ -44,7 +43,3 @@ class TicketError(SltError):
 
 class ArtifactError(SltError):
     """An exported folder that is incomplete, damaged or from another version."""
-
-
-class InterruptedSearch(SltError):
-    """The search was stopped from outside before it had a result."""

@@ -15,10 +15,11 @@ from torch.nn.utils import parametrize
 from slt_compress.errors import TargetError
 
 # Parameters that modules other than the known matrix types add to, or look up from, activations.
-# They are told apart by name, as libraries keep them as bare parameters without a type of their own.
+# They are told apart by name: libraries keep them as bare parameters without a type of their own.
 _ADDED = re.compile(
-    r"(^|_)(pos|position|positional|token|tokens|embed|embedding|embeddings|embeds|relative|rel|table"
-    r"|query|queries|latents?|prompts?|bias|mask|scale|gamma|beta|temperature|registers?|anchors?|decay)(_|\d|$)"
+    r"(^|_)(pos|position|positional|tokens?|embed|embeds|embeddings?|relative|rel|table|query"
+    r"|queries|latents?|prompts?|bias|mask|scale|gamma|beta|temperature|registers?|anchors?|decay)"
+    r"(_|\d|$)"
 )
 _NORM = re.compile(r"norm", re.IGNORECASE)
 _ROUTER = re.compile(r"router", re.IGNORECASE)
@@ -140,20 +141,19 @@ def _parameters(module: nn.Module) -> Iterator[_Parameter]:
         parent = modules.get(path.rpartition(".")[0]) if path else None
         if isinstance(owner, parametrize.ParametrizationList):
             weight = path.replace(".parametrizations.", ".").removeprefix("parametrizations.")
-            for param, tensor in owner.named_parameters(recurse=False):
+            for param, source in owner.named_parameters(recurse=False):
                 yield _Parameter(
-                    module=path, param=param, owner=owner, parent=parent, tensor=tensor,
+                    module=path, param=param, owner=owner, parent=parent, tensor=source,
                     source_of=weight,
                 )  # fmt: skip
             continue
         own: list[tuple[str, Tensor]] = list(owner.named_parameters(recurse=False))
         if parametrize.is_parametrized(owner):
-            lists = owner.parametrizations
-            own += [(param, getattr(owner, param)) for param in lists]  # type: ignore[union-attr]
-        for param, tensor in own:
+            own += [(param, getattr(owner, param)) for param in owner.parametrizations]
+        for param, value in own:
             yield _Parameter(
-                module=path, param=param, owner=owner, parent=parent, tensor=tensor,
-                shared=tuple(users.get(id(tensor), ())),
+                module=path, param=param, owner=owner, parent=parent, tensor=value,
+                shared=tuple(users.get(id(value), ())),
             )  # fmt: skip
 
 
@@ -208,7 +208,7 @@ def _unsuitable(entry: _Parameter, heads: frozenset[str]) -> str | None:
         return "bias" if entry.param.startswith("bias") else None
     if _NORM.search(kind):
         return "normalisation"
-    if _ADDED.search(entry.param.lower()) or "Embed" in kind and entry.param != "weight":
+    if _ADDED.search(entry.param.lower()) or ("Embed" in kind and entry.param != "weight"):
         return "position, token or table: added or looked up, not multiplied"
     if sum(size > 1 for size in entry.tensor.shape) < 2:
         return "one-dimensional"
@@ -262,7 +262,7 @@ def _kind(entry: _Parameter) -> tuple[str, int]:
         return "conv", 1
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
         return "recurrent", 1
-    # transformers' Conv1D keeps its matrix as [in, out]; told by name, as importing it costs seconds
+    # transformers' Conv1D keeps its matrix as [in, out]; told by name: the import costs seconds
     if type(owner).__name__ == "Conv1D" and entry.tensor.dim() == 2:
         return "linear", 0
     if entry.tensor.dim() == 3 and "expert" in (entry.module + type(owner).__name__).lower():

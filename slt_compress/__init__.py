@@ -1,0 +1,73 @@
+"""slt-compress: make neural networks smaller without touching a weight.
+
+The public names are resolved on first use, so that importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from slt_compress.errors import SltError
+
+if TYPE_CHECKING:
+    from slt_compress.api import evaluate as evaluate
+    from slt_compress.api import export as export
+    from slt_compress.api import load as load
+    from slt_compress.api import report as report
+    from slt_compress.api import search as search
+    from slt_compress.api import verify as verify
+    from slt_compress.budget import Budget as Budget
+    from slt_compress.checkpoints import open_checkpoint as open_checkpoint
+    from slt_compress.masks import Masks as Masks
+    from slt_compress.recipes import Recipe as Recipe
+    from slt_compress.sites import Targets as Targets
+    from slt_compress.ticket import Ticket as Ticket
+    from slt_compress.training import Training as Training
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "budget",
+    "Masks": "masks",
+    "Recipe": "recipes",
+    "Targets": "sites",
+    "Ticket": "ticket",
+    "Training": "training",
+    "evaluate": "api",
+    "export": "api",
+    "load": "api",
+    "open_checkpoint": "checkpoints",
+    "report": "api",
+    "search": "api",
+    "verify": "api",
+}
+
+__all__ = [  # noqa: RUF022  (verbs, then types)
+    "search",
+    "export",
+    "load",
+    "report",
+    "verify",
+    "evaluate",
+    "open_checkpoint",
+    "Budget",
+    "Targets",
+    "Training",
+    "Recipe",
+    "Ticket",
+    "Masks",
+    "SltError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,360 @@
+"""The public verbs, each a short composition of the parts below."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from slt_compress.artifact import Artifact, is_artifact, write_artifact
+from slt_compress.budget import Budget
+from slt_compress.cards import artifact_card, ticket_card
+from slt_compress.checkpoints import Checkpoint, open_checkpoint, origin_record
+from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
+from slt_compress.errors import ArtifactError, SltError, TicketError
+from slt_compress.files import read_json, sha256_tensors
+from slt_compress.methods import Method
+from slt_compress.objectives import ObjectiveName
+from slt_compress.recipes import Recipe
+from slt_compress.reporting import Report, make_report
+from slt_compress.runtime import (
+    as_runtime,
+    environment,
+    module_checkpoint,
+    open_path,
+    provenance_of,
+)
+from slt_compress.searching import OnStep, Search, SearchResult
+from slt_compress.sites import find_sites
+from slt_compress.ticket import (
+    Ticket,
+    free_path,
+    newest,
+    read_probe,
+    read_ticket,
+    ticket_hash,
+    write_ticket,
+)
+from slt_compress.training import Training
+from slt_compress.verifying import Check, Verification, verify_path
+from slt_compress.workloads import checkpoint_workload, own_workload
+
+TICKETS = Path("tickets")
+EXPORTS = Path("exports")
+
+
+def search(
+    source: str | Path | nn.Module,
+    data: str | Iterable[Any] | None = None,
+    *,
+    budget: Budget | None = None,
+    method: Method | None = None,
+    objective: ObjectiveName | None = None,
+    training: Training | None = None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    out: str | Path | None = None,
+    recipe: Recipe | None = None,
+    on_step: OnStep | None = None,
+) -> Ticket:
+    """Search for a ticket and write it.
+
+    Args:
+        source: a hub id, folder, timm name or reference net; or a module of your own, which comes
+            back bit-identical.
+        data: a data set specification, or, for a module of your own, a re-iterable of batches.
+        budget: how many weights may be kept.
+        method: an instance, such as `slt_compress.methods.Relaxed(sigma=0.4)`.
+        objective: `auto`, `task` or `distill`; a module of your own has `loss_fn`.
+        training: how the scores are trained.
+        loss_fn: `loss_fn(module, batch)` gives a scalar, for a module of your own.
+        out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.
+        recipe: everything else; the arguments above go before it.
+        on_step: called after every step.
+
+    Raises:
+        SltError: the source, data, budget or recipe cannot be used, or the search diverged.
+    """
+    recipe = _resolved(recipe or Recipe(), budget, method, objective, training)
+    method = method or recipe.method_instance()
+    path = _ticket_path(source, recipe, out)
+    started = time.monotonic()
+    if isinstance(source, nn.Module):
+        if loss_fn is None or data is None or isinstance(data, str):
+            raise SltError("a module of your own needs batches and loss_fn(module, batch)")
+        checkpoint, prepared = module_checkpoint(source), None
+        workload = own_workload(source, data, loss_fn)
+    else:
+        if data is not None and not isinstance(data, str):
+            raise SltError("batches of your own go with a module of your own; give a data set name")
+        checkpoint, prepared = _open(source, replace(recipe, dataset=data or recipe.dataset))
+        workload = checkpoint_workload(checkpoint, prepared, recipe.objective)
+    trained = checkpoint.trained_head or checkpoint.family == "module"
+    plan = find_sites(checkpoint.module, recipe.targets, gate_head=not trained)
+    result = Search(
+        module=checkpoint.module,
+        plan=plan,
+        workload=workload,
+        budget=recipe.budget(),
+        method=method,
+        training=recipe.training,
+        random_init=checkpoint.init is not None,
+    ).run(on_step)
+    run = _run_facts(started, path)
+    return _write(path, checkpoint, prepared, recipe, result, run)
+
+
+def _resolved(
+    recipe: Recipe,
+    budget: Budget | None,
+    method: Method | None,
+    objective: ObjectiveName | None,
+    training: Training | None,
+) -> Recipe:
+    """The recipe with the arguments of `search` laid over it."""
+    if budget is not None:
+        recipe = replace(
+            recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
+            scope=budget.scope, floor=budget.floor,
+        )  # fmt: skip
+    if method is not None:
+        options = asdict(method)  # type: ignore[call-overload]
+        recipe = replace(recipe, method={"name": method.name, **options})
+    if objective is not None:
+        recipe = replace(recipe, objective=replace(recipe.objective, name=objective))
+    return recipe if training is None else replace(recipe, training=training)
+
+
+def _ticket_path(source: str | Path | nn.Module, recipe: Recipe, out: str | Path | None) -> Path:
+    if out is not None:
+        if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+            raise TicketError(f"{out} exists and is not empty: choose another folder")
+        return Path(out)
+    name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
+    model = name.strip("/.").replace("/", "-").replace(":", "-") or "model"
+    return free_path(TICKETS, f"{model}-{recipe.method['name']}-{recipe.target_sparsity:g}")
+
+
+def _open(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
+    """The checkpoint and its data; a random init's head takes the classes of the data."""
+    training = recipe.training
+    raw: RawData | None = None
+    if recipe.dataset is not None:
+        raw = open_data(recipe.dataset, recipe.data)
+    checkpoint = open_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        seed=training.seed, options=recipe.model,
+        num_classes=raw.num_classes if raw and recipe.init else None,
+        classes=raw.classes if raw and recipe.init else None,
+    )  # fmt: skip
+    if raw is None:
+        raw = open_data(default_spec(checkpoint.task), recipe.data)
+    prepared = prepare(
+        raw, checkpoint, batch_size=training.batch_size, seed=training.seed,
+        limit=recipe.evaluation.limit,
+    )  # fmt: skip
+    return checkpoint, prepared
+
+
+def _run_facts(started: float, path: Path) -> dict[str, Any]:
+    """What may differ between equal runs."""
+    return {
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "path": str(path.absolute()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def _write(
+    path: Path,
+    checkpoint: Checkpoint,
+    prepared: SearchData | None,
+    recipe: Recipe,
+    result: SearchResult,
+    run: Mapping[str, Any],
+) -> Ticket:
+    module, origin = checkpoint.module, origin_record(checkpoint)
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    stored = {name: state[name].clone() for name in checkpoint.stored}
+    all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
+    notes = (prepared.label_note, *prepared.notes) if prepared else ()
+    extra = {
+        "environment": environment(module),
+        "dense_nbytes": _nbytes(module),
+        "data": None if prepared is None else {
+            "spec": prepared.spec, "splits": dict(prepared.splits), "test": prepared.test_split,
+            "labels_match": prepared.labels_match,
+        },
+        "notes": [note for note in notes if note],
+    }  # fmt: skip
+    facts = {site.name: {"kind": site.kind, "dtype": _dtype(result, site.name)}
+             for site in result.plan.sites}  # fmt: skip
+    return write_ticket(
+        path, origin=origin, masks=result.masks, gains=result.gains, buffers=result.buffers,
+        stored={} if all_stored else stored, origin_tensors=stored if all_stored else None,
+        budget=asdict(recipe.budget()), recipe=recipe.to_dict(), metrics=result.metrics,
+        controls=result.controls, skipped=result.plan.skipped,
+        weights_hash=sha256_tensors(result.weights),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        probe=result.probe, history=result.history, run=run, sites=facts,
+        scores=result.scores if recipe.save_scores else None, extra=extra,
+        card=ticket_card(origin, recipe, result.masks, result.metrics),
+    )  # fmt: skip
+
+
+def _dtype(result: SearchResult, name: str) -> str:
+    return str(result.weights[name].dtype).removeprefix("torch.")
+
+
+def _nbytes(module: nn.Module) -> int:
+    """Bytes of all tensors of the state dict, shared ones once."""
+    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def report(path: str | Path | None = None) -> Report:
+    """The report of a ticket or of an exported folder; default: the newest ticket.
+
+    Raises:
+        SltError: there is none, or it is damaged.
+    """
+    folder = Path(path) if path is not None else newest(TICKETS)
+    if is_artifact(folder):
+        return Report.from_dict(read_json(folder / "report.json", ArtifactError))
+    return make_report(read_ticket(folder))
+
+
+def export(
+    ticket: str | Path | None = None,
+    *,
+    format: str = "dense",
+    out: str | Path | None = None,
+    origin: str | Path | None = None,
+    model: nn.Module | None = None,
+) -> Artifact:
+    """Export the masked model of a ticket (default: the newest) into a new folder.
+
+    Args:
+        ticket: the ticket's folder.
+        format: a name in `slt_compress.formats.FORMATS`.
+        out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
+        origin: where the weights are read from instead of the recorded place.
+        model: the module of your own that the ticket was searched on.
+
+    Raises:
+        SltError: the ticket, its origin or the target cannot be used.
+    """
+    folder = Path(ticket) if ticket is not None else newest(TICKETS)
+    if is_artifact(folder):
+        raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
+    target = Path(out) if out is not None else EXPORTS / f"{folder.absolute().name}-{format}"
+    opened = open_path(folder, origin=origin, model=model)
+    found = opened.ticket
+    if found is None or opened.masks is None:
+        raise TicketError(f"{folder} is not a ticket")
+    made = make_report(found)
+    return write_artifact(
+        target, format=format, checkpoint=opened.checkpoint, module=opened.module,
+        masks=opened.masks, report=made.to_dict(), ticket_hash=ticket_hash(folder),
+        provenance=provenance_of(found), probe=read_probe(folder),
+        card=artifact_card(made, format, found.origin, target.name),
+    )  # fmt: skip
+
+
+def load(
+    path: str | Path,
+    *,
+    origin: str | Path | None = None,
+    model: nn.Module | None = None,
+    runtime: str = "dense",
+) -> nn.Module:
+    """A ready module, on the CPU in eval mode, from a ticket or an exported folder.
+
+    Args:
+        path: the folder.
+        origin: where a ticket's weights are read from instead of the recorded place.
+        model: the module that a ticket of kind `module` was searched on; it is copied.
+        runtime: `dense`.
+
+    Raises:
+        SltError: the folder or its origin cannot be used.
+    """
+    return as_runtime(open_path(path, origin=origin, model=model), runtime)
+
+
+def verify(
+    path: str | Path | None = None,
+    *,
+    origin: str | Path | None = None,
+    model: nn.Module | None = None,
+    in_process: bool = False,
+) -> Verification:
+    """Prove in a clean process that a folder (default: the newest ticket) is the masked origin.
+
+    Args:
+        path: a ticket or an exported folder.
+        origin: where the origin's weights are read from instead of the recorded place.
+        model: the module that a ticket of kind `module` was searched on; checked in this process.
+        in_process: check in this process.
+
+    Raises:
+        SltError: the folder does not exist, or its origin cannot be reached.
+    """
+    folder = Path(path) if path is not None else newest(TICKETS)
+    if in_process or model is not None:
+        return verify_path(folder, origin=origin, model=model)
+    command = [sys.executable, "-m", "slt_compress", "verify", str(folder), "--json"]
+    if origin is not None:
+        command += ["--origin", str(origin)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        checks = json.loads(done.stdout)["checks"]
+    except (ValueError, KeyError):
+        raise SltError(done.stderr.strip().removeprefix("error: ") or "verify failed") from None
+    return Verification(path=folder, checks=tuple(Check(**check) for check in checks))
+
+
+def evaluate(
+    path: str | Path | None = None,
+    data: str | None = None,
+    *,
+    origin: str | Path | None = None,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:
+    """Metrics of a ticket or exported folder on a data set: `{metrics, examples}`.
+
+    Args:
+        path: default: the newest ticket.
+        data: a data set specification; default: the one the ticket was searched on.
+        origin: where a ticket's weights are read from instead of the recorded place.
+        recipe: its `data`, `evaluation` and batch size; default: those of the ticket.
+
+    Raises:
+        SltError: the folder, its origin or the data cannot be used.
+    """
+    folder = Path(path) if path is not None else newest(TICKETS)
+    opened = open_path(folder, origin=origin)
+    recipe = recipe or Recipe()
+    spec = data or recipe.dataset
+    if spec is None:
+        raise SltError("evaluate needs a data set: name one with --dataset SPEC")
+    prepared = prepare(
+        open_data(spec, recipe.data), opened.checkpoint, batch_size=recipe.training.batch_size,
+        seed=recipe.training.seed, limit=recipe.evaluation.limit,
+    )  # fmt: skip
+    workload = checkpoint_workload(
+        opened.checkpoint, prepared, replace(recipe.objective, name="distill")
+    )
+    metrics = workload.measure(opened.module, prepared.test, reference=None)
+    if not metrics:
+        raise SltError(f"nothing can be measured on {spec}: {prepared.label_note}")
+    return {"metrics": metrics, "examples": prepared.splits["test"]}

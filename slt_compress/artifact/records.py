@@ -1,0 +1,59 @@
+"""What an artifact is: file names, the record of one on disk, and one that was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slt_compress.checkpoints import Checkpoint
+
+KIND = ("slt-artifact", 1)
+SPARSE_WEIGHTS = "weights.slt.safetensors"
+SPARSE_INDEX = "weights.slt.safetensors.index.json"
+DENSE_WEIGHTS = "model.safetensors"
+DENSE_MANIFEST = "slt.json"
+CONFIG = "config.json"
+PROBE = "probe.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An exported folder.
+
+    Attributes:
+        path: the folder.
+        format: a name in `FORMATS`.
+        entries: per stored tensor `format`, `shape`, `dtype`, and for sites `kept`.
+        nbytes: bytes of its weight files, headers included.
+        dense_nbytes: bytes of the same tensors, each stored whole and once.
+    """
+
+    path: Path
+    format: str
+    entries: Mapping[str, Mapping[str, Any]]
+    nbytes: int
+    dense_nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedArtifact:
+    """An artifact as a model.
+
+    Attributes:
+        artifact: the folder.
+        checkpoint: the model with what data preparation needs; its `folder` is the artifact's.
+        manifest: the whole manifest: `family`, `task`, `ticket` (hash of its manifest), `classes`…
+    """
+
+    artifact: Artifact
+    checkpoint: Checkpoint
+    manifest: Mapping[str, Any]
+
+    @property
+    def module(self) -> nn.Module:
+        """The dense model with zeros, on the CPU in eval mode."""
+        return self.checkpoint.module

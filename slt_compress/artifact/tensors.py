@@ -1,0 +1,131 @@
+"""The tensors of a module by name, with ties: out of a module, and back into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from slt_compress.errors import ArtifactError
+from slt_compress.formats import find_format
+from slt_compress.masks import Masks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Parameters and saved buffers of a module, each once; `ties` maps a further name to a key."""
+
+    tensors: Mapping[str, Tensor]
+    ties: Mapping[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, each whole and once."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+def state_of(module: nn.Module, masks: Masks) -> State:
+    """Collect what a module saves; a tied tensor goes under its site's name, else its first.
+
+    Raises:
+        ArtifactError: a site is no tensor of the module, or the module saves something else.
+    """
+    names: dict[int, list[str]] = {}
+    found: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"{name} is extra state of its module and not a tensor")
+        names.setdefault(id(tensor), []).append(name)
+        found[name] = tensor.detach()
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    for group in names.values():
+        key = next((name for name in group if name in masks), group[0])
+        tensors[key] = found[key]
+        ties.update({name: key for name in group if name != key})
+    for name, mask in masks.items():
+        if name not in tensors or tensors[name].shape != mask.shape:
+            raise ArtifactError(f"the site {name} {tuple(mask.shape)} is no weight of the model")
+    return State(tensors=tensors, ties=ties)
+
+
+def expect_masked(state: State, masks: Masks) -> None:
+    """Refuse a module whose dropped weights are not all zero.
+
+    Raises:
+        ArtifactError: the masks were not applied to it.
+    """
+    for name, mask in masks.items():
+        if bool((state.tensors[name].cpu().masked_fill(mask, 0) != 0).any()):
+            raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
+
+
+def stored_nbytes(module: nn.Module, masks: Masks, format_name: str) -> int:
+    """Count the bytes that an export in this format holds in tensors, headers aside.
+
+    Raises:
+        ArtifactError: there is no such format, or a site is no weight of the module.
+    """
+    chosen = find_format(format_name)
+    state = state_of(module, masks)
+    gated = sum(
+        chosen.nbytes(tuple(mask.shape), int(mask.count_nonzero()), state.tensors[name].dtype)
+        for name, mask in masks.items()
+    )
+    whole = state.nbytes - sum(
+        prod(mask.shape) * state.tensors[name].element_size() for name, mask in masks.items()
+    )
+    return gated + whole
+
+
+def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
+    """Look up the shape of everything `module` saves.
+
+    A weight in `names` that the module computes by a parametrization (weight norm) becomes a plain
+    parameter first: an artifact holds the weight itself.
+    """
+    for name in names:
+        owner_name, _, leaf = name.rpartition(".")
+        try:
+            owner = module.get_submodule(owner_name)
+        except AttributeError:
+            continue
+        if parametrize.is_parametrized(owner, leaf):
+            parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def fill_(module: nn.Module, state: State) -> None:
+    """Put tensors into a module in place, with their own dtypes, and tie what was tied.
+
+    Raises:
+        ArtifactError: names or shapes are not those of the module.
+    """
+    shapes = own_shapes(module, state.tensors)
+    given = {**state.tensors, **{alias: state.tensors[key] for alias, key in state.ties.items()}}
+    odd = sorted(shapes.keys() ^ given.keys())
+    if odd:
+        raise ArtifactError(
+            f"the stored tensors and the model disagree on {', '.join(odd[:3])}"
+            f"{' and more' if len(odd) > 3 else ''}; install the library versions of the manifest"
+        )
+    for name, tensor in given.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ArtifactError(
+                f"{name} is stored as {tuple(tensor.shape)}; the model has {shapes[name]}"
+            )
+    with torch.no_grad():
+        module.load_state_dict(given, strict=True, assign=True)
+    for alias, key in state.ties.items():
+        owner, leaf = _place(module, alias)
+        source, source_leaf = _place(module, key)
+        setattr(owner, leaf, getattr(source, source_leaf))
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return module.get_submodule(owner), leaf

@@ -1,0 +1,125 @@
+"""Model cards: the README.md of a ticket and of an exported folder, from the evidence alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from slt_compress.masks import Masks
+from slt_compress.recipes import Recipe
+from slt_compress.reporting import Report
+
+
+def ticket_card(
+    origin: Mapping[str, Any], recipe: Recipe, masks: Masks, metrics: Mapping[str, Any]
+) -> str:
+    """Markdown for a ticket."""
+    lines = [
+        _front_matter(origin),
+        f"# {_title(origin)}: a ticket",
+        "",
+        f"{masks.kept:,} of {masks.total:,} gated weights are kept "
+        f"({1 - masks.density:.2%} sparse), found by the method `{recipe.method['name']}`. "
+        "No weight was trained: this folder holds masks, not weights.",
+        "",
+        *_metric_table(metrics),
+        "",
+        "```python",
+        "import slt_compress",
+        "",
+        'model = slt_compress.load("path/to/this/folder")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder: str) -> str:
+    """Markdown for an exported folder."""
+    sparsity = report.sparsity
+    lines = [
+        _front_matter(origin),
+        f"# {_title(origin)}, {sparsity['achieved']:.2%} sparse",
+        "",
+        f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
+        f"{sparsity['parameters']:,} parameters in all. Every kept weight is the origin's"
+        + (" times the recorded gain of its layer." if origin.get("init") else ", bit for bit."),
+        "",
+        *_metric_table(report.metrics),
+        "",
+        "## How to load it",
+        "",
+        *how_to_load(format, origin, folder),
+        "",
+        "`slt-compress verify` on this folder proves the statements above; `report.json` holds "
+        "the sparsity of every layer.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str]:
+    """Markdown with the code that opens an exported folder."""
+    family = origin.get("family")
+    if format == "dense" and family == "transformers":
+        code = [
+            f"from transformers import {_AUTO_CLASSES[str(origin.get('task'))]} as Auto",
+            "",
+            f'model = Auto.from_pretrained("{folder}")',
+        ]
+    elif format == "dense" and family == "timm":
+        code = [
+            "import timm",
+            "",
+            f'model = timm.create_model("local-dir:{folder}", pretrained=True)',
+        ]
+    else:
+        code = ["import slt_compress", "", f'model = slt_compress.load("{folder}")']
+    return ["```python", *code, "```"]
+
+
+_AUTO_CLASSES: Mapping[str, str] = {
+    "image-classification": "AutoModelForImageClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+    "features": "AutoModel",
+}
+
+
+def _front_matter(origin: Mapping[str, Any]) -> str:
+    content: dict[str, Any] = {"tags": ["slt-compress", "sparse"]}
+    if origin.get("kind") == "hub":
+        content["base_model"] = origin.get("source")
+    if origin.get("license"):
+        content["license"] = origin["license"]
+    if origin.get("family") in ("transformers", "timm"):
+        content["library_name"] = origin["family"]
+    return "---\n" + yaml.safe_dump(content, sort_keys=True) + "---"
+
+
+def _title(origin: Mapping[str, Any]) -> str:
+    name = str(origin.get("source")).rstrip("/").rpartition("/")[2]
+    init = origin.get("init")
+    return f"{name} (random init {init['scheme']}, seed {init['seed']})" if init else name
+
+
+def _metric_table(metrics: Mapping[str, Any]) -> list[str]:
+    names = sorted({name for found in metrics.values() if found for name in found})
+    if not names:
+        return ["Nothing was measured."]
+    rows = [
+        f"| {kind} | " + " | ".join(_cell(found, name) for name in names) + " |"
+        for kind, found in metrics.items()
+        if found
+    ]
+    return [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
+
+
+def _cell(found: Mapping[str, float], name: str) -> str:
+    return f"{found[name]:.4f}" if name in found else ""

@@ -1,0 +1,21 @@
+"""Open checkpoints of transformers, timm and the literature, from the hub, a folder or a seed."""
+
+from __future__ import annotations
+
+from slt_compress.checkpoints.families import build_module
+from slt_compress.checkpoints.opening import open_checkpoint
+from slt_compress.checkpoints.origins import origin_record, reopen
+from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind, Task
+
+__all__ = [
+    "TASKS",
+    "Checkpoint",
+    "Family",
+    "Init",
+    "Kind",
+    "Task",
+    "build_module",
+    "open_checkpoint",
+    "origin_record",
+    "reopen",
+]

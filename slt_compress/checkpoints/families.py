@@ -1,0 +1,194 @@
+"""Which family a folder belongs to, and the one way to build or load whatever the family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.checkpoints import reference_models, timm_models, transformers_models
+from slt_compress.checkpoints.records import Architecture, Family, Init, Task
+from slt_compress.checkpoints.weights import read_json_object
+from slt_compress.errors import SourceError
+from slt_compress.initial import initialise_
+from slt_compress.reference import REFERENCE
+
+
+def describe_folder(folder: Path, task: Task | None) -> Architecture:
+    """The architecture of a checkpoint folder, by its `config.json`.
+
+    Raises:
+        SourceError: no config, a config of no known family, a quantized or an exported checkpoint.
+    """
+    if (folder / "ticket.json").is_file():
+        raise SourceError(f"{folder} is a ticket; open it with slt_compress.load({str(folder)!r})")
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"{folder} has no config.json, so it is no checkpoint that can be opened")
+    config = read_json_object(folder / "config.json")
+    _refuse_quantized(config, folder)
+    if (folder / "adapter_config.json").is_file() and "model_type" not in config:
+        raise SourceError(f"{folder} holds an adapter; merge it into its base model first")
+    if "model_type" in config:
+        return transformers_models.describe_folder(folder, task)
+    name = config.get("architecture")
+    if isinstance(name, str) and name in REFERENCE:
+        return reference_models.describe(name, num_classes=config.get("num_classes"))
+    if isinstance(name, str):
+        return timm_models.describe_folder(folder)
+    raise SourceError(
+        f"{folder / 'config.json'} has neither model_type (transformers) nor architecture (timm)"
+    )
+
+
+def _refuse_quantized(config: Mapping[str, Any], folder: Path) -> None:
+    quantized = config.get("quantization_config")
+    if not quantized:
+        return
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if method == "slt-compress":
+        raise SourceError(
+            f"{folder} is an slt-compress artifact; open it with slt_compress.load({str(folder)!r})"
+        )
+    raise SourceError(
+        f"{folder} is quantized ({method}); masks need the original weights: "
+        "give the unquantized checkpoint"
+    )
+
+
+def with_changes(
+    found: Architecture,
+    where: str,
+    *,
+    num_classes: int | None,
+    classes: Sequence[str] | None,
+    options: Mapping[str, Any],
+) -> Architecture:
+    """The architecture with another head and with options of its library.
+
+    Raises:
+        SourceError: an option that the family or the config does not have.
+    """
+    if not options and num_classes is None and not classes:
+        return found
+    if found.family == "reference":
+        return reference_models.describe(
+            str(found.config["architecture"]),
+            num_classes=num_classes if num_classes is not None or classes else found.num_classes,
+            classes=classes,
+            options=options,
+        )
+    if found.family == "timm":
+        return timm_models.with_changes(
+            found, num_classes=num_classes, classes=classes, options=options
+        )
+    return transformers_models.with_changes(
+        found, num_classes=num_classes, classes=classes, options=options, where=where
+    )
+
+
+def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
+    """The architecture on the CPU in eval mode, with weights that hold no meaning.
+
+    A `dtype` in the config of a timm model or reference net (see `dtype_of`) is respected.
+
+    Nothing is downloaded; buffers that are not saved are right.
+
+    Raises:
+        SourceError: the installed library cannot build it, or `family` is `module`.
+    """
+    with torch.random.fork_rng(devices=[]):  # building draws weights: leave no trace
+        if family == "reference":
+            return _cast(reference_models.build(task, config), config)
+        if family == "timm":
+            return _cast(timm_models.build(task, config), config)
+        if family == "transformers":
+            return transformers_models.build(task, config)
+    raise SourceError(f"a module of the family {family!r} cannot be built: hand it over as model=")
+
+
+_DTYPES = MappingProxyType(
+    {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16)}
+)
+
+
+def dtype_of(family: Family, tensors: Mapping[str, Tensor]) -> str | None:
+    """The one floating dtype of `tensors`, to be recorded in the config of the family.
+
+    None for float32 and for mixtures; transformers' configs have a `dtype` of their own.
+    """
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    found = [name for name, dtype in _DTYPES.items() if kinds == {dtype}]
+    return found[0] if found and family in ("timm", "reference") else None
+
+
+def _cast(module: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+    name = config.get("dtype")
+    if name is None:
+        return module
+    if name not in _DTYPES:
+        raise SourceError(f"a config asks for the dtype {name!r}; known are {', '.join(_DTYPES)}")
+    return module.to(_DTYPES[name])
+
+
+def load_weights(
+    family: Family, task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
+    """The module with the weights of `tensors`; and parameter name -> keys in `tensors`.
+
+    Raises:
+        SourceError: the weights do not fit, named by a few keys; `where` says whose they are.
+    """
+    if not tensors:
+        raise SourceError(f"{where} holds no tensors")
+    with torch.random.fork_rng(devices=[]):
+        if family == "transformers":
+            return transformers_models.load(task, config, tensors, where)
+        if family in ("reference", "timm"):
+            load = reference_models.load if family == "reference" else timm_models.load
+            module, keys = load(task, config, tensors, where)
+            # Both libraries build in float32, which holds the narrower types exactly.
+            return _cast(module, config), keys
+    raise SourceError(f"weights of the family {family!r} cannot be loaded: hand the module over")
+
+
+def random_module(
+    family: Family, task: Task, config: Mapping[str, Any], init: Init
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module with random weights, and the state-dict names that the seed does not determine.
+
+    Those names keep the library's initialisation under torch's generator at the same seed.
+
+    Raises:
+        SourceError: the installed library cannot build it, or there is no such scheme.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init.seed)
+        if family == "transformers":
+            module = transformers_models.build_initialised(task, config)
+        elif family == "timm":
+            module = _cast(timm_models.build(task, config), config)
+        elif family == "reference":
+            module = _cast(reference_models.build(task, config), config)
+        else:
+            raise SourceError("only a named architecture has a random init, not a module")
+    return module, initialise_(module, init.scheme, init.seed)
+
+
+def license_of(folder: Path | None, config: Mapping[str, Any]) -> str | None:
+    """The `license:` of the model card in `folder`, else of timm's settings, else None."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")[:100_000] if folder else ""
+    except (OSError, ValueError):
+        text = ""
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    line = re.search(r"^license:[ \t]*([\w.+-]+)", front.group(1), re.MULTILINE) if front else None
+    if line:
+        return line.group(1)
+    settings = config.get("pretrained_cfg")
+    named = settings.get("license") if isinstance(settings, dict) else None
+    return str(named) if named else None

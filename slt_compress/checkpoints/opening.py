@@ -1,0 +1,228 @@
+"""Open a checkpoint from whatever the user typed: a folder, a name or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from slt_compress.checkpoints import families, reference_models, timm_models
+from slt_compress.checkpoints.records import TASKS, Architecture, Checkpoint, Init, Kind, Task
+from slt_compress.checkpoints.snapshots import fetch
+from slt_compress.checkpoints.weights import (
+    CONVERT,
+    PICKLES,
+    check_weights_path,
+    read_tensors,
+    weight_files,
+)
+from slt_compress.errors import SourceError
+from slt_compress.initial import parse_scheme
+from slt_compress.reference import REFERENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a source string names: how it is reached, and its name, path or id there."""
+
+    kind: Literal["folder", "reference", "timm", "hub"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """An architecture, and where its files and weights are."""
+
+    architecture: Architecture
+    kind: Kind
+    folder: Path | None = None
+    revision: str | None = None
+
+
+def open_checkpoint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    weights: str | Path | None = None,
+    init: str | None = None,
+    seed: int = 0,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    task: Task | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Open a model of transformers, timm or the literature, trained or randomly initialised.
+
+    Args:
+        source: an existing folder, a reference net, `timm:NAME`, a bare timm name or a hub id, in
+            this order.
+        revision: branch, tag or commit of a hub id.
+        weights: a safetensors file to take the weights from instead.
+        init: `random` (signed-constant) or a scheme of `initial.SCHEMES`; needs no trained weights.
+        seed: of the random init.
+        num_classes: size of the head of a random init; a trained head keeps its own.
+        classes: names of the head's classes, for a random init.
+        task: another head than the config's own; transformers only.
+        options: config attributes (transformers) or arguments of `timm.create_model`.
+
+    Raises:
+        SourceError: the source cannot be found, reached, trusted or fitted together.
+    """
+    started = _parse_init(init, seed)
+    if task is not None and task not in TASKS:
+        raise SourceError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    if started is not None and weights is not None:
+        raise SourceError("weights come from a file or from a random init, not from both")
+    place = locate(source)
+    if revision is not None and place.kind != "hub" and not str(source).startswith("timm/"):
+        raise SourceError(f"a revision belongs to a hub id; {source} is none")
+    file = None if weights is None else Path(weights).expanduser().resolve()
+    if file is not None:
+        check_weights_path(file)
+    needs_weights = started is None and file is None
+    found = _find(place, revision, task, with_weights=needs_weights)
+    _check_task(found.architecture, task, str(source))
+    architecture = families.with_changes(
+        found.architecture,
+        str(source),
+        num_classes=num_classes if started else None,
+        classes=classes if started else None,
+        options=options or {},
+    )
+    kind: Kind = "random" if started else "file" if file else found.kind
+    draft = _Draft(source=str(source), kind=kind, found=found, init=started, file=file)
+    return draft.finish(architecture)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A checkpoint that still lacks its module."""
+
+    source: str
+    kind: Kind
+    found: _Found
+    init: Init | None
+    file: Path | None
+
+    def finish(self, architecture: Architecture) -> Checkpoint:
+        """Build the module and give it its weights."""
+        family, task, config = architecture.family, architecture.task, architecture.config
+        keys: Mapping[str, tuple[str, ...]] = {}
+        stored: tuple[str, ...] = ()
+        if self.init is not None:
+            module, stored = families.random_module(family, task, config, self.init)
+        else:
+            files = (self.file,) if self.file else self._own_files()
+            tensors = read_tensors(files)
+            where = str(self.file or self.source)
+            if family == "reference" and self.file:
+                architecture = _fit_head(architecture, reference_models.head_classes, tensors)
+                config = architecture.config
+            dtype = families.dtype_of(family, tensors)
+            config = config if dtype is None else {**config, "dtype": dtype}
+            module, keys = families.load_weights(family, task, config, tensors, where)
+        return Checkpoint(
+            source=self.source,
+            kind=self.kind,
+            revision=self.found.revision,
+            family=family,
+            task=task,
+            module=module,
+            config=config,
+            folder=self.found.folder,
+            classes=architecture.classes,
+            num_classes=architecture.num_classes,
+            trained_head=self.init is None and task != "features",
+            init=self.init,
+            weights=str(self.file) if self.file else None,
+            license=families.license_of(self.found.folder, config),
+            file_keys=keys,
+            stored=stored,
+        )
+
+    def _own_files(self) -> tuple[Path, ...]:
+        if self.found.folder is None:
+            raise SourceError(
+                f"{self.source} is an architecture without weights: "
+                "add --init random or --weights FILE.safetensors"
+            )
+        return weight_files(self.found.folder)
+
+
+def _fit_head(architecture: Architecture, measure: Any, tensors: Mapping[str, Any]) -> Architecture:
+    """The reference net with as many classes as its weights have."""
+    name = str(architecture.config["architecture"])
+    count = measure(name, tensors)
+    if count is None or count == architecture.num_classes:
+        return architecture
+    return reference_models.describe(name, num_classes=count)
+
+
+def _parse_init(init: str | None, seed: int) -> Init | None:
+    if init is None:
+        return None
+    scheme = "signed-constant" if init == "random" else init
+    parse_scheme(scheme)
+    return Init(scheme=scheme, seed=seed)
+
+
+def _check_task(found: Architecture, task: Task | None, source: str) -> None:
+    if task is not None and found.task != task:
+        raise SourceError(f"{source} is a {found.task} model of {found.family}, not one for {task}")
+
+
+def locate(source: str | Path) -> Place:
+    """Decide what `source` names: a path, a reference net, a timm name or a hub id.
+
+    Raises:
+        SourceError: a file instead of a folder, a path that does not exist, or an empty name.
+    """
+    text = str(source)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return Place(kind="folder", name=str(path.resolve()))
+    if text and path.is_file():
+        raise SourceError(_refuse_file(path))
+    if text in REFERENCE:
+        return Place(kind="reference", name=text)
+    if text.startswith("timm:"):
+        return Place(kind="timm", name=text.removeprefix("timm:"))
+    looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
+    if not text.strip() or looks_like_path or text.count("/") > 1:
+        raise SourceError(f"there is no file or folder {text!r}")
+    if "/" not in text and timm_models.is_name(text):
+        return Place(kind="timm", name=text)
+    return Place(kind="hub", name=text)
+
+
+def _refuse_file(path: Path) -> str:
+    if path.suffix in PICKLES:
+        return f"{path} is in a format that can run code when opened; {CONVERT}"
+    if path.suffix == ".safetensors":
+        return (
+            f"{path} holds weights but no architecture: give the architecture as the source "
+            f"and the file as --weights {path.name}"
+        )
+    return f"{path} is a file; a source is a folder, a name or a hub id"
+
+
+def _find(place: Place, revision: str | None, task: Task | None, *, with_weights: bool) -> _Found:
+    if place.kind == "reference":
+        return _Found(architecture=reference_models.describe(place.name), kind="file")
+    if place.kind == "folder":
+        folder = Path(place.name)
+        found = families.describe_folder(folder, task)
+        return _Found(architecture=found, kind="folder", folder=folder)
+    repo = place.name
+    if place.kind == "timm":
+        described = timm_models.describe_name(place.name)
+        if not with_weights:
+            return _Found(architecture=described, kind="hub")
+        named = timm_models.hub_id(place.name)
+        if named is None:
+            raise SourceError(f"timm has no weights on the hub for {place.name}: add --init random")
+        repo = named
+    folder, commit = fetch(repo, revision, with_weights=with_weights)
+    architecture = families.describe_folder(folder, task)
+    return _Found(architecture=architecture, kind="hub", folder=folder, revision=commit)

@@ -1,0 +1,137 @@
+"""The origin of a ticket: record where a checkpoint came from, and open it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, get_args
+
+from slt_compress.checkpoints import families
+from slt_compress.checkpoints.opening import locate
+from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind
+from slt_compress.checkpoints.snapshots import fetch
+from slt_compress.checkpoints.timm_models import hub_id
+from slt_compress.checkpoints.weights import check_weights_path, read_tensors, weight_files
+from slt_compress.errors import SourceError
+
+_LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
+
+
+def origin_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that is needed to open `checkpoint` again, JSON-able; paths are absolute."""
+    init = checkpoint.init
+    folder = checkpoint.kind == "folder" and checkpoint.folder is not None
+    return {
+        "kind": checkpoint.kind,
+        "source": str(checkpoint.folder) if folder else checkpoint.source,
+        "revision": checkpoint.revision,
+        "family": checkpoint.family,
+        "task": checkpoint.task,
+        "config": dict(checkpoint.config),
+        "init": None if init is None else {"scheme": init.scheme, "seed": init.seed},
+        "weights": checkpoint.weights,
+        "license": checkpoint.license,
+        "classes": None if checkpoint.classes is None else list(checkpoint.classes),
+        "num_classes": checkpoint.num_classes,
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "file_keys": {name: list(keys) for name, keys in checkpoint.file_keys.items()},
+    }
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return None
+
+
+def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> Checkpoint:
+    """Open the origin that `origin_record` recorded.
+
+    A random init is built from its config and seed alone; the names in its `stored` still hold the
+    library's values and are the caller's to put back. `override` is a folder, a safetensors file or
+    a hub id to read the weights from instead.
+
+    Raises:
+        SourceError: a malformed record, or an origin that is gone or does not fit any more.
+    """
+    family, task, kind, config = _checked(record)
+    init = _init(record.get("init"))
+    folder, revision, source = None, record.get("revision"), str(record.get("source"))
+    if kind == "random":
+        if init is None:
+            raise SourceError("the recorded origin is a random init without scheme and seed")
+        module, stored = families.random_module(family, task, config, init)
+        keys: Mapping[str, tuple[str, ...]] = {}
+    else:
+        files, folder, revision = _locate_weights(record, override)
+        where, stored = str(override or source), ()
+        module, keys = families.load_weights(family, task, config, read_tensors(files), where)
+    classes = record.get("classes")
+    return Checkpoint(
+        source=source,
+        kind=kind,
+        revision=revision,
+        family=family,
+        task=task,
+        module=module,
+        config=config,
+        folder=folder,
+        classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
+        num_classes=record.get("num_classes"),
+        trained_head=init is None and task != "features",
+        init=init,
+        weights=record.get("weights"),
+        license=record.get("license"),
+        file_keys=keys,
+        stored=stored,
+    )
+
+
+def _checked(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
+    family: Any = record.get("family")
+    kind: Any = record.get("kind")
+    task, config = record.get("task"), record.get("config")
+    if family not in get_args(Family) or task not in TASKS or kind not in get_args(Kind):
+        raise SourceError(
+            f"the recorded origin ({family!r}, {task!r}, {kind!r}) is none that this version knows"
+        )
+    if family == "module" or kind == "module":
+        raise SourceError("the origin is a module of your own: hand it over as model=")
+    if not isinstance(config, dict):
+        raise SourceError("the recorded origin has no config to build the architecture from")
+    return family, task, kind, config
+
+
+def _init(found: Any) -> Init | None:
+    if found is None:
+        return None
+    scheme, seed = (found.get("scheme"), found.get("seed")) if isinstance(found, dict) else (0, 0)
+    if not isinstance(scheme, str) or not isinstance(seed, int):
+        raise SourceError(f"the recorded random init is {found!r}, not a scheme and a seed")
+    return Init(scheme=scheme, seed=seed)
+
+
+def _locate_weights(
+    record: Mapping[str, Any], override: str | Path | None
+) -> tuple[tuple[Path, ...], Path | None, str | None]:
+    """Weight files, folder and commit: of `override`, else of the recorded place."""
+    place = override if override is not None else record.get("weights") or record.get("source")
+    path = Path(str(place)).expanduser()
+    revision = record.get("revision") if override is None else None
+    if path.is_file():
+        check_weights_path(path)
+        return (path,), None, record.get("revision")
+    if path.is_dir():
+        return weight_files(path), path, record.get("revision")
+    if override is None and record.get("kind") != "hub":
+        raise SourceError(
+            f"the origin {path} is not there any more; say where its weights are with --origin PATH"
+        )
+    found = locate(str(place))
+    repo = hub_id(found.name) if found.kind == "timm" else found.name
+    if found.kind == "reference" or repo is None:
+        raise SourceError(f"{place} names no weights; give a folder, a file or a hub id")
+    folder, commit = fetch(repo, revision, with_weights=True)
+    return weight_files(folder), folder, commit

@@ -1,0 +1,280 @@
+"""Family `transformers`: describe, build and load the models of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.records import Architecture, Task
+from slt_compress.checkpoints.weights import read_json_object
+from slt_compress.errors import SourceError
+
+# Task -> transformers' public table of the classes with such a head, by type of config. A class
+# that is in two tables belongs to the first.
+_HEADS: tuple[tuple[Task, str], ...] = (
+    ("image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
+    ("audio-classification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING"),
+    ("text-classification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    ("token-classification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
+    ("masked-lm", "MODEL_FOR_MASKED_LM_MAPPING"),
+    ("seq2seq", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
+    ("causal-lm", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    ("features", "MODEL_MAPPING"),
+)
+_CLASSIFIERS = (
+    "image-classification",
+    "text-classification",
+    "token-classification",
+    "audio-classification",
+)
+
+
+def describe_folder(folder: Path, task: Task | None) -> Architecture:
+    """The architecture in the `config.json` of a transformers folder.
+
+    The head follows the config's `architectures`; `task` overrides it.
+
+    Raises:
+        SourceError: a config that this transformers cannot build, or has no such head for.
+    """
+    return _describe(read_json_object(folder / "config.json"), task, str(folder))
+
+
+def _describe(found: Mapping[str, Any], task: Task | None, where: str) -> Architecture:
+    config = _config(found, where)
+    named = (found.get("architectures") or [None])[0]
+    fitting = (t for t, _ in _HEADS if named in _class_names(config, t))
+    head: Task = task if task is not None else next(fitting, "features")
+    chosen = _model_class(config, head, named, where)
+    config.architectures = [chosen.__name__]
+    count = int(config.num_labels) if head in _CLASSIFIERS else None
+    names = [str(config.id2label.get(i, "")) for i in range(count or 0)] if count else []
+    blank = all(name in ("", f"LABEL_{i}") for i, name in enumerate(names))
+    return Architecture(
+        family="transformers",
+        task=head,
+        config=_as_dict(config),
+        classes=None if blank else tuple(names),
+        num_classes=count,
+    )
+
+
+def with_changes(
+    found: Architecture,
+    *,
+    num_classes: int | None,
+    classes: Sequence[str] | None,
+    options: Mapping[str, Any],
+    where: str,
+) -> Architecture:
+    """The architecture with another head and other config attributes (`a.b` for a nested one).
+
+    Raises:
+        SourceError: the config has no such attribute, or refuses the value.
+    """
+    config = json.loads(json.dumps(found.config))
+    known = _config(found.config, where)
+    for key, value in options.items():
+        holder, parts, owner = config, key.split("."), known
+        for part in parts[:-1]:
+            holder, owner = holder.get(part), getattr(owner, part, None)
+        attribute = getattr(type(owner), "attribute_map", {}).get(parts[-1], parts[-1])
+        if not isinstance(holder, dict) or not hasattr(owner, attribute):
+            raise SourceError(
+                f"the {known.model_type} config of {where} has no attribute {key!r} to set"
+            )
+        holder[attribute] = value
+    count = num_classes if num_classes is not None else (len(classes) if classes else None)
+    if count is not None and found.task in _CLASSIFIERS and "num_labels" not in options:
+        named = list(classes) if classes and len(classes) == count else []
+        labels = named or [f"LABEL_{i}" for i in range(count)]
+        config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        config["label2id"] = {name: i for i, name in enumerate(labels)}
+        config.pop("num_labels", None)
+    return _describe(config, found.task, where)
+
+
+def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
+    """The model that `config` describes; its weights hold no meaning, its buffers are right.
+
+    Raises:
+        SourceError: this transformers cannot build it.
+    """
+    module = _construct(task, config, initialise=False)
+    # What a library computes once and never saves (rotary frequencies, say) may be made by the
+    # initialisation that was skipped: make it up for the few modules that hold such buffers.
+    library: Any = module
+    for part in module.modules():
+        if part._non_persistent_buffers_set and not list(part.children()):
+            library._init_weights(part)
+    return module
+
+
+def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
+    """As `build`, with the library's own random initialisation (torch's global generator)."""
+    return _construct(task, config, initialise=True)
+
+
+def _construct(task: Task, found: Mapping[str, Any], *, initialise: bool) -> nn.Module:
+    where = "the recorded config"
+    config = _config(found, where)
+    chosen = _model_class(config, task, (found.get("architectures") or [None])[0], where)
+    with quiet(), _as_source_error(f"transformers cannot build {chosen.__name__}"):
+        from transformers.initialization import no_init_weights
+
+        with contextlib.nullcontext() if initialise else no_init_weights():
+            module: Any = chosen._from_config(config)
+        if not initialise:
+            module.tie_weights()
+    built: nn.Module = module.eval()
+    return built
+
+
+def load(
+    task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
+    """The model with the weights of `tensors`, and each parameter's keys among them.
+
+    Raises:
+        SourceError: a parameter has no weight in `tensors`, or one of another shape.
+    """
+    opened = _config(config, where)
+    chosen = _model_class(opened, task, (config.get("architectures") or [None])[0], where)
+    with quiet(), _as_source_error(f"{where} does not fit {chosen.__name__}"):
+        module, info = chosen.from_pretrained(
+            None,
+            config=opened,
+            state_dict=dict(tensors),
+            dtype="auto",
+            output_loading_info=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    lost = sorted(info["missing_keys"]) + sorted(str(k[0]) for k in info["mismatched_keys"])
+    if lost or info["error_msgs"]:
+        detail = ", ".join(lost[:3]) or str(info["error_msgs"][0])[:200]
+        raise SourceError(
+            f"{where} has no weights for {len(lost)} of the parameters of {chosen.__name__}, "
+            f"among them {detail}; choose another task or checkpoint"
+        )
+    return module.eval(), _file_keys(module, tensors)
+
+
+def _file_keys(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Which keys of the file each parameter came from: transformers renames and fuses on load."""
+    own = module.state_dict()
+    prefix = str(getattr(module, "base_model_prefix", ""))
+    sources: dict[str, list[str]] = {}
+    with quiet():
+        rename = _renamer(module, prefix, own)
+        for key in sorted(tensors):
+            sources.setdefault(rename(key), []).append(key)
+    names = [name for name, _ in module.named_parameters()]
+    return {name: tuple(sources[name]) for name in names if name in sources}
+
+
+def _renamer(module: nn.Module, prefix: str, own: Mapping[str, Tensor]) -> Any:
+    def plain(key: str) -> str:
+        candidates = (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."))
+        return next((name for name in candidates if name in own), key)
+
+    # The machinery behind transformers' renaming is not a promised interface: where it differs,
+    # keys that keep their names are still found.
+    try:
+        from transformers import core_model_loading as loading
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        rules = get_model_conversion_mapping(module)
+        renamings = [r for r in rules if isinstance(r, loading.WeightRenaming)]
+        converters = [r for r in rules if isinstance(r, loading.WeightConverter)]
+
+        def full(key: str) -> str:
+            name = loading.rename_source_key(key, renamings, converters, prefix, dict(own))[0]
+            return str(name) if name in own else plain(key)
+
+        full("")
+    except (ImportError, AttributeError, TypeError):
+        return plain
+    return full
+
+
+def _config(found: Mapping[str, Any], where: str) -> Any:
+    kind = found.get("model_type")
+    with quiet():
+        from transformers import CONFIG_MAPPING
+
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            own_code = " (it brings code of its own, which is never run)"
+            raise SourceError(
+                f"{where} is a {kind!r} model, which this transformers does not have"
+                f"{own_code if 'auto_map' in found else '; a newer one may'}"
+            )
+        with _as_source_error(f"the config of {where} is not a sound {kind} config"):
+            plain = {k: v for k, v in found.items() if k not in _REFUSED_KEYS}
+            return CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(plain)))
+
+
+# Keys of a config.json that would send transformers to other files, other code or other kernels.
+_REFUSED_KEYS = frozenset(
+    (
+        "auto_map",
+        "transformers_weights",
+        "fusion_config",
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+        "kernel_config",
+    )
+)
+
+
+def _as_dict(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {k: v for k, v in sorted(found.items()) if k not in _REFUSED_KEYS}
+
+
+def _classes(config: Any, task: Task) -> tuple[type[Any], ...]:
+    from transformers.models.auto import modeling_auto
+
+    table = getattr(modeling_auto, dict(_HEADS)[task])
+    if type(config) not in table:
+        return ()
+    found = table[type(config)]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def _class_names(config: Any, task: Task) -> tuple[str, ...]:
+    with quiet():
+        return tuple(cls.__name__ for cls in _classes(config, task))
+
+
+def _model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
+    with quiet():
+        classes = _classes(config, task)
+    if not classes:
+        raise SourceError(f"transformers has no {task} head for {config.model_type} ({where})")
+    return next((cls for cls in classes if cls.__name__ == named), classes[0])
+
+
+@contextlib.contextmanager
+def _as_source_error(what: str) -> Any:
+    """Turn what transformers raises for unfit configs and weights into one sentence."""
+    try:
+        yield
+    except SourceError:
+        raise
+    # transformers and huggingface_hub raise many types here, some of them private
+    except (Exception, torch.OutOfMemoryError) as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SourceError(f"{what}: {text}") from error

@@ -1,0 +1,262 @@
+"""The command line: parse, call one api function, render. Heavy imports wait for a command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from slt_compress import __version__
+from slt_compress.errors import SltError
+
+if TYPE_CHECKING:
+    from slt_compress.recipes import Recipe
+
+app = typer.Typer(
+    name="slt-compress",
+    help="Make neural networks smaller without touching a weight.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="List or print the recipes that come with the package.")
+app.add_typer(recipes_app, name="recipes")
+
+Newest = Annotated[
+    Path | None, typer.Argument(metavar="[PATH]", help="Default: the newest ticket in tickets/.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Origin = Annotated[
+    str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, e.g. data.label=y."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"slt-compress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make neural networks smaller without touching a weight."""
+
+
+@app.command()
+def search(
+    source: Annotated[str, typer.Argument(help="Hub id, folder, timm:NAME or a reference net.")],
+    target_sparsity: Annotated[
+        float | None, typer.Option(help="Share of the gated weights to remove, in [0, 1).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="relaxed, magnitude or random.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="unstructured.")] = None,
+    scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
+    objective: Annotated[str | None, typer.Option(help="auto, task or distill.")] = None,
+    dataset: Dataset = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Search a random network: random (signed-constant), kaiming-normal, "
+            "kaiming-uniform, uniform:A or default (the library's own)."
+        ),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="A .safetensors file to load.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training split.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the scores.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    max_time: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Name or YAML file of a recipe.")] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the ticket.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search for a ticket: gates on every weight, no weight trained, an exact mask at the end."""
+    if steps is not None and epochs is not None:
+        raise typer.BadParameter("give --steps or --epochs, not both")
+    flags = {
+        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
+        "scope": scope, "objective.name": objective, "dataset": dataset, "init": init,
+        "weights": weights, "revision": revision, "training.steps": steps,
+        "training.epochs": epochs, "training.batch_size": batch_size, "training.lr": lr,
+        "training.seed": seed, "training.device": device, "training.precision": precision,
+        "training.max_time": max_time,
+    }  # fmt: skip
+    resolved = _recipe(recipe, set_, flags)
+    from slt_compress import api
+    from slt_compress.console import search_progress
+
+    with search_progress(quiet=quiet) as on_step:
+        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step)
+    if as_json:
+        _print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
+    print(ticket.path)
+
+
+@app.command()
+def report(path: Newest = None, as_json: Json = False) -> None:
+    """Show what a ticket or exported folder achieved, layer by layer."""
+    from slt_compress import api
+
+    found = api.report(path)
+    if as_json:
+        _print_json(found.to_dict())
+        return
+    from slt_compress.console import print_report
+
+    print_report(found)
+
+
+@app.command()
+def export(
+    ticket: Newest = None,
+    format: Annotated[str, typer.Option(help="dense or sparse-csr.")] = "dense",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="A new folder.")] = None,
+    origin: Origin = None,
+    as_json: Json = False,
+) -> None:
+    """Write the masked model of a ticket as a folder that can be loaded."""
+    from slt_compress.formats import FORMATS
+
+    if format not in FORMATS:
+        raise typer.BadParameter(f"unknown format {format!r}; known: {', '.join(FORMATS)}",
+                                 param_hint="--format")  # fmt: skip
+    from slt_compress import api
+    from slt_compress.cards import how_to_load
+    from slt_compress.console import print_artifact
+
+    made = api.export(ticket, format=format, out=out, origin=origin)
+    source = api.report(made.path).source
+    print_artifact(made, how_to_load(format, source, str(made.path)))
+    if as_json:
+        _print_json({"path": str(made.path), "format": made.format, "bytes": made.nbytes,
+                     "dense_bytes": made.dense_nbytes})  # fmt: skip
+        return
+    print(made.path)
+
+
+@app.command()
+def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) -> None:
+    """Prove that a ticket or exported folder is the masked origin, bit for bit."""
+    from slt_compress import api
+
+    found = api.verify(path, origin=origin, in_process=True)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        from slt_compress.console import print_verification
+
+        print_verification(found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    path: Newest = None,
+    dataset: Dataset = None,
+    origin: Origin = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a batch.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a ticket or exported folder on a data set."""
+    resolved = _recipe(None, set_, {"dataset": dataset, "training.batch_size": batch_size})
+    from slt_compress import api
+
+    found = api.evaluate(path, origin=origin, recipe=resolved)
+    if as_json:
+        _print_json(found)
+        return
+    from slt_compress.console import print_metrics
+
+    print_metrics(found)
+
+
+@recipes_app.callback(invoke_without_command=True)
+def _list_recipes(context: typer.Context) -> None:
+    """List the recipes that come with the package."""
+    if context.invoked_subcommand is None:
+        from slt_compress.recipes import shipped_recipes
+
+        for name, path in shipped_recipes().items():
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:24} {first.lstrip('# ')}")
+
+
+@recipes_app.command("show")
+def _show_recipe(name: Annotated[str, typer.Argument(help="As listed.")]) -> None:
+    """Print one recipe."""
+    from slt_compress.recipes import shipped_recipes
+
+    known = shipped_recipes()
+    if name not in known:
+        raise typer.BadParameter(f"no recipe {name!r}; known: {', '.join(known)}")
+    print(known[name].read_text(encoding="utf-8"), end="")
+
+
+def _recipe(name: str | None, assignments: list[str] | None, flags: dict[str, Any]) -> Recipe:
+    """Recipe < --set < flag. What is wrong on the command line itself is a usage error."""
+    from slt_compress.errors import BudgetError, DataError, RecipeError
+    from slt_compress.recipes import merged, parse_recipe, read_recipe, set_key
+
+    content: dict[str, Any] = {} if name is None else read_recipe(name)
+    parse_recipe(content)
+    try:
+        for assignment in assignments or []:
+            content = set_key(content, assignment)
+        for key, value in flags.items():
+            if value is None:
+                continue
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            content = merged(content, nested)
+            if key in ("training.steps", "training.epochs"):
+                other = "epochs" if key == "training.steps" else "steps"
+                content = merged(content, {"training": {other: None}})
+        return parse_recipe(content)
+    except (RecipeError, BudgetError, DataError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2, sort_keys=True, allow_nan=False))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the one place where an SltError becomes a line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(args=arguments, standalone_mode=True)
+    except SltError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was left half-written", file=sys.stderr)
+        sys.exit(130)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt

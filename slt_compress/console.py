@@ -1,0 +1,148 @@
+"""What a person sees in the terminal: live progress, the report as tables, the checks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from slt_compress.artifact import Artifact
+from slt_compress.reporting import Report
+from slt_compress.searching import OnStep
+from slt_compress.training import Step
+from slt_compress.verifying import Verification
+
+_BAR = 20
+_LOG_LINES = 20
+
+
+@contextmanager
+def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
+    """Show the steps of a search on stderr: a live bar, or a few lines where that is a file."""
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+        return
+    if not console.is_terminal:
+        yield _print_some
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("step {task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar: TaskID = progress.add_task("searching", total=None, figures="")
+        yield lambda step: progress.update(
+            bar, total=step.total, completed=step.index + 1, figures=_figures(step)
+        )
+
+
+def _figures(step: Step) -> str:
+    metric = "" if step.soft_metric is None else f" soft {step.soft_metric:.3f}"
+    return f"density {step.density:.3f} → {step.target:.3f} loss {step.loss:.4f}{metric}"
+
+
+def _print_some(step: Step) -> None:
+    last = step.index + 1 == step.total
+    if last or step.index % max(1, step.total // _LOG_LINES) == 0:
+        left = step.seconds / (step.index + 1) * (step.total - step.index - 1)
+        line = f"step {step.index + 1}/{step.total} {_figures(step)} left {left:.0f} s"
+        print(line, file=sys.stderr, flush=True)
+
+
+def print_report(report: Report) -> None:
+    """The report on stdout: layers, totals, metrics, controls, sizes, what was skipped."""
+    console = Console()
+    console.print(_layer_table(report))
+    console.print(_totals(report))
+    console.print(_metric_table(report))
+    sizes = Table("format", "bytes", "of dense", title="Bytes of the model's tensors")
+    for name, size in report.sizes.items():
+        sizes.add_row(name, f"{size:,}", f"{size / report.sizes['dense']:.1%}")
+    console.print(sizes)
+    if report.skipped:
+        skipped = Table("parameter", "why it is not gated", title="Skipped")
+        for name, reason in report.skipped.items():
+            skipped.add_row(name, reason)
+        console.print(skipped)
+    for label, lines in (("note", report.warnings), ("expect", report.expectations)):
+        for line in lines:
+            console.print(Text(f"{label}: {line}"))
+
+
+def _layer_table(report: Report) -> Table:
+    table = Table(title=f"{report.source.get('source')}: sparsity per layer")
+    table.add_column("layer", overflow="fold")
+    for name in ("shape", "gated", "kept", "sparsity"):
+        table.add_column(name, justify="right")
+    table.add_column("kept share", min_width=_BAR)
+    for layer in report.layers:
+        density = 1.0 - layer["sparsity"]
+        table.add_row(
+            layer["name"], "×".join(map(str, layer["shape"])), f"{layer['total']:,}",
+            f"{layer['kept']:,}", f"{layer['sparsity']:.2%}",
+            "█" * round(_BAR * density) or "▏",
+        )  # fmt: skip
+    return table
+
+
+def _totals(report: Report) -> Text:
+    found = report.sparsity
+    return Text(
+        f"kept {found['kept']:,} of {found['gated']:,} gated weights: "
+        f"{found['achieved']:.4%} sparse (target {found['target']:.4%}); removed "
+        f"{found['achieved_parameters']:.2%} of all {found['parameters']:,} parameters\n"
+    )
+
+
+def _metric_table(report: Report) -> Table:
+    found: dict[str, Mapping[str, Any]] = {
+        **{name: value or {} for name, value in report.metrics.items()},
+        **{f"control: {name}": value for name, value in report.controls.items()},
+    }
+    names = sorted({key for value in found.values() for key in value})
+    table = Table("masks", *names, title="Metrics (hard masks unless it says soft)")
+    for name, value in found.items():
+        table.add_row(name, *(f"{value[key]:.4f}" if key in value else "" for key in names))
+    return table
+
+
+def print_artifact(artifact: Artifact, loading: list[str]) -> None:
+    """What an export wrote: bytes, ratio to dense, how to load it; on stderr."""
+    console = Console(stderr=True)
+    ratio = artifact.nbytes / artifact.dense_nbytes
+    console.print(
+        Text(
+            f"wrote {artifact.format}: {artifact.nbytes:,} bytes, {ratio:.1%} of the "
+            f"{artifact.dense_nbytes:,} bytes of the dense tensors; open it with"
+        )
+    )
+    for line in loading:
+        if line and not line.startswith("```"):
+            console.print(Text(f"  {line}"))
+
+
+def print_verification(verification: Verification) -> None:
+    """One line per check, on stdout."""
+    console = Console()
+    for check in verification.checks:
+        mark = Text("ok    ", style="green") if check.ok else Text("FAILED", style="bold red")
+        console.print(mark, Text(f"{check.name}: {check.detail}"))
+
+
+def print_metrics(found: Mapping[str, Any]) -> None:
+    """Metrics of one model, on stdout."""
+    console = Console()
+    table = Table("metric", "value", title=f"{found['examples']:,} examples")
+    for name, value in found["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)

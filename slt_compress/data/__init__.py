@@ -1,0 +1,20 @@
+"""A named data set, file or folder made into seeded batches, preprocessed as the checkpoint says.
+
+`open_data` finds splits, columns and classes without a model; `prepare` makes the batches for one.
+"""
+
+from slt_compress.data.batches import Batch, Batches, SearchData
+from slt_compress.data.options import DataOptions
+from slt_compress.data.preparing import prepare
+from slt_compress.data.raw import RawData, default_spec, open_data
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "DataOptions",
+    "RawData",
+    "SearchData",
+    "default_spec",
+    "open_data",
+    "prepare",
+]

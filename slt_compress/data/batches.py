@@ -1,0 +1,101 @@
+"""Batches: the same seeded batches on every run, out of examples made when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Batch = dict[str, Tensor]
+"""Model inputs under the model's own argument names, and "labels" where there are any."""
+
+
+class Examples(Protocol):
+    """Something that can be cut into batches."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
+        """The examples at `positions` (int64 [N]); `chance` is for what is drawn anew each time."""
+        ...
+
+
+def generator(*words: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of `words`."""
+    digest = hashlib.sha256(":".join(map(str, words)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """A split cut into batches; a pure function of (examples, batch size, seed, epoch).
+
+    With `shuffle`, `epoch(e)` permutes by (seed, e) and leaves out the last short batch (a split
+    smaller than one batch gives one short batch). Iterating always gives every example in order.
+    """
+
+    source: Examples = field(repr=False)
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+
+    @property
+    def examples(self) -> int:
+        """How many examples the split has."""
+        return len(self.source)
+
+    def __len__(self) -> int:
+        """Batches in one `epoch`."""
+        if self.shuffle:
+            return max(1, self.examples // self.batch_size)
+        return -(-self.examples // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of epoch `number` (from 0)."""
+        if not self.shuffle:
+            yield from self
+            return
+        order = torch.randperm(
+            self.examples, generator=generator("order", self.seed, number), dtype=torch.int64
+        )
+        for index, chunk in enumerate(torch.split(order, self.batch_size)[: len(self)]):
+            yield self.source.batch(chunk, generator("batch", self.seed, number, index))
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.arange(self.examples)
+        for index, chunk in enumerate(torch.split(order, self.batch_size)):
+            yield self.source.batch(chunk, generator("in order", self.seed, index))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchData:
+    """A data set made ready for one checkpoint.
+
+    Attributes:
+        spec: the data set as the user named it.
+        train: what the search trains on.
+        held_out: a slice of the training split, never trained on, to select checkpoints with.
+        test: what the reported metrics are measured on.
+        labels_match: whether "labels" in the batches are classes (or values) of the model's head;
+            where they are not, the batches carry no labels.
+        label_note: why the labels do not match; "" where they do.
+        test_split: where `test` comes from.
+        splits: examples in train, held_out and test.
+        notes: what was decided without being asked, a sentence each, for the report.
+    """
+
+    spec: str
+    train: Batches
+    held_out: Batches
+    test: Batches
+    labels_match: bool
+    label_note: str
+    test_split: str
+    splits: Mapping[str, int]
+    notes: tuple[str, ...] = ()

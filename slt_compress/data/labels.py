@@ -1,0 +1,128 @@
+"""Match the classes of a data set with those of a model's head."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from slt_compress.data.raw import RawData
+
+IMAGENET_CLASSES = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelMatch:
+    """Whether labels can be used as the head's, and how.
+
+    Attributes:
+        matches: whether they can.
+        ids: the head's class of each class of the data; None where they are equal.
+        note: why not, a sentence; "" where they match.
+    """
+
+    matches: bool
+    ids: tuple[int, ...] | None = None
+    note: str = ""
+
+
+def match_labels(
+    raw: RawData, classes: Sequence[str] | None, num_classes: int | None
+) -> LabelMatch:
+    """Match by class name where both sides have names, else by count."""
+    if raw.num_classes is None:
+        return _mismatch(raw, "the data set has no labels")
+    if num_classes is None:
+        return _mismatch(raw, "the model has no classification head")
+    if raw.regression or num_classes == 1:
+        if raw.regression and num_classes == 1:
+            return LabelMatch(matches=True)
+        has = "numbers" if raw.regression else "classes"
+        return _mismatch(raw, f"the labels are {has} and the model has {num_classes} outputs")
+    names = raw.classes
+    if names and num_classes == IMAGENET_CLASSES and all(map(_is_wordnet, names)):
+        ids = _wordnet_ids(names)
+        if ids is not None:
+            return _matched(ids)
+    if names and classes:
+        ids = match_names(names, classes)
+        if ids is not None:
+            return _matched(ids)
+        return _mismatch(
+            raw,
+            f"the class names differ ({_few(names)} in the data, {_few(classes)} in the model)",
+        )
+    if raw.num_classes == num_classes:
+        return LabelMatch(matches=True)
+    return _mismatch(raw, f"the data has {raw.num_classes} classes and the model {num_classes}")
+
+
+def match_names(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...] | None:
+    """The index in `model` of every name in `data`, or None where one has no single partner.
+
+    Case, and spaces against underscores or hyphens, make no difference; "tench, Tinca tinca" also
+    answers to either synonym. A name that fits several classes (ImageNet has two cranes) takes
+    the one at its own position if that is among them.
+    """
+    whole = _index((_plain(name), place) for place, name in enumerate(model))
+    parts = _index((part, place) for place, name in enumerate(model) for part in _synonyms(name))
+    ids = []
+    for place, name in enumerate(data):
+        found = whole.get(_plain(name)) or {
+            candidate for part in _synonyms(name) for candidate in parts.get(part, ())
+        }
+        if place in found:
+            ids.append(place)
+        elif len(found) == 1:
+            ids.append(next(iter(found)))
+        else:
+            return None
+    return tuple(ids) if len(set(ids)) == len(ids) else None
+
+
+def _matched(ids: tuple[int, ...]) -> LabelMatch:
+    return LabelMatch(matches=True, ids=None if ids == tuple(range(len(ids))) else ids)
+
+
+def _mismatch(raw: RawData, why: str) -> LabelMatch:
+    return LabelMatch(
+        matches=False,
+        note=f"The labels of {raw.spec} are not used: {why}; the metrics compare with the dense "
+        "model instead.",
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_\-]+", name.strip().casefold()))
+
+
+def _synonyms(name: str) -> set[str]:
+    return {part for part in (_plain(part) for part in name.split(",")) if part}
+
+
+def _index(pairs: Iterable[tuple[str, int]]) -> Mapping[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for name, place in pairs:
+        found.setdefault(name, set()).add(place)
+    return found
+
+
+def _is_wordnet(name: str) -> bool:
+    return re.fullmatch(r"n\d{8}", name) is not None
+
+
+def _wordnet_ids(names: Sequence[str]) -> tuple[int, ...] | None:
+    """ImageNet-1k's class numbers of WordNet ids such as n01440764 (sorted order of the ids)."""
+    from timm.data import ImageNetInfo
+
+    places = {name: place for place, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    ids = [places.get(name) for name in names]
+    known = tuple(place for place in ids if place is not None)
+    return known if len(known) == len(names) else None

@@ -1,0 +1,269 @@
+"""Make a data set ready for one checkpoint: splits, preprocessing, labels, batches."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slt_compress.data.batches import Batches, Examples, SearchData, generator
+from slt_compress.data.images import PictureExamples, pipeline_of
+from slt_compress.data.labels import LabelMatch, match_labels
+from slt_compress.data.options import HELD_OUT_CAP, DataOptions
+from slt_compress.data.text import (
+    BlockExamples,
+    Encoder,
+    PairExamples,
+    SentenceExamples,
+    TagExamples,
+    blocks_of,
+    mask_tokens,
+    next_token,
+)
+from slt_compress.data.tokens import (
+    check_ids,
+    length_of,
+    open_tokenizer,
+    text_config,
+    vocabulary_of,
+)
+from slt_compress.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slt_compress.checkpoints import Checkpoint
+    from slt_compress.data.raw import RawData, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Examples of the three splits and what was said about them."""
+
+    train: Examples
+    held_out: Examples
+    test: Examples
+    match: LabelMatch
+    notes: tuple[str, ...] = ()
+
+
+def prepare(
+    raw: RawData, checkpoint: Checkpoint, *, batch_size: int, seed: int, limit: int | None = None
+) -> SearchData:
+    """Preprocess as the checkpoint says and cut into seeded batches.
+
+    Args:
+        raw: the data set.
+        checkpoint: the model, whose folder holds its tokenizer or image processor.
+        batch_size: examples in a batch.
+        seed: of the order of the training batches; the splits do not depend on it.
+        limit: the most test examples, chosen by a fixed seed (the first blocks for text).
+
+    Raises:
+        DataError: the data does not suit the task, or a tokenizer or processor is missing.
+    """
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise DataError(f"batch size {batch_size} and evaluation.limit {limit} must be at least 1")
+    ready = _maker(raw, checkpoint)(raw, checkpoint, limit)
+    held_out = Batches(source=ready.held_out, batch_size=batch_size, seed=seed)
+    test = Batches(source=ready.test, batch_size=batch_size, seed=seed)
+    train = Batches(source=ready.train, batch_size=batch_size, seed=seed, shuffle=True)
+    return SearchData(
+        spec=raw.spec,
+        train=train,
+        held_out=held_out,
+        test=test,
+        labels_match=ready.match.matches,
+        label_note=ready.match.note,
+        test_split=raw.test_split,
+        splits={
+            "train": train.examples,
+            "held_out": held_out.examples,
+            "test": test.examples,
+        },
+        notes=(*raw.notes, *ready.notes),
+    )
+
+
+def _maker(
+    raw: RawData, checkpoint: Checkpoint
+) -> Callable[[RawData, Checkpoint, int | None], Ready]:
+    """The function that makes the examples of this task, once the data is seen to suit it."""
+    wanted = _modality(checkpoint)
+    if wanted == "audio":
+        raise DataError(
+            f"{checkpoint.source} reads sound, and data sets of sound cannot be read yet; search "
+            "from Python with batches of your own"
+        )
+    if wanted != raw.modality:
+        raise DataError(
+            f"{checkpoint.source} reads {wanted}s and {raw.spec} holds {raw.modality}s (column "
+            f"{', '.join(raw.columns.inputs)}); choose another --dataset or name the column with "
+            f"--set data.{wanted}=COLUMN"
+        )
+    if wanted == "image":
+        return _pictures
+    if checkpoint.task in {"causal-lm", "masked-lm"}:
+        return _blocks
+    return _pairs if checkpoint.task == "seq2seq" else _sentences
+
+
+def cut(raw: RawData, limit: int | None) -> tuple[Split, Split, Split]:
+    """Train, held-out and test rows; chosen by a fixed seed, kept in the order of the file."""
+    whole, options = raw.splits["train"], raw.options
+    if len(whole) < 2:
+        raise DataError(f"{raw.spec}: one training example cannot be split into train and held-out")
+    wanted = min(len(whole), options.limit_train or len(whole))
+    held = min(_held(options, wanted), len(whole) - 1)
+    order = torch.randperm(len(whole), generator=generator("held-out")).numpy()
+    train = np.sort(order[held : held + wanted])
+    return whole.select(train), whole.select(np.sort(order[:held])), capped(raw, limit)
+
+
+def capped(raw: RawData, limit: int | None) -> Split:
+    """The test rows, at most `limit` of them, drawn by a fixed seed."""
+    test = raw.splits["test"]
+    if limit is None or limit >= len(test):
+        return test
+    order = torch.randperm(len(test), generator=generator("limit")).numpy()
+    return test.select(np.sort(order[:limit]))
+
+
+def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
+    """Labels in the head's own numbering: int64 [N], or float32 [N]; None where unmatched."""
+    if split.labels is None or not match.matches:
+        return None
+    labels = torch.from_numpy(split.labels)
+    return labels if match.ids is None else torch.tensor(match.ids)[labels]
+
+
+def _pictures(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    pipeline = pipeline_of(checkpoint)
+    match = _match(raw, checkpoint)
+    train, held_out, test = (
+        PictureExamples(
+            split=split,
+            column=raw.columns.inputs[0],
+            pipeline=pipeline,
+            labels=label_tensor(split, match),
+            spec=raw.spec,
+        )
+        for split in cut(raw, limit)
+    )
+    notes = (pipeline.note,) if pipeline.note else ()
+    return Ready(train=train, held_out=held_out, test=test, match=match, notes=notes)
+
+
+def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    tokenizer = open_tokenizer(checkpoint)
+    if checkpoint.task == "text-classification" and not _knows_padding(checkpoint):
+        raise DataError(
+            f"{checkpoint.source} has no pad token, so it cannot classify sentences of different "
+            f"lengths in one batch; give it one with --set model.pad_token_id="
+            f"{tokenizer.pad_token_id}"
+        )
+    match = _match(raw, checkpoint)
+    encoder = _encoder(raw, checkpoint, tokenizer)
+    tagged = checkpoint.task == "token-classification" and raw.columns.tags
+    made: list[Examples] = []
+    for split in cut(raw, limit):
+        text = encoder(split=split)
+        if tagged and match.matches:
+            made.append(TagExamples(text=text, columns=raw.columns, ids=match.ids))
+        else:
+            labels = label_tensor(split, match)
+            made.append(SentenceExamples(text=text, columns=raw.columns, labels=labels))
+    return Ready(train=made[0], held_out=made[1], test=made[2], match=match)
+
+
+def _pairs(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    columns, encoder = raw.columns.inputs, _encoder(raw, checkpoint, open_tokenizer(checkpoint))
+    train, held_out, test = (
+        PairExamples(text=encoder(split=split), columns=columns) for split in cut(raw, limit)
+    )
+    notes = () if len(columns) == 2 else (f"{raw.spec}: the model is to copy column {columns[0]}.",)
+    match = LabelMatch(matches=True)
+    return Ready(train=train, held_out=held_out, test=test, match=match, notes=notes)
+
+
+def _encoder(raw: RawData, checkpoint: Checkpoint, tokenizer: Any) -> Callable[..., Encoder]:
+    """An `Encoder` that only wants its split."""
+    return partial(
+        Encoder,
+        tokenizer=tokenizer,
+        length=length_of(checkpoint, tokenizer, raw.options.max_length),
+        accepted=_accepted(checkpoint),
+        vocabulary=vocabulary_of(checkpoint),
+    )
+
+
+def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    """Blocks of running text; the held-out ones are the last of the training text."""
+    options, tokenizer = raw.options, open_tokenizer(checkpoint)
+    length = length_of(checkpoint, tokenizer, options.max_length)
+    masked = checkpoint.task == "masked-lm"
+    vocabulary = vocabulary_of(checkpoint)
+    finish = mask_tokens(tokenizer, vocabulary, checkpoint.source) if masked else next_token
+    wanted = options.limit_train
+    if wanted is not None:
+        wanted += _held(options, wanted)
+    make = partial(
+        blocks_of, column=raw.columns.inputs[0], tokenizer=tokenizer, length=length, masked=masked
+    )
+    ids, sizes = make(raw.splits["train"], limit=wanted)
+    test = make(raw.splits["test"], limit=limit)
+    if len(ids) < 2 or not len(test[0]):
+        raise DataError(
+            f"{raw.spec} gives {len(ids)} blocks of {length} tokens to search on and "
+            f"{len(test[0])} to measure on; give more text or a smaller data.max_length"
+        )
+    check_ids(ids, vocabulary)
+    check_ids(test[0], vocabulary)
+    held = min(_held(options, options.limit_train or len(ids)), len(ids) - 1)
+    parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
+    accepted = _accepted(checkpoint)
+    made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
+    note = f"{raw.spec}: text is read in blocks of {length} tokens, each on its own."
+    match = LabelMatch(matches=True)
+    return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
+
+
+def _held(options: DataOptions, examples: int) -> int:
+    return min(max(1, round(options.held_out * examples)), HELD_OUT_CAP)
+
+
+def _match(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
+    if checkpoint.task == "features":
+        return LabelMatch(
+            matches=False,
+            note=f"The labels of {raw.spec} are not used: the model has no head; its hidden "
+            "states are compared with the dense model's instead.",
+        )
+    if checkpoint.task == "token-classification" and not raw.columns.tags:
+        return LabelMatch(
+            matches=False,
+            note=f"{raw.spec} has no tag for each word; the metrics compare with the dense model "
+            "instead.",
+        )
+    return match_labels(raw, checkpoint.classes, checkpoint.num_classes)
+
+
+def _accepted(checkpoint: Checkpoint) -> frozenset[str]:
+    return frozenset(inspect.signature(checkpoint.module.forward).parameters)
+
+
+def _knows_padding(checkpoint: Checkpoint) -> bool:
+    return text_config(checkpoint).get("pad_token_id") is not None
+
+
+def _modality(checkpoint: Checkpoint) -> str:
+    """What the model reads, by the name transformers gives its main input."""
+    if checkpoint.family != "transformers":
+        return "image"
+    named = str(getattr(checkpoint.module, "main_input_name", "input_ids"))
+    return {"pixel_values": "image", "input_ids": "text"}.get(named, "audio")

@@ -1,0 +1,116 @@
+"""Rows: one split of a data set as an Arrow table, with what its columns mean."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from slt_compress.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Kind = Literal["image", "audio", "classes", "text", "integer", "number", "words", "tags", "other"]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """What one column holds; `names` are the class names of a `classes` or `tags` column."""
+
+    kind: Kind
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """A read-only view of a table: row `i` of the view is row `order[i]` of the table."""
+
+    table: pa.Table
+    order: Positions
+    features: Mapping[str, Feature]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def column(self, name: str, positions: Sequence[int] | Positions | None = None) -> list[Any]:
+        """Values of a column at the given rows of the view (all of them by default)."""
+        column = self.table.column(name)
+        if positions is None and len(self.order) == len(column):
+            values: list[Any] = column.to_pylist()
+            return [values[i] for i in self.order]
+        rows = self.order if positions is None else self.order[np.asarray(positions, np.int64)]
+        return [column[int(row)].as_py() for row in rows]
+
+    def select(self, positions: Sequence[int] | Positions) -> Rows:
+        """The rows at `positions`, in that order, without a copy of the table."""
+        chosen = self.order[np.asarray(positions, np.int64)]
+        return Rows(table=self.table, order=chosen, features=self.features)
+
+
+def as_rows(table: pa.Table) -> Rows:
+    """Wrap a table; `features` come from its Hugging Face metadata, else from the Arrow types."""
+    declared = _declared(table.schema)
+    features = {
+        field.name: _feature(field.type, declared.get(field.name)) for field in table.schema
+    }
+    return Rows(table=table, order=np.arange(table.num_rows, dtype=np.int64), features=features)
+
+
+def _declared(schema: pa.Schema) -> Mapping[str, Any]:
+    try:
+        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _feature(arrow: pa.DataType, declared: object) -> Feature:
+    said = declared if isinstance(declared, dict) else {}
+    names = _names(said)
+    if names and pa.types.is_integer(arrow):
+        return Feature(kind="classes", names=names)
+    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
+        if pa.types.is_integer(arrow.value_type):
+            return Feature(kind="tags", names=_names(said.get("feature")))
+        return Feature(kind="words" if pa.types.is_string(arrow.value_type) else "other")
+    fields = {field.name for field in arrow} if pa.types.is_struct(arrow) else set()
+    # A struct of bytes and path is how `datasets` stores both pictures and sound.
+    if said.get("_type") == "Audio" and "bytes" in fields:
+        return Feature(kind="audio")
+    if fields == {"bytes", "path"} and said.get("_type", "Image") == "Image":
+        return Feature(kind="image")
+    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
+        return Feature(kind="text")
+    if pa.types.is_integer(arrow) or pa.types.is_boolean(arrow):
+        return Feature(kind="integer")
+    if pa.types.is_floating(arrow):
+        return Feature(kind="number")
+    if said.get("_type") == "Image" and pa.types.is_binary(arrow):
+        return Feature(kind="image")
+    return Feature(kind="other")
+
+
+def _names(said: object) -> tuple[str, ...] | None:
+    """The class names of a declared ClassLabel."""
+    if not isinstance(said, dict) or said.get("_type") != "ClassLabel":
+        return None
+    names = said.get("names")
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
+
+
+def concatenate(tables: Sequence[pa.Table], spec: str) -> pa.Table:
+    """One table from the shards of a split; the first shard's metadata stands for all."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(
+            tables[0].schema.metadata
+        )
+    except pa.ArrowException as error:
+        raise DataError(f"{spec}: the files of one split differ in their columns") from error

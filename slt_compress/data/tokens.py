@@ -1,0 +1,99 @@
+"""The checkpoint's tokenizer, and how long an example may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from slt_compress.checkpoints.quiet import quiet
+from slt_compress.errors import DataError
+
+if TYPE_CHECKING:
+    from slt_compress.checkpoints import Checkpoint
+
+DEFAULT_LENGTH = 128
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer in the checkpoint's folder; its end token pads where it has no pad token.
+
+    Raises:
+        DataError: no tokenizer there, or one that cannot be used.
+    """
+    folder = checkpoint.folder
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise DataError(
+            f"{checkpoint.source} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}, …) and the "
+            "data set is text; save the tokenizer into the checkpoint's folder"
+        )
+    try:
+        with quiet():
+            from transformers import AutoTokenizer
+
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a damaged file ends in anything from KeyError to OSError
+        raise DataError(f"the tokenizer in {folder} cannot be used: {error}") from error
+    if tokenizer.pad_token_id is None:
+        fallback = tokenizer.eos_token or tokenizer.unk_token
+        if fallback is None:
+            raise DataError(f"the tokenizer in {folder} has neither a pad nor an end token")
+        tokenizer.pad_token = fallback
+    # Padding on the left, which some decoders ask for, would shift the positions of a block.
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def vocabulary_of(checkpoint: Checkpoint) -> int | None:
+    """How many token ids the model knows, where its config says so."""
+    known = text_config(checkpoint).get("vocab_size")
+    return known if isinstance(known, int) else None
+
+
+def check_ids(ids: Tensor, vocabulary: int | None) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        DataError: an id beyond the vocabulary.
+    """
+    # Compared by id and not by size: some tokenizers know more tokens than they ever give.
+    highest = int(ids.max()) if ids.numel() else 0
+    if vocabulary is not None and highest >= vocabulary:
+        raise DataError(
+            f"the tokenizer gives token id {highest:,} and the model knows {vocabulary:,} tokens; "
+            "the two do not belong together"
+        )
+
+
+def length_of(checkpoint: Checkpoint, tokenizer: Any, asked: int | None) -> int:
+    """Tokens in an example: `asked`, else 128 or the model's context if that is shorter.
+
+    Raises:
+        DataError: more tokens asked for than the model can take.
+    """
+    config = text_config(checkpoint)
+    contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
+    # Tokenizers without a limit of their own give a huge number.
+    contexts += [limit for limit in [tokenizer.model_max_length] if limit < 10**9]
+    context = min((int(limit) for limit in contexts if limit > 0), default=None)
+    if asked is not None and context is not None and asked > context:
+        raise DataError(
+            f"data.max_length is {asked} tokens and {checkpoint.source} takes at most {context}"
+        )
+    return asked or min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+
+
+def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config, or its text part where a model of several kinds of input has one."""
+    config = dict(checkpoint.config)
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config

@@ -1,0 +1,109 @@
+"""What a format is: one weight and its mask to named component tensors, and back, bit for bit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from slt_compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Format(Protocol):
+    """A codec for one tensor; its parts are stored under `<name>.<part>`, or `<name>`."""
+
+    @property
+    def name(self) -> str:
+        """The name users type, and the one in the manifest."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether dropped weights cost no value bytes."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of all parts of one tensor."""
+
+    def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Turn a weight and its mask of the same shape into parts, on the CPU.
+
+        Values are stored by mask, not by `!= 0`: every bit of a kept value survives, of zeros and
+        NaNs too.
+        """
+
+    def decode(
+        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """Rebuild the dense weight; dropped weights are +0.
+
+        `shape` and `dtype` are those of the weight to fill, so that nothing is allocated on the
+        word of a file.
+
+        Raises:
+            ArtifactError: the parts do not describe a weight of this shape and dtype.
+        """
+
+    def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor | None:
+        """Rebuild the mask; None for a format that does not know it.
+
+        Raises:
+            ArtifactError: the parts do not describe a mask of this shape.
+        """
+
+    def nbytes(self, shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> int:
+        """Bytes of all parts together, headers aside, exactly."""
+
+
+def part_key(name: str, part: str) -> str:
+    """Key in the file of one part of the tensor `name`."""
+    return f"{name}.{part}" if part else name
+
+
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns: the first dimension and all others; below two dimensions, one row."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """View a tensor as integers of the same width: copying these keeps NaN payloads and signs.
+
+    Raises:
+        ArtifactError: the elements are wider than 8 bytes.
+    """
+    if tensor.dtype.itemsize not in _BITS:
+        raise ArtifactError(
+            f"tensors of {tensor.dtype} cannot be stored by mask; convert the model"
+        )
+    return tensor.detach().cpu().contiguous().view(_BITS[tensor.dtype.itemsize])
+
+
+def expect_parts(parts: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
+    """Refuse parts that are missing or not known.
+
+    Raises:
+        ArtifactError: the names differ from `names`.
+    """
+    if set(parts) != set(names):
+        raise ArtifactError(f"has the parts {sorted(parts)} where {sorted(names)} are expected")
+
+
+def expect_same_shape(tensor: Tensor, mask: Tensor) -> None:
+    """Refuse a mask that is not boolean or not of the tensor's shape.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    if mask.dtype is not torch.bool or mask.shape != tensor.shape:
+        raise ArtifactError(
+            f"a mask of {tuple(mask.shape)} {mask.dtype} does not fit a weight of"
+            f" {tuple(tensor.shape)}"
+        )

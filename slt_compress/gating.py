@@ -1,0 +1,212 @@
+"""Gating: put gates on the sites of a module for a while, and leave no trace afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from slt_compress.masks import Masks
+from slt_compress.methods.base import Learned, Phase, Sample
+from slt_compress.sites import Site, SitePlan
+
+Mode = Literal["open", "sampled", "masked"]
+
+
+class Gate(nn.Module):
+    """The parametrization of one site: open (the weight), sampled, or masked."""
+
+    def __init__(self, method: Learned | None, score: Tensor | None, *, rescale: bool) -> None:
+        super().__init__()
+        self.score = None if score is None else nn.Parameter(score)
+        self.method = method
+        self.rescale = rescale
+        self.mode: Mode = "open"
+        self.sample: Sample | None = None
+        self.kept: Tensor | None = None
+        self.gain = 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight in the current mode."""
+        if self.mode == "sampled" and self.method and self.sample and self.score is not None:
+            return self.method.effective(self.score, weight, self.sample)
+        if self.mode == "masked" and self.kept is not None:
+            return masked_weight(weight, self.kept, self.gain)
+        return weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The weight itself: what is stored below the gate never changes."""
+        return weight
+
+
+def masked_weight(weight: Tensor, mask: Tensor, gain: float) -> Tensor:
+    """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1."""
+    kept = weight if gain == 1.0 else weight * torch.tensor(gain, dtype=torch.float32).to(weight)
+    return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """The gates that are on a module, by the name of their site."""
+
+    by_name: Mapping[str, Gate]
+    module: nn.Module
+    dense_buffers: Mapping[str, Tensor]
+
+    @property
+    def scores(self) -> dict[str, nn.Parameter]:
+        """The trainable scores; empty where no method was given."""
+        return {n: gate.score for n, gate in self.by_name.items() if gate.score is not None}
+
+    def sample(self, phase: Phase, shifts: Mapping[str, float]) -> None:
+        """From now on every forward reads this step's sample."""
+        for name, gate in self.by_name.items():
+            key = sample_key(phase.seed, f"{phase.step}:{name}")
+            gate.sample = Sample(phase=phase, shift=shifts[name], key=key, rescale=gate.rescale)
+            gate.mode = "sampled"
+
+    def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
+        """From now on every forward reads the masked weights."""
+        for name, gate in self.by_name.items():
+            gate.kept, gate.gain, gate.mode = masks[name], gains.get(name, 1.0), "masked"
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The dense network, with its own buffers, for as long as the block lasts."""
+        modes = {name: gate.mode for name, gate in self.by_name.items()}
+        for gate in self.by_name.values():
+            gate.mode = "open"
+        try:
+            with kept_buffers(self.module):
+                set_buffers(self.module, self.dense_buffers)
+                yield
+        finally:
+            for name, gate in self.by_name.items():
+                gate.mode = modes[name]
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Put the module's buffers back when the block ends."""
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        set_buffers(module, kept)
+
+
+def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the module's buffers of the same names."""
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if name in values:
+                buffer.copy_(values[name])
+
+
+def sample_key(seed: int, text: str) -> int:
+    """A 63-bit seed from a search seed and a text, the same on every platform."""
+    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+@contextmanager
+def read_once(module: nn.Module, plan: SitePlan) -> Iterator[None]:
+    """Compute every effective weight once, up front, and let all readers in the block see it.
+
+    A weight may be read several times in a forward, or again when a checkpointed block is
+    recomputed in backward: each of them gets the same tensor. Backward belongs in the block.
+    """
+    with parametrize.cached():
+        for site in plan.sites:
+            getattr(module.get_submodule(site.module), site.param)
+        yield
+
+
+@contextmanager
+def gated(
+    module: nn.Module,
+    plan: SitePlan,
+    *,
+    method: Learned | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    rescale: bool = False,
+) -> Iterator[Gates]:
+    """Put a gate on every site and freeze the weights; restore everything on exit.
+
+    On exit the module has its values, buffers, modes, `requires_grad` flags, ties, classes and
+    the order of its parameters again, also after an exception. Gates start open.
+    """
+    remembered = _remember(module, plan)
+    gates: dict[str, Gate] = {}
+    try:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        for site in plan.sites:
+            gate = Gate(method, None if scores is None else scores[site.name], rescale=rescale)
+            owner = module.get_submodule(site.module)
+            # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
+            parametrize.register_parametrization(owner, site.param, gate, unsafe=True)
+            gates[site.name] = gate
+        yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
+    finally:
+        for site in plan.sites:
+            if site.name in gates:
+                _remove(module.get_submodule(site.module), site)
+        remembered.restore(module)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What gating and training may change in a module beside its gates."""
+
+    buffers: Mapping[str, Tensor]
+    requires_grad: Mapping[str, bool]
+    training: Mapping[str, bool]
+    momentum: Mapping[str, float | None]
+    order: Mapping[str, tuple[str, ...]]
+
+    def restore(self, module: nn.Module) -> None:
+        set_buffers(module, self.buffers)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(self.requires_grad[name])
+        for name, child in module.named_modules():
+            child.training = self.training[name]
+            if isinstance(child, _BatchNorm):
+                child.momentum = self.momentum[name]
+        for name, keys in self.order.items():
+            own = module.get_submodule(name)._parameters
+            ordered = {key: own[key] for key in keys}
+            own.clear()
+            own.update(ordered)
+
+
+def _remember(module: nn.Module, plan: SitePlan) -> _Remembered:
+    return _Remembered(
+        buffers={name: buffer.clone() for name, buffer in module.named_buffers()},
+        requires_grad={name: p.requires_grad for name, p in module.named_parameters()},
+        training={name: child.training for name, child in module.named_modules()},
+        momentum={
+            name: child.momentum
+            for name, child in module.named_modules()
+            if isinstance(child, _BatchNorm)
+        },
+        order={
+            site.module: tuple(module.get_submodule(site.module)._parameters) for site in plan.sites
+        },
+    )
+
+
+def _remove(owner: nn.Module, site: Site) -> None:
+    """Take the gate off; a parametrization that was there before stays."""
+    chain = owner.get_submodule(f"parametrizations.{site.param}")
+    if isinstance(chain, nn.ModuleList) and len(chain) > 1:
+        del chain[len(chain) - 1]
+    else:
+        parametrize.remove_parametrizations(owner, site.param, leave_parametrized=False)

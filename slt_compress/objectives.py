@@ -1,0 +1,186 @@
+"""Objectives: what a search minimises, as functions of (model, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slt_compress.checkpoints import Family, Task
+
+Batch = Mapping[str, Tensor]
+Forward = Callable[[nn.Module, Batch], Tensor]
+ObjectiveName = Literal["auto", "task", "distill"]
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveOptions:
+    """The `objective` section.
+
+    Attributes:
+        name: `auto` is the task for a random init and distillation for a pretrained checkpoint.
+        temperature: of the distillation.
+        label_weight: share of the labels' loss in a distillation, where the labels match.
+        label_smoothing: of the task's loss.
+    """
+
+    name: ObjectiveName = "auto"
+    temperature: float = 2.0
+    label_weight: float = 0.5
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one batch gives: the loss to minimise and, where it has one, a metric to watch."""
+
+    loss: Tensor
+    metric: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss of the gated network, and what it wants to know of the dense one first.
+
+    `target`, where given, is computed without gradients on the same network with its gates open.
+    """
+
+    loss: Callable[[nn.Module, Batch, Tensor | None], Outcome]
+    target: Forward | None = None
+
+
+def forward_of(family: Family, task: Task) -> Forward:
+    """How a family is called on a batch; gives logits, or hidden states for task `features`."""
+    if family == "transformers":
+        return _features if task == "features" else _seq2seq if task == "seq2seq" else _logits
+    return lambda module, batch: _tensor(module(batch["pixel_values"]))
+
+
+def _logits(module: nn.Module, batch: Batch) -> Tensor:
+    return _tensor(module(**{k: v for k, v in batch.items() if k != "labels"}).logits)
+
+
+def _seq2seq(module: nn.Module, batch: Batch) -> Tensor:
+    # the labels make the decoder's inputs: transformers shifts them itself
+    return _tensor(module(**batch).logits)
+
+
+def _features(module: nn.Module, batch: Batch) -> Tensor:
+    output = module(**{k: v for k, v in batch.items() if k != "labels"})
+    return _tensor(output[0])
+
+
+def _tensor(value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"the model gave {type(value).__name__} where a tensor was expected")
+    return value
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a nested batch on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def rows(task: Task, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Predictions as rows [M, classes] with their labels [M], ignored positions left out.
+
+    A causal model predicts the next token, so its logits are shifted against the labels. Without
+    labels every row is given.
+    """
+    if labels is not None and task == "causal-lm":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    if logits.dim() > 2:
+        logits = logits.reshape(-1, logits.shape[-1])
+        labels = None if labels is None else labels.reshape(-1)
+    if labels is None or labels.is_floating_point():
+        return logits, labels
+    known = labels != IGNORED
+    return (logits, labels) if bool(known.all()) else (logits[known], labels[known])
+
+
+def label_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy (nats, mean over rows), or mean squared error where the labels are floats."""
+    if labels.is_floating_point():
+        return F.mse_loss(logits.float().reshape(labels.shape), labels.float())
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) of rows of logits [M, classes], mean over rows, in nats.
+
+    Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2. For a
+    single output (regression) it is the mean squared difference.
+    """
+    if student.shape[-1] == 1:
+        return F.mse_loss(student.float(), teacher.float())
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
+    loss = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    return loss * temperature**2
+
+
+def task_objective(forward: Forward, task: Task, *, label_smoothing: float = 0.0) -> Objective:
+    """The task's own loss on the labels of the batch."""
+
+    def loss(module: nn.Module, batch: Batch, target: Tensor | None) -> Outcome:
+        logits, labels = rows(task, forward(module, batch), batch["labels"])
+        wanted = batch["labels"] if labels is None else labels
+        return Outcome(label_loss(logits, wanted, label_smoothing), _watched(logits, wanted))
+
+    return Objective(loss)
+
+
+def distill_objective(
+    forward: Forward, task: Task, *, temperature: float = 2.0, label_weight: float = 0.0
+) -> Objective:
+    """Divergence from the same network with its gates open, mixed with the labels.
+
+    The loss is (1 - label_weight) * divergence + label_weight * label loss; for task `features`
+    it is the squared error of the hidden states relative to their own mean square.
+    """
+
+    def loss(module: nn.Module, batch: Batch, target: Tensor | None) -> Outcome:
+        output = forward(module, batch)
+        dense = output.detach() if target is None else target
+        if task == "features":
+            return Outcome(relative_error(output, dense))
+        labels = batch.get("labels")
+        student, known = rows(task, output, labels)
+        teacher, _ = rows(task, dense, labels)
+        value = divergence(student, teacher, temperature)
+        if known is None:
+            return Outcome(value, _watched(student, teacher.argmax(-1)))
+        if label_weight > 0.0:
+            value = (1.0 - label_weight) * value + label_weight * label_loss(student, known)
+        return Outcome(value, _watched(student, known))
+
+    return Objective(loss, target=forward)
+
+
+def own_objective(loss_fn: Callable[[nn.Module, Batch], Tensor]) -> Objective:
+    """A loss of the user's own: `loss_fn(module, batch)` gives a scalar tensor."""
+    return Objective(lambda module, batch, target: Outcome(loss_fn(module, batch)))
+
+
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the mean square of the target."""
+    target = target.float()
+    return F.mse_loss(output.float(), target) / target.square().mean().clamp_min(1e-12)
+
+
+def _watched(logits: Tensor, labels: Tensor) -> float | None:
+    """Share of rows whose top class is the label; none for regression."""
+    if labels.is_floating_point() or labels.numel() == 0:
+        return None
+    return float((logits.detach().argmax(-1) == labels).float().mean())

@@ -1,0 +1,271 @@
+"""One search, from a module and its batches to exact masks and the evidence for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slt_compress.budget import Budget, binarize
+from slt_compress.evaluation import Metrics, control_masks, reestimate_batchnorm
+from slt_compress.gating import Gates, gated, kept_buffers, sample_key
+from slt_compress.masks import Masks
+from slt_compress.methods import Learned, Method, Phase
+from slt_compress.objectives import Objective
+from slt_compress.sites import SitePlan
+from slt_compress.training import EpochBatches, Loop, Step, Training, accelerator_of, train
+
+Measure = Callable[..., Metrics]
+OnStep = Callable[[Step], None]
+# Smallest first: what a mask is selected by on the held-out slice.
+_SELECTED_BY = ("loss", "kl")
+_PROBE_EXAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a network is searched and measured on.
+
+    Attributes:
+        forward: one forward pass on a batch.
+        measure: `measure(module, batches, reference=context or None)` gives metrics.
+        objective: what the search minimises.
+        train, held_out, test: batches; `test` may be the held-out ones where there is no test.
+        compare: whether metrics against the dense network (agreement, kl) make sense.
+        probe: inputs of a first few examples by argument name; empty where they have no names.
+    """
+
+    forward: Callable[[nn.Module, Any], Any]
+    measure: Measure
+    objective: Objective
+    train: EpochBatches
+    held_out: Iterable[Any]
+    test: Iterable[Any]
+    compare: bool
+    probe: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """Masks and the evidence for them; all tensors on the CPU."""
+
+    plan: SitePlan
+    scores: Mapping[str, Tensor]
+    masks: Masks
+    gains: Mapping[str, float]
+    buffers: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    history: tuple[Mapping[str, Any], ...]
+    metrics: Mapping[str, Metrics | None]
+    controls: Mapping[str, Metrics]
+    probe: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """One search: `run` it. `random_init` decides about gains, the prior and the start density."""
+
+    module: nn.Module
+    plan: SitePlan
+    workload: Workload
+    budget: Budget
+    method: Method
+    training: Training
+    random_init: bool
+
+    def run(self, on_step: OnStep | None = None) -> SearchResult:
+        """Search; the module comes back bit-identical, also after an exception."""
+        accelerator = accelerator_of(self.training)
+        home = next(self.module.parameters()).device
+        weights = self._weights()
+        learned = self.method if isinstance(self.method, Learned) else None
+        scores = self._start(weights)
+        try:
+            with gated(
+                self.module, self.plan, method=learned, scores=scores if learned else None,
+                rescale=self.random_init,
+            ) as gates:  # fmt: skip
+                self.module.to(accelerator.device)
+                dense = self._measure(self.workload.test)
+                history: list[Mapping[str, Any]] = []
+                if learned is not None:
+                    loop = self._loop(gates, learned)
+                    steps = train(loop, self.training, accelerator)
+                    scores = self._learn(steps, gates, history, on_step)
+                return self._result(gates, scores, weights, dense, tuple(history))
+        finally:
+            self.module.to(home)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The frozen weights of the sites, on the CPU."""
+        return {
+            site.name: getattr(self.module.get_submodule(site.module), site.param).detach().cpu()
+            for site in self.plan.sites
+        }
+
+    def _start(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """First scores; for a pretrained network they follow the rank of the magnitudes."""
+        scores: dict[str, Tensor] = {}
+        for name, weight in weights.items():
+            key = sample_key(self.training.seed, f"start:{name}")
+            if isinstance(self.method, Learned):
+                prior = None if self.random_init else _rank(weight)
+                scores[name] = self.method.start(weight, prior, key)
+            else:
+                scores[name] = self.method.score(weight, key)
+        return scores
+
+    def _loop(self, gates: Gates, method: Learned) -> Loop:
+        start = self.training.start_density
+        if start is None:
+            start = 0.5 if self.random_init else 1.0
+        return Loop(
+            module=self.module,
+            plan=self.plan,
+            gates=gates,
+            method=method,
+            budget=self.budget,
+            objective=self.workload.objective,
+            batches=self.workload.train,
+            start_density=max(start, self.budget.density),
+        )
+
+    def _learn(
+        self,
+        steps: Iterator[Step],
+        gates: Gates,
+        history: list[Mapping[str, Any]],
+        on_step: OnStep | None,
+    ) -> dict[str, Tensor]:
+        """Train to the end; the scores that did best on the held-out slice."""
+        best: tuple[float, dict[str, Tensor]] | None = None
+        due = _selection_points(self.training)
+        for step in steps:
+            history.append(_record(step))
+            if on_step is not None:
+                on_step(step)
+            last = step.index + 1 == step.total
+            if not last and not (due and step.progress >= due[0]):
+                continue
+            due = due[1:]
+            scores = {name: score.detach().cpu() for name, score in gates.scores.items()}
+            if self.training.selections > 1:
+                loss = self._held_out_loss(gates, scores)
+                history[-1] = {**history[-1], "held_out": loss}
+                if best is not None and best[0] < loss:
+                    continue
+                best = (loss, {name: score.clone() for name, score in scores.items()})
+        final = {name: score.detach().cpu() for name, score in gates.scores.items()}
+        return final if best is None else best[1]
+
+    def _held_out_loss(self, gates: Gates, scores: Mapping[str, Tensor]) -> float:
+        masks = binarize(scores, self.budget)
+        metrics = self._masked(gates, masks, self._gains(masks), self.workload.held_out, limit=20)
+        return next((metrics[key] for key in _SELECTED_BY if key in metrics), 0.0)
+
+    def _result(
+        self,
+        gates: Gates,
+        scores: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        dense: Metrics,
+        history: tuple[Mapping[str, Any], ...],
+    ) -> SearchResult:
+        masks = binarize(scores, self.budget)
+        gains = self._gains(masks)
+        test = self.workload.test
+        controls = {
+            name: self._masked(gates, control, self._gains(control), test)
+            for name, control in control_masks(masks, weights, self.training.seed).items()
+        }
+        soft = None
+        if isinstance(self.method, Learned):
+            soft = self._soft(gates, scores, self.method)
+        with kept_buffers(self.module):
+            gates.mask(masks, gains)
+            buffers = reestimate_batchnorm(self.module, self.workload.train, self.workload.forward)
+            hard = self._measure(test, gates)
+            probe = self._probe()
+        return SearchResult(
+            plan=self.plan, scores=scores, masks=masks, gains=gains, buffers=buffers,
+            weights=weights, history=history,
+            metrics={"dense": dense, "hard": hard, "soft": soft},
+            controls=controls, probe=probe,
+        )  # fmt: skip
+
+    def _gains(self, masks: Masks) -> dict[str, float]:
+        """1 / sqrt(density) of each site, as fp32; none for pretrained weights or dead layers."""
+        if not self.random_init:
+            return {}
+        densities = {name: masks.density_of(name) for name in masks}
+        return {n: float(np.float32(1.0 / sqrt(d))) for n, d in densities.items() if d > 0.0}
+
+    def _masked(
+        self,
+        gates: Gates,
+        masks: Masks,
+        gains: Mapping[str, float],
+        batches: Iterable[Any],
+        *,
+        limit: int = 100,
+    ) -> Metrics:
+        """Metrics under a mask, with BatchNorm re-estimated for it and put back afterwards."""
+        with kept_buffers(self.module):
+            gates.mask(masks, gains)
+            reestimate_batchnorm(
+                self.module, self.workload.train, self.workload.forward, limit=limit
+            )
+            return self._measure(batches, gates)
+
+    def _soft(self, gates: Gates, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
+        """Metrics of the relaxed gates at the end of the search, without noise."""
+        phase = Phase(step=0, seed=self.training.seed, annealed=1.0, noise=False)
+        with torch.no_grad():
+            for name, score in gates.scores.items():
+                score.copy_(scores[name])
+        start = dict.fromkeys(scores, 0.0)
+        shifts = method.shifts(scores, self.budget, self.budget.density, phase, start)
+        with kept_buffers(self.module):
+            gates.sample(phase, shifts)
+            reestimate_batchnorm(self.module, self.workload.train, self.workload.forward)
+            return self._measure(self.workload.test, gates)
+
+    def _measure(self, batches: Iterable[Any], gates: Gates | None = None) -> Metrics:
+        if not self.workload.compare or gates is None:
+            return self.workload.measure(self.module, batches, reference=None)
+        return self.workload.measure(self.module, batches, reference=gates.opened)
+
+    def _probe(self) -> dict[str, Tensor]:
+        """A few inputs and the masked network's outputs on them, computed on the CPU."""
+        if not self.workload.probe:
+            return {}
+        self.module.cpu()
+        inputs = {key: value[:_PROBE_EXAMPLES] for key, value in self.workload.probe.items()}
+        self.module.eval()
+        with torch.inference_mode():
+            logits = self.workload.forward(self.module, inputs)
+        return {**inputs, "logits": logits.contiguous()}
+
+
+def _rank(weight: Tensor) -> Tensor:
+    """Rank of each magnitude within its layer, from 0 (smallest) to 1; fp32."""
+    order = weight.float().abs().reshape(-1).argsort(stable=True)
+    rank = torch.empty(order.numel())
+    rank[order] = torch.linspace(0.0, 1.0, order.numel())
+    return rank.reshape(weight.shape)
+
+
+def _selection_points(training: Training) -> list[float]:
+    """Progress after which a mask is measured, evenly over the last phase; the end is implied."""
+    count = training.selections
+    return [1.0 - training.hard * (count - i) / count for i in range(1, count)]
+
+
+def _record(step: Step) -> dict[str, Any]:
+    """A step for the history, which has no clock in it."""
+    return {key: value for key, value in asdict(step).items() if key != "seconds"}

@@ -1,0 +1,40 @@
+"""Where tickets lie: the file names of one, the newest of many, a free path for the next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slt_compress.errors import TicketError
+
+KIND = ("slt-ticket", 1)
+MANIFEST = "ticket.json"
+MASKS = "masks.safetensors"
+HISTORY = "history.jsonl"
+PROBE = "probe.safetensors"
+SCORES = "scores.safetensors"
+ORIGIN = "origin.safetensors"
+BUFFER_PREFIX = "buffer/"
+STORED_PREFIX = "stored/"
+
+
+def newest(folder: Path = Path("tickets")) -> Path:
+    """Find the ticket in `folder` whose manifest was written last.
+
+    Raises:
+        TicketError: there is none.
+    """
+    manifests = [file for file in folder.glob(f"*/{MANIFEST}") if file.parent.name[0] != "."]
+    if not manifests:
+        raise TicketError(
+            f"there is no ticket in {folder}; make one with `slt-compress search` or name its path"
+        )
+    return max(manifests, key=lambda file: (file.stat().st_mtime_ns, file.parent.name)).parent
+
+
+def free_path(parent: Path, stem: str) -> Path:
+    """Find the first of `stem`, `stem-2`, `stem-3`, … that does not exist in `parent`."""
+    path, number = parent / stem, 1
+    while path.exists():
+        number += 1
+        path = parent / f"{stem}-{number}"
+    return path

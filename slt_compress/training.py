@@ -1,0 +1,268 @@
+"""Training: the one loop that learns scores. The only module that knows accelerate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slt_compress.budget import Budget, cubic_density
+from slt_compress.errors import RecipeError, SltError
+from slt_compress.gating import Gates, read_once
+from slt_compress.methods import Learned, Phase
+from slt_compress.objectives import Objective, to_device
+from slt_compress.sites import SitePlan
+
+Precision = Literal["no", "bf16", "fp16"]
+
+
+class EpochBatches(Protocol):
+    """Batches that can be gone through again and again, each epoch in its own order."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches in a fixed order."""
+
+    def epoch(self, index: int) -> Iterator[Any]:
+        """The batches of one epoch, the same ones in the same order for the same index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the scores are trained.
+
+    Attributes:
+        steps: optimiser steps; where None, `epochs` times the batches of an epoch, and where that
+            is None too, 2,000.
+        epochs: passes over the training split, where `steps` is None.
+        batch_size: examples in a step.
+        lr: Adam's learning rate on the scores, constant and then falling linearly to 0.
+        decay: share of the search, at its end, over which `lr` falls.
+        ramp: share of the search over which the density falls to its target.
+        anneal: share of the search, at its end, over which the relaxation is annealed.
+        hard: share of the search, at its end, with rounded gates in the forward pass.
+        start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
+        selections: how often, in the last phase, a mask is measured on the held-out slice.
+        seed: of everything random in the search.
+        device: torch device; None takes what accelerate finds.
+        precision: of the forward pass: `no` (as the weights are), `bf16` or `fp16` autocast.
+        max_time: seconds after which the schedule is at its end, whatever the step.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 64
+    lr: float = 3e-2
+    decay: float = 0.3
+    ramp: float = 0.6
+    anneal: float = 0.4
+    hard: float = 0.2
+    start_density: float | None = None
+    selections: int = 4
+    seed: int = 0
+    device: str | None = None
+    precision: Precision = "no"
+    max_time: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "batch_size", "lr", "max_time"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise RecipeError(f"training.{name} must be above 0, not {value}")
+        for name in ("decay", "ramp", "anneal", "hard"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RecipeError(
+                    f"training.{name} is a share in [0, 1], not {getattr(self, name)}"
+                )
+        if self.selections < 0:
+            raise RecipeError(f"training.selections must not be negative, not {self.selections}")
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Optimiser steps of the whole search; at least 1."""
+        if self.steps is not None:
+            return self.steps
+        return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is known after one optimiser step.
+
+    `density` is the scheduled one, met by this step's gates; `soft_metric` is the share of
+    rows of this batch that the sampled network gets right, where the task has such a thing.
+    """
+
+    index: int
+    total: int
+    loss: float
+    density: float
+    target: float
+    soft_metric: float | None
+    progress: float
+    seconds: float
+    hard: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Everything a training run needs beside its settings."""
+
+    module: nn.Module
+    plan: SitePlan
+    gates: Gates
+    method: Learned
+    budget: Budget
+    objective: Objective
+    batches: EpochBatches
+    start_density: float
+
+
+def accelerator_of(training: Training) -> Accelerator:
+    """The accelerator for a search.
+
+    Raises:
+        RecipeError: the precision or device is not to be had on this machine.
+    """
+    # accelerate keeps its state for the process; a second search may ask for another one
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        accelerator = Accelerator(mixed_precision=training.precision, cpu=training.device == "cpu")
+        if training.device not in (None, "cpu"):
+            torch.empty(0, device=training.device)
+    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RecipeError(
+            f"training.device={training.device}, training.precision={training.precision}: {error}"
+        ) from None
+    return accelerator
+
+
+def train(loop: Loop, training: Training, accelerator: Accelerator) -> Iterator[Step]:
+    """Train the scores; yields after every step, with the gates on that step's sample.
+
+    Raises:
+        SltError: the loss is not finite.
+    """
+    optimizer = torch.optim.Adam(list(loop.gates.scores.values()), lr=training.lr)
+    module, optimizer = accelerator.prepare(loop.module, optimizer)
+    try:
+        yield from _steps(loop, training, accelerator, module, optimizer)
+    finally:
+        # accelerate wraps the module's forward for mixed precision: leave the caller's own
+        accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+
+
+def _steps(
+    loop: Loop,
+    training: Training,
+    accelerator: Accelerator,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[Step]:
+    total = training.total_steps(len(loop.batches))
+    shifts = dict.fromkeys(loop.gates.by_name, 0.0)
+    started = time.monotonic()
+    batches = _endless(loop.batches)
+    for index in range(total):
+        progress = _progress(index, total, started, training.max_time)
+        phase = _phase(index, progress, training)
+        density = cubic_density(
+            progress,
+            start=loop.start_density,
+            target=loop.budget.density,
+            ramp=training.ramp,
+        )
+        scores = {name: score.detach() for name, score in loop.gates.scores.items()}
+        shifts = loop.method.shifts(scores, loop.budget, density, phase, shifts)
+        loop.gates.sample(phase, shifts)
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr * min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
+        batch = _share(next(batches), accelerator)
+        target = _target(loop, module, batch, accelerator)
+        _search_mode(loop.module)
+        with read_once(loop.module, loop.plan), accelerator.autocast():
+            outcome = loop.objective.loss(module, batch, target)
+            accelerator.backward(outcome.loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss = float(outcome.loss.detach())
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise SltError(
+                f"the loss is {loss} at step {index + 1}: lower --lr or use precision no"
+            )
+        yield Step(
+            index=index, total=total, loss=loss, density=density, target=loop.budget.density,
+            soft_metric=outcome.metric, progress=progress,
+            seconds=time.monotonic() - started, hard=phase.hard,
+        )  # fmt: skip
+        if training.max_time is not None and time.monotonic() - started >= training.max_time:
+            return
+
+
+def _progress(index: int, total: int, started: float, max_time: float | None) -> float:
+    """Share of the schedule that is over: of the steps, or of the time where that is shorter."""
+    by_steps = index / total
+    if max_time is None:
+        return by_steps
+    return max(by_steps, min(1.0, (time.monotonic() - started) / max_time))
+
+
+def _phase(index: int, progress: float, training: Training) -> Phase:
+    annealed = (progress - (1.0 - training.anneal)) / training.anneal if training.anneal else 0.0
+    return Phase(
+        step=index,
+        seed=training.seed,
+        annealed=min(1.0, max(0.0, annealed)),
+        hard=progress >= 1.0 - training.hard,
+    )
+
+
+def _target(
+    loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator
+) -> torch.Tensor | None:
+    """What the objective wants of the dense network: gates open, eval mode, no gradients.
+
+    Outside `read_once`, whose cache would give the gated weights.
+    """
+    if loop.objective.target is None:
+        return None
+    loop.module.eval()
+    with torch.no_grad(), loop.gates.opened(), accelerator.autocast():
+        return loop.objective.target(module, batch)
+
+
+def _search_mode(module: nn.Module) -> None:
+    """Eval mode (no dropout: the gates are noise enough), with BatchNorm on batch statistics.
+
+    Running statistics stay those of the dense network, which may be the teacher. Recurrent
+    layers go to train mode, as cuDNN has no backward for them otherwise.
+    """
+    module.eval()
+    for child in module.modules():
+        if isinstance(child, _BatchNorm):
+            child.momentum = 0.0
+            child.train()
+        elif isinstance(child, nn.RNNBase) and child.dropout == 0:
+            child.train()
+
+
+def _endless(batches: EpochBatches) -> Iterator[Any]:
+    for epoch in count():
+        yield from batches.epoch(epoch)
+
+
+def _share(batch: Any, accelerator: Accelerator) -> Any:
+    """This process's share of a batch, on its device."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    if world > 1 and isinstance(batch, Mapping):
+        batch = {key: value[rank::world] for key, value in batch.items()}
+    return to_device(batch, accelerator.device)

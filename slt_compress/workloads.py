@@ -1,0 +1,138 @@
+"""Workloads: what a checkpoint or a user's own module is searched and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.data import SearchData
+from slt_compress.errors import DataError
+from slt_compress.evaluation import Metrics, evaluate, evaluating
+from slt_compress.objectives import (
+    Objective,
+    ObjectiveOptions,
+    distill_objective,
+    forward_of,
+    own_objective,
+    task_objective,
+    to_device,
+)
+from slt_compress.searching import Workload
+
+
+def checkpoint_workload(
+    checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions
+) -> Workload:
+    """The workload of a checkpoint on prepared data.
+
+    Raises:
+        DataError: the objective needs labels that the data does not have.
+    """
+    forward = forward_of(checkpoint.family, checkpoint.task)
+    first = next(iter(data.test))
+    seq2seq = checkpoint.task == "seq2seq"
+    return Workload(
+        forward=forward,
+        measure=partial(_measure, forward, checkpoint),
+        objective=_objective(checkpoint, data, options),
+        train=data.train,
+        held_out=data.held_out,
+        test=data.test,
+        compare=checkpoint.init is None,
+        probe={key: value for key, value in first.items() if seq2seq or key != "labels"},
+    )
+
+
+def _measure(
+    forward: Any, checkpoint: Checkpoint, module: nn.Module, batches: Iterable[Any], **options: Any
+) -> Metrics:
+    return evaluate(module, batches, forward, checkpoint.task, **options)
+
+
+def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
+    forward, task = forward_of(checkpoint.family, checkpoint.task), checkpoint.task
+    name = options.name
+    if name == "auto":
+        name = "task" if checkpoint.init is not None else "distill"
+    if name == "task":
+        if not data.labels_match or task == "features":
+            raise DataError(
+                f"the objective 'task' needs labels: {data.label_note or 'the model has no head.'} "
+                "Use --objective distill, which needs none"
+            )
+        return task_objective(forward, task, label_smoothing=options.label_smoothing)
+    return distill_objective(
+        forward, task, temperature=options.temperature, label_weight=options.label_weight
+    )
+
+
+def own_workload(
+    module: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
+) -> Workload:
+    """The workload of a user's own module: `data` is a re-iterable of batches of any kind.
+
+    Every tenth batch (at least one, where there are several) is held out to select and measure
+    on; metrics are the mean of `loss_fn(module, batch)`.
+
+    Raises:
+        DataError: there is no batch, or `data` can be gone through only once.
+    """
+    if isinstance(data, Iterator):
+        raise DataError("data is an iterator that ends after one epoch: give a list or DataLoader")
+    count = sum(1 for _ in data)
+    if count == 0:
+        raise DataError("data holds no batch")
+    held_out = OwnBatches(source=data, count=count, held_out=True)
+    return Workload(
+        forward=loss_fn,
+        measure=partial(_mean_loss, loss_fn),
+        objective=own_objective(loss_fn),
+        train=OwnBatches(source=data, count=count, held_out=False),
+        held_out=held_out,
+        test=held_out,
+        compare=False,
+        probe={},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnBatches:
+    """A user's own batches: every tenth is held out, at least one where there are several."""
+
+    source: Iterable[Any]
+    count: int
+    held_out: bool
+
+    def __len__(self) -> int:
+        return sum(self._mine(index) for index in range(self.count))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for index, batch in enumerate(self.source) if self._mine(index))
+
+    def epoch(self, index: int) -> Iterator[Any]:
+        """The batches in whatever order the source gives them."""
+        return iter(self)
+
+    def _mine(self, index: int) -> bool:
+        if self.count == 1:
+            return True
+        return (index % min(10, self.count) == min(10, self.count) - 1) == self.held_out
+
+
+def _mean_loss(
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    module: nn.Module,
+    batches: Iterable[Any],
+    **options: Any,
+) -> Metrics:
+    """Mean of the user's loss over batches, in eval mode."""
+    device = next(module.parameters()).device
+    with torch.inference_mode(), evaluating(module):
+        losses = [float(loss_fn(module, to_device(batch, device))) for batch in batches]
+    return {"loss": sum(losses) / len(losses)}
