@@ -152,7 +152,7 @@ def train(loop: Loop, training: Training, accelerator: Accelerator) -> Iterator[
     Raises:
         SltError: the loss is not finite.
     """
-    optimizer = torch.optim.Adam(list(loop.gates.scores.values()), lr=training.lr)
+    optimizer = torch.optim.Adam(list(loop.gates.scores.values()), lr=training.lr, fused=True)
     module, optimizer = accelerator.prepare(loop.module, optimizer)
     try:
         yield from _steps(loop, training, accelerator, module, optimizer)

@@ -92,7 +92,7 @@ class _GaussianGate(torch.autograd.Function):
         if sample.phase.hard:
             gate = (score > sample.shift + 0.5).to(score.dtype)
         else:
-            gate = _noisy(score, sample, sigma).clamp_(0.0, 1.0)
+            gate = _noisy(score, sample, sigma, centre=0.0).clamp_(0.0, 1.0)
         scale = _inverse_rms(gate) if sample.rescale else 1.0
         ctx.save_for_backward(score, weight)
         ctx.sample, ctx.sigma, ctx.scale = sample, sigma, scale
@@ -101,21 +101,22 @@ class _GaussianGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         score, weight = ctx.saved_tensors
-        noisy = _noisy(score, ctx.sample, ctx.sigma)
-        alive = (noisy > 0.0).logical_and_(noisy < 1.0)
+        # inside (0, 1), written as a distance from 1/2: one pass less over the weights
+        alive = _noisy(score, ctx.sample, ctx.sigma, centre=0.5).abs_() < 0.5
         gradient = grads[0].to(score.dtype).mul(weight).mul_(alive).mul_(ctx.scale)
         return gradient, None, None, None
 
 
-def _noisy(score: Tensor, sample: Sample, sigma: float) -> Tensor:
+def _noisy(score: Tensor, sample: Sample, sigma: float, *, centre: float) -> Tensor:
+    """score - shift - centre, with this sample's noise where the phase has noise."""
     if not sample.phase.noise:
-        return score - sample.shift
+        return score - (sample.shift + centre)
     generator = torch.Generator(score.device).manual_seed(sample.key)
-    noise = torch.randn(score.shape, generator=generator, device=score.device, dtype=score.dtype)
-    return noise.mul_(sigma).add_(score).sub_(sample.shift)
+    noise = torch.empty_like(score).normal_(-sample.shift - centre, sigma, generator=generator)
+    return noise.add_(score)
 
 
-def _inverse_rms(gate: Tensor) -> float | Tensor:
+def _inverse_rms(gate: Tensor) -> Tensor:
     """1 / rms of the gates, on the gates' device; 1 where all are zero."""
-    mean_square = gate.square().mean()
-    return torch.where(mean_square > 0, mean_square.rsqrt(), torch.ones_like(mean_square))
+    rms = torch.linalg.vector_norm(gate) / sqrt(gate.numel())
+    return torch.where(rms > 0, 1.0 / rms, torch.ones_like(rms))
