@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,21 @@ from torch import Tensor, nn
 
 from slt_compress.artifact import Artifact, is_artifact, write_artifact
 from slt_compress.budget import Budget
-from slt_compress.cards import artifact_card, ticket_card
-from slt_compress.checkpoints import Checkpoint, open_checkpoint, origin_record
+from slt_compress.cards import artifact_card
+from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
-from slt_compress.files import read_json, sha256_tensors
+from slt_compress.files import read_json
 from slt_compress.methods import Method
 from slt_compress.objectives import ObjectiveName
-from slt_compress.recipes import Recipe
+from slt_compress.provenance import provenance_of
+from slt_compress.recipes import Recipe, parse_recipe
+from slt_compress.recording import record, target_of
 from slt_compress.reporting import Report, make_report
-from slt_compress.runtime import (
-    as_runtime,
-    environment,
-    module_checkpoint,
-    open_path,
-    provenance_of,
-)
-from slt_compress.searching import OnStep, Search, SearchResult
+from slt_compress.runtime import as_origin, as_runtime, module_checkpoint, open_path, origin_of
+from slt_compress.searching import OnStep, Search
 from slt_compress.sites import find_sites
-from slt_compress.ticket import (
-    Ticket,
-    free_path,
-    newest,
-    read_probe,
-    read_ticket,
-    ticket_hash,
-    write_ticket,
-)
+from slt_compress.ticket import Ticket, newest, read_probe, read_ticket, ticket_hash
 from slt_compress.training import Training
 from slt_compress.verifying import Check, Verification, verify_path
 from slt_compress.workloads import checkpoint_workload, own_workload
@@ -85,7 +72,10 @@ def search(
     """
     recipe = _resolved(recipe or Recipe(), budget, method, objective, training)
     method = method or recipe.method_instance()
-    path = _ticket_path(source, recipe, out)
+    if isinstance(data, str):
+        recipe = replace(recipe, dataset=data)
+    target = target_of(source, recipe, out, TICKETS)
+    target.check()
     started = time.monotonic()
     if isinstance(source, nn.Module):
         if loss_fn is None or data is None or isinstance(data, str):
@@ -95,10 +85,9 @@ def search(
     else:
         if data is not None and not isinstance(data, str):
             raise SltError("batches of your own go with a module of your own; give a data set name")
-        checkpoint, prepared = _open(source, replace(recipe, dataset=data or recipe.dataset))
+        checkpoint, prepared = _open(source, recipe)
         workload = checkpoint_workload(checkpoint, prepared, recipe.objective)
-    trained = checkpoint.trained_head or checkpoint.family == "module"
-    plan = find_sites(checkpoint.module, recipe.targets, gate_head=not trained)
+    plan = find_sites(checkpoint.module, recipe.targets, gate_head=not checkpoint.trained_head)
     result = Search(
         module=checkpoint.module,
         plan=plan,
@@ -108,8 +97,7 @@ def search(
         training=recipe.training,
         random_init=checkpoint.init is not None,
     ).run(on_step)
-    run = _run_facts(started, path)
-    return _write(path, checkpoint, prepared, recipe, result, run)
+    return record(target, checkpoint, prepared, recipe, result=result, started=started)
 
 
 def _resolved(
@@ -133,16 +121,6 @@ def _resolved(
     return recipe if training is None else replace(recipe, training=training)
 
 
-def _ticket_path(source: str | Path | nn.Module, recipe: Recipe, out: str | Path | None) -> Path:
-    if out is not None:
-        if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-            raise TicketError(f"{out} exists and is not empty: choose another folder")
-        return Path(out)
-    name = type(source).__name__ if isinstance(source, nn.Module) else str(source)
-    model = name.strip("/.").replace("/", "-").replace(":", "-") or "model"
-    return free_path(TICKETS, f"{model}-{recipe.method['name']}-{recipe.target_sparsity:g}")
-
-
 def _open(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
     """The checkpoint and its data; a random init's head takes the classes of the data."""
     training = recipe.training
@@ -164,63 +142,6 @@ def _open(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
     return checkpoint, prepared
 
 
-def _run_facts(started: float, path: Path) -> dict[str, Any]:
-    """What may differ between equal runs."""
-    return {
-        "seconds": round(time.monotonic() - started, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "path": str(path.absolute()),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
-
-
-def _write(
-    path: Path,
-    checkpoint: Checkpoint,
-    prepared: SearchData | None,
-    recipe: Recipe,
-    result: SearchResult,
-    run: Mapping[str, Any],
-) -> Ticket:
-    module, origin = checkpoint.module, origin_record(checkpoint)
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    stored = {name: state[name].clone() for name in checkpoint.stored}
-    all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
-    notes = (prepared.label_note, *prepared.notes) if prepared else ()
-    extra = {
-        "environment": environment(module),
-        "dense_nbytes": _nbytes(module),
-        "data": None if prepared is None else {
-            "spec": prepared.spec, "splits": dict(prepared.splits), "test": prepared.test_split,
-            "labels_match": prepared.labels_match,
-        },
-        "notes": [note for note in notes if note],
-    }  # fmt: skip
-    facts = {site.name: {"kind": site.kind, "dtype": _dtype(result, site.name)}
-             for site in result.plan.sites}  # fmt: skip
-    return write_ticket(
-        path, origin=origin, masks=result.masks, gains=result.gains, buffers=result.buffers,
-        stored={} if all_stored else stored, origin_tensors=stored if all_stored else None,
-        budget=asdict(recipe.budget()), recipe=recipe.to_dict(), metrics=result.metrics,
-        controls=result.controls, skipped=result.plan.skipped,
-        weights_hash=sha256_tensors(result.weights),
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        probe=result.probe, history=result.history, run=run, sites=facts,
-        scores=result.scores if recipe.save_scores else None, extra=extra,
-        card=ticket_card(origin, recipe, result.masks, result.metrics),
-    )  # fmt: skip
-
-
-def _dtype(result: SearchResult, name: str) -> str:
-    return str(result.weights[name].dtype).removeprefix("torch.")
-
-
-def _nbytes(module: nn.Module) -> int:
-    """Bytes of all tensors of the state dict, shared ones once."""
-    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def report(path: str | Path | None = None) -> Report:
     """The report of a ticket or of an exported folder; default: the newest ticket.
 
@@ -229,7 +150,8 @@ def report(path: str | Path | None = None) -> Report:
     """
     folder = Path(path) if path is not None else newest(TICKETS)
     if is_artifact(folder):
-        return Report.from_dict(read_json(folder / "report.json", ArtifactError))
+        file = folder / "report.json"
+        return Report.from_dict(read_json(file, ArtifactError), file, ArtifactError)
     return make_report(read_ticket(folder))
 
 
@@ -261,11 +183,16 @@ def export(
     found = opened.ticket
     if found is None or opened.masks is None:
         raise TicketError(f"{folder} is not a ticket")
+    if opened.flattened and format == "dense" and opened.checkpoint.family in ("transformers", "timm"):
+        raise ArtifactError(
+            f"{opened.flattened[0]} is computed by a parametrization (weight norm) in this model, "
+            "whose library cannot store the masked weight itself: use --format sparse-csr"
+        )
     made = make_report(found)
     return write_artifact(
         target, format=format, checkpoint=opened.checkpoint, module=opened.module,
         masks=opened.masks, report=made.to_dict(), ticket_hash=ticket_hash(folder),
-        provenance=provenance_of(found), probe=read_probe(folder),
+        provenance=provenance_of(found).to_dict(), probe=read_probe(folder),
         card=artifact_card(made, format, found.origin, target.name),
     )  # fmt: skip
 
@@ -318,8 +245,9 @@ def verify(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         checks = json.loads(done.stdout)["checks"]
-    except (ValueError, KeyError):
-        raise SltError(done.stderr.strip().removeprefix("error: ") or "verify failed") from None
+    except (ValueError, KeyError, TypeError):
+        said = done.stderr.strip().rpartition("error: ")[2]
+        raise SltError(said or f"verify ended with code {done.returncode}") from None
     return Verification(path=folder, checks=tuple(Check(**check) for check in checks))
 
 
@@ -334,27 +262,44 @@ def evaluate(
 
     Args:
         path: default: the newest ticket.
-        data: a data set specification; default: the one the ticket was searched on.
-        origin: where a ticket's weights are read from instead of the recorded place.
-        recipe: its `data`, `evaluation` and batch size; default: those of the ticket.
+        data: a data set specification; default: the one of the search.
+        origin: where the origin's weights are read from instead of the recorded place.
+        recipe: its `dataset`, `data`, `evaluation` and batch size; default: those of the search,
+            without its `data` section where another data set is named.
+
+    Where the labels of the data are not the model's, `agreement` and `kl` compare with the dense
+    origin, which then has to be at hand.
 
     Raises:
         SltError: the folder, its origin or the data cannot be used.
     """
     folder = Path(path) if path is not None else newest(TICKETS)
+    recipe = recipe or search_recipe(folder, data)
     opened = open_path(folder, origin=origin)
-    recipe = recipe or Recipe()
-    spec = data or recipe.dataset
-    if spec is None:
-        raise SltError("evaluate needs a data set: name one with --dataset SPEC")
+    checkpoint = opened.checkpoint
+    spec = data or recipe.dataset or default_spec(checkpoint.task)
     prepared = prepare(
-        open_data(spec, recipe.data), opened.checkpoint, batch_size=recipe.training.batch_size,
+        open_data(spec, recipe.data), checkpoint, batch_size=recipe.training.batch_size,
         seed=recipe.training.seed, limit=recipe.evaluation.limit,
     )  # fmt: skip
-    workload = checkpoint_workload(
-        opened.checkpoint, prepared, replace(recipe.objective, name="distill")
-    )
-    metrics = workload.measure(opened.module, prepared.test, reference=None)
-    if not metrics:
-        raise SltError(f"nothing can be measured on {spec}: {prepared.label_note}")
+    workload = checkpoint_workload(checkpoint, prepared, replace(recipe.objective, name="distill"))
+    reference = None
+    if not prepared.labels_match:
+        reference = partial(as_origin, opened, origin_of(opened, origin=origin))
+    metrics = workload.measure(opened.module, prepared.test, reference=reference)
     return {"metrics": metrics, "examples": prepared.splits["test"]}
+
+
+def search_recipe(path: str | Path, data: str | None = None) -> Recipe:
+    """The recipe of the search behind a ticket or exported folder.
+
+    With `data`, for that data set: the `data` section of another one is left out.
+
+    Raises:
+        SltError: the folder is damaged.
+    """
+    content = dict(report(path).recipe)
+    if data is not None and data != content.get("dataset"):
+        content = {key: value for key, value in content.items() if key != "data"}
+        content["dataset"] = data
+    return parse_recipe(content)

@@ -108,7 +108,7 @@ def soft_shifts(
     """The shift of each site at which the expected number of kept weights meets `density`.
 
     One scalar per group of sites, solved by a bracketed secant search from the last step's
-    `start` on histograms of the scores; the relative error of the count is below 1e-3 where
+    `start` on histograms of the scores; the relative error of the count is below 1e-2 where
     `keep_probability` rises over more than a hundredth of the range of the scores. At density 1
     the shift is -inf.
     """
@@ -165,12 +165,13 @@ def _groups(
         return [([name], density * score.numel()) for name, score in scores.items()]
     free, alone = dict(scores), []
     kept = density * sum(score.numel() for score in scores.values())
-    least = min(1.0, kept / (2 * len(scores)))  # one weight each, where the budget has that many
+    # one weight each, where the budget has that many beside the floors: together they fit in it
+    least = min(1.0, (1.0 - budget.floor) * kept / len(scores))
     floors = {n: max(least, budget.floor * density * s.numel()) for n, s in scores.items()}
     while budget.floor > 0.0:
         taken = mass(free, kept)
         short = [name for name in free if taken[name] < floors[name]]
-        # the floors sum to less than what is kept, so some site is always above its own
+        # the floors sum to at most what is kept: all short happens by rounding only
         if not short or len(short) == len(free):
             break
         for name in short:
@@ -182,19 +183,21 @@ def _groups(
 
 def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tuple[list[str], int]]:
     """`_groups` by exact order statistics, rounded by largest remainder to an exact total."""
-    groups = _groups(scores, budget, density, _count_above)
+    groups = _groups(scores, budget, density, _count_top)
     total = max(1, round(density * sum(score.numel() for score in scores.values())))
-    counts = [floor(kept) for _, kept in groups]
-    by_remainder = sorted(range(len(groups)), key=lambda i: counts[i] - groups[i][1])
+    sizes = [sum(scores[name].numel() for name in names) for names, _ in groups]
+    counts = [max(0, floor(kept)) for _, kept in groups]
+    room = [i for i, count in enumerate(counts) if count < sizes[i]]
+    by_remainder = sorted(room, key=lambda i: counts[i] - groups[i][1])
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1
     return [(names, count) for (names, _), count in zip(groups, counts, strict=True)]
 
 
-def _count_above(group: Scores, kept: float) -> dict[str, float]:
+def _count_top(group: Scores, kept: float) -> dict[str, float]:
     flat = torch.cat([score.detach().reshape(-1) for score in group.values()])
-    threshold = _threshold(flat, round(kept))
-    return {name: float((score > threshold).sum()) for name, score in group.items()}
+    pieces = _top(flat, round(kept)).split([score.numel() for score in group.values()])
+    return {name: float(piece.sum()) for name, piece in zip(group, pieces, strict=True)}
 
 
 def _threshold(flat: Tensor, kept: int) -> float:
@@ -214,7 +217,7 @@ def _top(flat: Tensor, kept: int) -> Tensor:
     missing = kept - int(keep.count_nonzero())
     if missing:
         keep[(flat == threshold).nonzero().reshape(-1)[:missing]] = True
-    return keep.cpu()
+    return keep
 
 
 def _root(excess: Callable[[float], float], guess: float, *, tolerance: float) -> float:

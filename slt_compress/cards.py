@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,9 +28,7 @@ def ticket_card(
         *_metric_table(metrics),
         "",
         "```python",
-        "import slt_compress",
-        "",
-        'model = slt_compress.load("path/to/this/folder")',
+        *_own_loading("path/to/this/folder", origin),
         "```",
         "",
     ]
@@ -65,19 +64,25 @@ def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str
     family = origin.get("family")
     if format == "dense" and family == "transformers":
         code = [
-            f"from transformers import {_AUTO_CLASSES[str(origin.get('task'))]} as Auto",
+            f"from transformers import {_AUTO_CLASSES.get(str(origin.get('task')), 'AutoModel')}",
             "",
-            f'model = Auto.from_pretrained("{folder}")',
+            f"model = {_AUTO_CLASSES.get(str(origin.get('task')), 'AutoModel')}"
+            f".from_pretrained({json.dumps(folder)})",
         ]
     elif format == "dense" and family == "timm":
         code = [
             "import timm",
             "",
-            f'model = timm.create_model("local-dir:{folder}", pretrained=True)',
+            f"model = timm.create_model({json.dumps('local-dir:' + folder)}, pretrained=True)",
         ]
     else:
-        code = ["import slt_compress", "", f'model = slt_compress.load("{folder}")']
+        code = _own_loading(folder, origin)
     return ["```python", *code, "```"]
+
+
+def _own_loading(folder: str, origin: Mapping[str, Any]) -> list[str]:
+    own = ", model=your_module" if origin.get("family") == "module" else ""
+    return ["import slt_compress", "", f"model = slt_compress.load({json.dumps(folder)}{own})"]
 
 
 _AUTO_CLASSES: Mapping[str, str] = {

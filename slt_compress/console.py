@@ -42,7 +42,11 @@ def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
     with Progress(*columns, console=console, transient=True) as progress:
         bar: TaskID = progress.add_task("searching", total=None, figures="")
         yield lambda step: progress.update(
-            bar, total=step.total, completed=step.index + 1, figures=_figures(step)
+            bar,
+            total=step.total,
+            completed=step.index + 1,
+            figures=_figures(step),
+            description="measuring" if step.index + 1 == step.total else "searching",
         )
 
 
@@ -57,6 +61,8 @@ def _print_some(step: Step) -> None:
         left = step.seconds / (step.index + 1) * (step.total - step.index - 1)
         line = f"step {step.index + 1}/{step.total} {_figures(step)} left {left:.0f} s"
         print(line, file=sys.stderr, flush=True)
+    if last:
+        print("measuring the mask and its controls", file=sys.stderr, flush=True)
 
 
 def print_report(report: Report) -> None:

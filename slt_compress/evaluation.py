@@ -133,7 +133,7 @@ def reestimate_batchnorm(
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
     *,
-    limit: int = 100,
+    limit: int = 50,
 ) -> dict[str, Tensor]:
     """Replace BatchNorm's running statistics by their mean over at most `limit` batches.
 

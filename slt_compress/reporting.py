@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from slt_compress.errors import SltError, TicketError
 from slt_compress.formats import FORMATS
+from slt_compress.manifests import Manifest, as_shape
+from slt_compress.provenance import provenance_of
 from slt_compress.ticket import Ticket
 
+_SOURCE = ("kind", "source", "revision", "family", "task")
+_FIGURES = ("target", "achieved", "kept", "gated", "parameters", "achieved_parameters")
 # Schemes whose magnitudes are all equal within a layer, so that ranking by them says nothing.
 _EQUAL_MAGNITUDES = ("signed-constant", "random")
 
@@ -54,21 +60,63 @@ class Report:
         return content
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Report:
-        """Undo `to_dict`."""
-        lists = {key: tuple(content[key]) for key in ("layers", "warnings", "expectations")}
-        return cls(**{**content, **lists})
+    def from_dict(cls, content: Mapping[str, Any], where: Path, error: type[SltError]) -> Report:
+        """Undo `to_dict`; `where` is the file, for the message of `error`.
+
+        Raises:
+            error: a part is missing or of another type.
+        """
+        manifest = Manifest(values=content, where=where, error=error)
+        _check_figures(manifest)
+        for key in ("source", "metrics", "controls", "skipped", "recipe"):
+            manifest.object(key)
+        lists = {key: content.get(key) for key in ("layers", "warnings", "expectations")}
+        for key, entries in lists.items():
+            kind = dict if key == "layers" else str
+            if not isinstance(entries, list) or not all(isinstance(e, kind) for e in entries):
+                raise manifest.damaged(f"{key!r} is no list of a {kind.__name__} each")
+        for layer in content["layers"]:
+            numbers = {key: layer.get(key) for key in ("total", "kept", "sparsity")}
+            shape = as_shape(layer.get("shape"))
+            if not isinstance(layer.get("name"), str) or shape is None or not _numeric(numbers):
+                raise manifest.damaged(f"one of its layers is {str(layer)[:80]}")
+        known = {entry.name for entry in fields(cls)}
+        plain = {key: value for key, value in content.items() if key in known}
+        return cls(**{**plain, **{key: tuple(entries or ()) for key, entries in lists.items()}})
+
+
+def _check_figures(manifest: Manifest) -> None:
+    """Refuse figures that are no numbers."""
+    figures = {key: manifest.object(key) for key in ("metrics", "controls")}
+    for key, found in figures.items():
+        for name, metrics in found.items():
+            if metrics is not None and not (isinstance(metrics, dict) and _numeric(metrics)):
+                raise manifest.damaged(f"{key}.{name} is {str(metrics)[:60]}")
+    sparsity, sizes = manifest.object("sparsity"), manifest.object("sizes")
+    if not _numeric({key: sparsity.get(key) for key in _FIGURES}):
+        raise manifest.damaged(f"its sparsity is {str(sparsity)[:60]}")
+    if not _numeric(sizes) or not sizes.get("dense"):
+        raise manifest.damaged(f"its sizes are {str(sizes)[:60]}")
+
+
+def _numeric(values: Mapping[str, Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
 
 
 def make_report(ticket: Ticket) -> Report:
-    """The report of a ticket."""
-    counts = ticket.summary["counts"]
+    """The report of a ticket.
+
+    Raises:
+        TicketError: the manifest lacks a part of it.
+    """
+    counts = provenance_of(ticket).counts
     kept, gated, parameters = counts["kept"], counts["gated"], counts["parameters"]
-    layers = tuple(_layer(name, site) for name, site in ticket.summary["sites"].items())
+    sites: Mapping[str, Mapping[str, Any]] = ticket.summary["sites"]
+    layers = [_layer(name, site) for name, site in sites.items()]
     origin = ticket.origin
-    return Report(
-        source={key: origin.get(key) for key in ("kind", "source", "revision", "family", "task")},
-        sparsity={
+    content = {
+        "source": {key: origin.get(key) for key in _SOURCE},
+        "sparsity": {
             "target": ticket.recipe.get("target_sparsity", 1.0 - float(ticket.budget["density"])),
             "achieved": 1.0 - kept / gated,
             "kept": kept,
@@ -76,15 +124,16 @@ def make_report(ticket: Ticket) -> Report:
             "parameters": parameters,
             "achieved_parameters": (gated - kept) / parameters,
         },
-        metrics=ticket.metrics,
-        controls=ticket.controls,
-        layers=layers,
-        skipped=ticket.skipped,
-        sizes=_sizes(ticket),
-        warnings=_warnings(ticket, layers),
-        expectations=_expectations(1.0 - kept / gated),
-        recipe=ticket.recipe,
-    )
+        "metrics": ticket.metrics,
+        "controls": ticket.controls,
+        "layers": layers,
+        "skipped": ticket.skipped,
+        "sizes": _sizes(ticket),
+        "warnings": _warnings(ticket, layers),
+        "expectations": list(_expectations(1.0 - kept / gated)),
+        "recipe": ticket.recipe,
+    }
+    return Report.from_dict(content, ticket.path, TicketError)
 
 
 def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,17 +149,28 @@ def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sizes(ticket: Ticket) -> dict[str, int]:
     """Bytes of all tensors in each format; headers (a few per cent of a tiny file) aside."""
-    dense = int(ticket.summary["extra"]["dense_nbytes"])
-    sites = ticket.summary["sites"].values()
-    shapes = [(tuple(site["shape"]), site["kept"], getattr(torch, site["dtype"])) for site in sites]
-    rest = dense - sum(prod(shape) * dtype.itemsize for shape, _, dtype in shapes)
+    dense = _extra(ticket).get("dense_nbytes")
+    shapes: list[tuple[tuple[int, ...], int, torch.dtype]] = []
+    for name, site in ticket.summary["sites"].items():
+        dtype = vars(torch).get(str(site.get("dtype")))
+        if not isinstance(dtype, torch.dtype):
+            raise TicketError(f"{ticket.path} is damaged: {name} has no known dtype")
+        shapes.append((tuple(site["shape"]), site["kept"], dtype))
+    gated = sum(prod(shape) * dtype.itemsize for shape, _, dtype in shapes)
+    if type(dense) is not int or dense < gated:
+        raise TicketError(f"{ticket.path} is damaged: it says its model has {dense} bytes")
     return {
-        name: rest + sum(codec.nbytes(shape, kept, dtype) for shape, kept, dtype in shapes)
+        name: dense - gated + sum(codec.nbytes(shape, kept, dtype) for shape, kept, dtype in shapes)
         for name, codec in FORMATS.items()
     }
 
 
-def _warnings(ticket: Ticket, layers: tuple[Mapping[str, Any], ...]) -> tuple[str, ...]:
+def _extra(ticket: Ticket) -> Mapping[str, Any]:
+    extra = ticket.summary.get("extra")
+    return extra if isinstance(extra, dict) else {}
+
+
+def _warnings(ticket: Ticket, layers: list[dict[str, Any]]) -> list[str]:
     found = [f"{layer['name']} is dead: none of its weights is kept" for layer in layers
              if layer["kept"] == 0]  # fmt: skip
     for name, mask in ticket.masks.items():
@@ -118,14 +178,13 @@ def _warnings(ticket: Ticket, layers: tuple[Mapping[str, Any], ...]) -> tuple[st
         dead = int((~rows.any(dim=1)).sum())
         if 0 < dead < len(rows):
             found.append(f"{name}: {dead} of {len(rows)} rows (first dimension) are empty")
-    init = ticket.origin.get("init") or {}
-    if init.get("scheme") in _EQUAL_MAGNITUDES:
+    init = ticket.origin.get("init")
+    if isinstance(init, dict) and init.get("scheme") in _EQUAL_MAGNITUDES:
         found.append(
             "the control 'magnitude' is uninformative: all weights of a layer have one magnitude"
         )
-    extra = ticket.summary["extra"]
-    found += [note for note in extra.get("notes", ()) if note]
-    return tuple(found)
+    notes = _extra(ticket).get("notes")
+    return found + [str(note) for note in notes if note] if isinstance(notes, list) else found
 
 
 def _expectations(sparsity: float) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,10 +16,11 @@ from torch.nn.utils import parametrize
 
 from slt_compress.artifact import is_artifact, read_artifact, read_masks
 from slt_compress.checkpoints import Checkpoint, reopen
-from slt_compress.errors import SltError, SourceError, TicketError
+from slt_compress.errors import ArtifactError, SltError, SourceError, TicketError
 from slt_compress.files import sha256_tensors
-from slt_compress.gating import masked_weight, set_buffers
+from slt_compress.gating import kept_buffers, masked_weight, set_buffers
 from slt_compress.masks import Masks
+from slt_compress.provenance import provenance_of
 from slt_compress.ticket import ORIGIN, Ticket, read_origin_tensors, read_ticket
 
 Runtime = Literal["dense"]
@@ -32,17 +34,29 @@ class Opened:
         path: the folder.
         checkpoint: the model and what data preparation needs.
         masks: which weights survive; None for a dense export, which stores no mask.
-        provenance: `origin`, `gains`, `weights_hash`, `budget`, `counts`, `environment`.
+        provenance: where the weights come from, as the folder says; not checked for an artifact,
+            which can be used without it.
         entries: stored tensors of an artifact; empty for a ticket.
         ticket: None for an artifact.
+        flattened: sites of a ticket whose weight the origin computes by a parametrization (weight
+            norm); in this module it is a plain parameter.
     """
 
     path: Path
     checkpoint: Checkpoint
     masks: Masks | None
-    provenance: Mapping[str, Any]
+    provenance: object
     entries: Mapping[str, Mapping[str, Any]]
     ticket: Ticket | None
+    flattened: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every site."""
+        if self.masks is not None:
+            return shapes_of(self.masks)
+        sites = {name: entry for name, entry in self.entries.items() if "kept" in entry}
+        return {name: tuple(entry["shape"]) for name, entry in sites.items()}
 
     @property
     def module(self) -> nn.Module:
@@ -62,39 +76,65 @@ def open_path(
     if not folder.exists():
         raise SltError(f"there is no {folder}")
     if is_artifact(folder):
-        copy = None if model is None else deepcopy(model)
+        copy = None if model is None else deepcopy(model).cpu()
         loaded = read_artifact(folder, model=copy)
         return Opened(
             path=folder, checkpoint=loaded.checkpoint, masks=read_masks(folder),
-            provenance=loaded.manifest.get("provenance", {}), entries=loaded.artifact.entries,
+            provenance=loaded.manifest.get("provenance"), entries=loaded.artifact.entries,
             ticket=None,
         )  # fmt: skip
     ticket = read_ticket(folder)
+    provenance = provenance_of(ticket)
     checkpoint = open_origin(ticket, origin=origin, model=model)
-    weights = site_weights(checkpoint.module, ticket.masks)
-    if sha256_tensors(weights) != ticket.summary["weights_hash"]:
+    weights = site_weights(checkpoint.module, shapes_of(ticket.masks))
+    if sha256_tensors(weights) != provenance.weights_hash:
         raise TicketError(
             f"the weights of {origin or ticket.origin.get('source')} are not those that {folder} "
             f"was searched on{_versions_note(ticket)}"
         )
-    apply_masks_(checkpoint.module, ticket.masks, ticket.gains)
+    flattened = apply_masks_(checkpoint.module, ticket.masks, ticket.gains)
     set_buffers(checkpoint.module, ticket.buffers)
     return Opened(
-        path=folder, checkpoint=checkpoint, masks=ticket.masks, provenance=provenance_of(ticket),
-        entries={}, ticket=ticket,
+        path=folder, checkpoint=checkpoint, masks=ticket.masks, provenance=provenance.to_dict(),
+        entries={}, ticket=ticket, flattened=flattened,
     )  # fmt: skip
 
 
-def provenance_of(ticket: Ticket) -> dict[str, Any]:
-    """What proves the weights of a model made from a ticket."""
-    return {
-        "origin": dict(ticket.origin),
-        "gains": dict(ticket.gains),
-        "budget": dict(ticket.budget),
-        "weights_hash": ticket.summary["weights_hash"],
-        "counts": ticket.summary["counts"],
-        "environment": ticket.summary["extra"]["environment"],
-    }
+def origin_of(
+    opened: Opened, *, origin: str | Path | None = None, model: nn.Module | None = None
+) -> Checkpoint:
+    """The origin of an opened folder, its weights untouched; a ticket folder may stand in for it.
+
+    Raises:
+        SltError: it is not recorded, or cannot be had.
+    """
+    if opened.ticket is not None:
+        return open_origin(opened.ticket, origin=origin, model=model)
+    if origin is not None and (Path(origin) / "ticket.json").is_file():
+        return open_origin(read_ticket(origin), model=model)
+    record = opened.provenance.get("origin") if isinstance(opened.provenance, Mapping) else None
+    if not isinstance(record, Mapping):
+        raise ArtifactError(f"{opened.path} does not record its origin")
+    if record.get("kind") == "module":
+        return module_checkpoint(_own_module(opened.path, model))
+    return reopen(record, override=origin)
+
+
+@contextmanager
+def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
+    """The opened module with the weights and buffers of its origin, as long as the block lasts."""
+    dense = site_weights(source.module, opened.shapes)
+    here = site_parameters(opened.module, opened.shapes)
+    masked = {name: weight.data for name, weight in here.items()}
+    try:
+        with kept_buffers(opened.module):
+            set_buffers(opened.module, dict(source.module.named_buffers()))
+            for name, weight in here.items():
+                weight.data = dense[name]
+            yield
+    finally:
+        for name, weight in here.items():
+            weight.data = masked[name]
 
 
 def open_origin(
@@ -107,15 +147,10 @@ def open_origin(
             is missing.
     """
     if ticket.origin.get("kind") == "module":
-        if model is None:
-            raise SourceError(
-                f"{ticket.path} was searched on a module of your own: hand it over with "
-                "slt_compress.load(PATH, model=module)"
-            )
-        return module_checkpoint(deepcopy(model).cpu().eval())
+        return module_checkpoint(_own_module(ticket.path, model))
     checkpoint = reopen(ticket.origin, override=origin)
     stored = dict(ticket.stored)
-    if ORIGIN in ticket.summary["files"]:
+    if ORIGIN in ticket.summary["files"]:  # read_ticket checked that it is an object
         stored |= read_origin_tensors(ticket.path)
     state = checkpoint.module.state_dict()
     for name in checkpoint.stored:
@@ -123,6 +158,15 @@ def open_origin(
             raise TicketError(f"{ticket.path} does not hold the stored tensor {name}")
         state[name].copy_(stored[name])
     return checkpoint
+
+
+def _own_module(path: Path, model: nn.Module | None) -> nn.Module:
+    if model is None:
+        raise SourceError(
+            f"{path} was searched on a module of your own: hand it over with "
+            "slt_compress.load(PATH, model=module)"
+        )
+    return deepcopy(model).cpu().eval()
 
 
 def module_checkpoint(module: nn.Module) -> Checkpoint:
@@ -134,39 +178,58 @@ def module_checkpoint(module: nn.Module) -> Checkpoint:
     )  # fmt: skip
 
 
-def site_weights(module: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shapes_of(masks: Masks) -> dict[str, tuple[int, ...]]:
+    """Shape of every mask."""
+    return {name: tuple(mask.shape) for name, mask in masks.items()}
+
+
+def site_weights(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The weights of the sites, by name.
 
     Raises:
         TicketError: the module has no such weight, or one of another shape.
     """
+    return {name: weight.detach() for name, weight in site_parameters(module, shapes).items()}
+
+
+def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What the module itself holds at the sites: parameters, or what parametrizations compute.
+
+    Raises:
+        TicketError: the module has no such weight, or one of another shape.
+    """
     weights: dict[str, Tensor] = {}
-    for name, mask in masks.items():
+    for name, shape in shapes.items():
         path, _, param = name.rpartition(".")
         try:
             weight = getattr(module.get_submodule(path), param)
         except AttributeError:
             raise TicketError(f"the model has no weight {name}: was it made by other versions?") \
                 from None  # fmt: skip
-        if not isinstance(weight, Tensor) or weight.shape != mask.shape:
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
             raise TicketError(f"{name} of the model does not have the shape of its mask")
-        weights[name] = weight.detach()
+        weights[name] = weight
     return weights
 
 
-def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) -> None:
+def apply_masks_(
+    module: nn.Module, masks: Masks, gains: Mapping[str, float]
+) -> tuple[str, ...]:
     """Turn the weights of the sites into fl(gain * weight) where kept and 0 elsewhere, in place.
 
-    A weight under a parametrization becomes a plain parameter.
+    A weight under a parametrization becomes a plain parameter; gives the names of those.
     """
+    flattened: list[str] = []
     with torch.no_grad():
         for name, mask in masks.items():
             path, _, param = name.rpartition(".")
             owner = module.get_submodule(path)
             if parametrize.is_parametrized(owner, param):
                 parametrize.remove_parametrizations(owner, param, leave_parametrized=True)
+                flattened.append(name)
             weight = getattr(owner, param)
             weight.copy_(masked_weight(weight, mask, gains.get(name, 1.0)))
+    return tuple(flattened)
 
 
 def environment(module: nn.Module) -> dict[str, Any]:
@@ -193,6 +256,8 @@ def as_runtime(opened: Opened, runtime: str) -> nn.Module:
 
 
 def _versions_note(ticket: Ticket) -> str:
-    from_versions = ticket.origin.get("versions") or {}
+    from_versions = ticket.origin.get("versions")
+    if not isinstance(from_versions, Mapping):
+        return ""
     listed = ", ".join(f"{name} {value}" for name, value in sorted(from_versions.items()) if value)
-    return f" (with {listed}); --origin PATH says where they are" if listed else ""
+    return f" (with {listed}); --origin PATH says where those are" if listed else ""

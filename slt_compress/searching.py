@@ -212,7 +212,7 @@ class Search:
         gains: Mapping[str, float],
         batches: Iterable[Any],
         *,
-        limit: int = 100,
+        limit: int = 50,
     ) -> Metrics:
         """Metrics under a mask, with BatchNorm re-estimated for it and put back afterwards."""
         with kept_buffers(self.module):

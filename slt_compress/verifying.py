@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.artifact import PROBE
-from slt_compress.checkpoints import Checkpoint, reopen
-from slt_compress.errors import ArtifactError, TicketError
+from slt_compress.artifact import PROBE, is_artifact
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_safetensors, sha256_tensors
 from slt_compress.gating import masked_weight
 from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
-from slt_compress.runtime import Opened, environment, open_origin, open_path, site_weights
+from slt_compress.provenance import Provenance, check_provenance
+from slt_compress.runtime import (
+    Opened,
+    environment,
+    open_path,
+    origin_of,
+    shapes_of,
+    site_weights,
+)
 from slt_compress.ticket import read_probe, read_ticket
 
 # Largest difference of probe logits, relative to the largest logit, that is still the same model
@@ -61,78 +69,92 @@ def verify_path(
     Raises:
         SltError: the folder does not exist, or the origin cannot be reached.
     """
+    folder = Path(path)
+    if not folder.exists():
+        raise SltError(f"there is no {folder}")
+    step = "files"
     try:
-        opened = open_path(path, origin=origin, model=model)
+        if not is_artifact(folder):
+            read_ticket(folder)
+            step = "origin"
+        opened = open_path(folder, origin=origin, model=model)
+        step = "files"
+        known = check_provenance(opened.provenance, folder, ArtifactError)
+        checks = [Check(name="files", ok=True, detail="version, hashes, sizes and counts agree")]
+        source = origin_of(opened, origin=origin, model=model)
+        step = "origin"
+        checks += _against_origin(opened, known, source)
+        step = "logits"
+        checks.append(_logits(opened, known))
     except (TicketError, ArtifactError) as error:
-        return Verification(path=Path(path), checks=(_failed("files", str(error)),))
-    checks = [Check(name="files", ok=True, detail="version, hashes, sizes and counts agree")]
-    source = _origin(opened, origin, model)
-    checks += _against_origin(opened, source)
-    checks.append(_logits(opened))
-    return Verification(path=Path(path), checks=tuple(checks))
+        return Verification(path=folder, checks=(_failed(step, str(error)),))
+    return Verification(path=folder, checks=tuple(checks))
 
 
 def _failed(name: str, detail: str) -> Check:
     return Check(name=name, ok=False, detail=detail)
 
 
-def _origin(opened: Opened, origin: str | Path | None, model: nn.Module | None) -> Checkpoint:
-    """The origin with its weights untouched; a ticket folder may stand in for it."""
-    if opened.ticket is not None:
-        return open_origin(opened.ticket, origin=origin, model=model)
-    if origin is not None and (Path(origin) / "ticket.json").is_file():
-        return open_origin(read_ticket(origin), model=model)
-    record = opened.provenance.get("origin")
-    if not isinstance(record, Mapping):
-        raise ArtifactError(f"{opened.path} does not record its origin")
-    return reopen(record, override=origin)
-
-
-def _against_origin(opened: Opened, source: Checkpoint) -> Iterator[Check]:
+def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> Iterator[Check]:
     """The checks that need the origin's weights."""
-    masks = opened.masks if opened.masks is not None else _nonzero_masks(opened, source)
-    counts = opened.provenance["counts"]
-    yield _count(opened, masks, counts)
-    weights = site_weights(source.module, masks)
-    same = sha256_tensors(weights) == opened.provenance["weights_hash"]
+    weights = site_weights(source.module, opened.shapes)
+    masks = opened.masks if opened.masks is not None else _stored_masks(opened)
+    unseen = 0 if opened.masks is not None else _unseen(opened, known, masks, weights)
+    yield _count(known, masks, unseen)
+    same = sha256_tensors(weights) == known.weights_hash
+    random = source.init is not None and opened.ticket is None
+    hint = "; --origin TICKET reads the tensors that no seed gives" if random else ""
     yield Check(
         name="origin",
         ok=same,
         detail=f"{source.source}: the frozen weights "
-        + ("have the recorded hash" if same else "do not have the recorded hash"),
+        + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
     )
-    yield _weights(opened, masks, weights)
+    yield _weights(opened, known, masks, weights)
     yield _others(opened, source, masks)
 
 
-def _nonzero_masks(opened: Opened, source: Checkpoint) -> Masks:
-    """Masks of a dense export, which stores none: what is not zero, or was zero at the origin."""
-    names = [name for name, entry in opened.entries.items() if "kept" in entry]
-    shapes = {name: source.module.get_parameter(name) for name in names}
-    here = site_weights(opened.module, shapes)
-    return Masks({name: weight != 0 for name, weight in here.items()})
+def _stored_masks(opened: Opened) -> Masks:
+    """Masks of a dense export, which stores none: whatever is not the +0.0 of a removed weight."""
+    here = site_weights(opened.module, opened.shapes)
+    return Masks({name: _bits(weight) != 0 for name, weight in here.items()})
 
 
-def _count(opened: Opened, masks: Masks, counts: Mapping[str, Any]) -> Check:
-    density = float(opened.provenance["budget"]["density"])
+def _unseen(
+    opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
+) -> int:
+    """Kept weights of a dense export that look removed because they are 0 at the origin too.
+
+    Never more at a site than the origin has zeros there.
+    """
+    total = 0
+    for name, mask in masks.items():
+        whole = torch.ones_like(mask)
+        origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
+        missing = int(opened.entries[name]["kept"]) - int(mask.count_nonzero())
+        total += max(0, min(missing, int((_bits(origin) == 0).sum())))
+    return total
+
+
+def _count(known: Provenance, masks: Masks, unseen: int) -> Check:
+    counts, density = known.counts, known.density
     wanted = max(1, round(density * counts["gated"]))
-    dense = opened.masks is None
-    # a kept weight may itself be 0; a dense export cannot tell it from a removed one
-    zeros = counts["kept"] - masks.kept if dense else 0
-    ok = masks.kept + zeros == wanted == counts["kept"] and masks.total == counts["gated"]
+    kept = masks.kept + unseen
     return Check(
         name="count",
-        ok=ok and zeros >= 0,
-        detail=f"{masks.kept + zeros:,} of {masks.total:,} gated weights are kept, "
+        ok=kept == wanted == counts["kept"] and masks.total == counts["gated"],
+        detail=f"{kept:,} of {masks.total:,} gated weights are kept, "
         f"the budget of {density:g} asks for {wanted:,}"
-        + (f"; {zeros} of them are 0 at the origin" if zeros else ""),
+        + (f"; {unseen:,} of them are 0 at the origin" if unseen else ""),
     )
 
 
-def _weights(opened: Opened, masks: Masks, weights: Mapping[str, Tensor]) -> Check:
+def _weights(
+    opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
+) -> Check:
     """Every kept weight has the bits of gain * origin; every other one is 0."""
-    gains = opened.provenance["gains"]
-    here = site_weights(opened.module, masks)
+    gains = known.gains
+    here = site_weights(opened.module, shapes_of(masks))
     wrong = [
         name
         for name, mask in masks.items()
@@ -148,10 +170,10 @@ def _others(opened: Opened, source: Checkpoint, masks: Masks) -> Check:
     """Parameters that were not gated are the origin's too."""
     here: dict[str, Tensor] = dict(opened.module.named_parameters())
     there: dict[str, Tensor] = dict(source.module.named_parameters())
-    if opened.provenance["origin"].get("kind") == "random" and opened.ticket is None:
+    if source.init is not None and opened.ticket is None:
         stored = set(source.stored)  # known to the ticket only
         there = {name: value for name, value in there.items() if name not in stored}
-    others = [name for name in there if name not in masks]
+    others = [name for name in there if name not in masks and not _below(name, masks)]
     wrong = [name for name in others if name not in here or not _same_bits(here[name], there[name])]
     detail = f"{len(others) - len(wrong)} of {len(others)} ungated parameters are the origin's bits"
     return Check(
@@ -159,28 +181,40 @@ def _others(opened: Opened, source: Checkpoint, masks: Masks) -> Check:
     )
 
 
+def _below(name: str, masks: Masks) -> bool:
+    """Whether a parameter is only read by the parametrization of a site (weight norm's parts)."""
+    module, marker, rest = name.partition("parametrizations.")
+    return bool(marker) and module + rest.partition(".")[0] in masks
+
+
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.dtype is not b.dtype or a.shape != b.shape:
-        return False
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
-    return torch.equal(a.detach().contiguous().view(integer), b.detach().contiguous().view(integer))
+    return a.dtype is b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
 
 
-def _logits(opened: Opened) -> Check:
+def _bits(tensor: Tensor) -> Tensor:
+    size = tensor.element_size()
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    return tensor.detach().contiguous().view(integer)
+
+
+def _logits(opened: Opened, known: Provenance) -> Check:
     probe = _read_probe(opened)
     if not probe:
         return Check(name="logits", ok=True, detail="not tested: no probe was stored")
-    wanted = probe.pop("logits")
+    wanted = probe.pop("logits", torch.empty(0))
     forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
-    with torch.inference_mode():
-        found = forward(opened.module, probe)
+    try:
+        with torch.inference_mode():
+            found = forward(opened.module, probe)
+    except Exception as error:  # the model refuses stored inputs in whatever way it likes
+        return _failed("logits", f"the probe is no input of the model: {type(error).__name__}")
     if found.shape != wanted.shape:
         return _failed("logits", f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
     if torch.equal(found, wanted):
         return Check(name="logits", ok=True, detail=f"bit-identical on {len(wanted)} probe inputs")
     worst = float((found.double() - wanted.double()).abs().max())
     bound = TOLERANCE * float(wanted.double().abs().max())
-    if environment(opened.module) == opened.provenance.get("environment"):
+    if environment(opened.module) == known.environment:
         return _failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
                        "where they must be bit-identical")  # fmt: skip
     detail = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from slt_compress.artifact.companions import copy_companions
@@ -100,6 +101,8 @@ def write_artifact(
             (folder / "README.md").write_bytes(card.encode())
     except FileExistsError as cause:
         raise ArtifactError(f"cannot export: {cause}") from cause
+    except (OSError, SafetensorError) as cause:
+        raise ArtifactError(f"cannot export to {path}: {cause}") from cause
     return describe_artifact(path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slt_compress.ticket.places import ORIGIN, free_path, newest
+from slt_compress.ticket.places import ORIGIN, check_target, free_path, newest
 from slt_compress.ticket.reading import (
     Ticket,
     read_history,
@@ -17,6 +17,7 @@ from slt_compress.ticket.writing import write_ticket
 __all__ = [
     "ORIGIN",
     "Ticket",
+    "check_target",
     "free_path",
     "newest",
     "read_history",

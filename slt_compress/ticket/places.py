@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from slt_compress.errors import TicketError
@@ -38,3 +39,19 @@ def free_path(parent: Path, stem: str) -> Path:
         number += 1
         path = parent / f"{stem}-{number}"
     return path
+
+
+def check_target(path: Path) -> None:
+    """Refuse a folder that a ticket cannot be written to.
+
+    Raises:
+        TicketError: something is there already, or there is no right to write.
+    """
+    if path.is_dir() and any(path.iterdir()):
+        raise TicketError(f"{path} exists and is not empty: choose another folder")
+    places = (path.absolute(), *path.absolute().parents)
+    nearest = next(place for place in places if place.exists() or place.is_symlink())
+    if not nearest.is_dir():
+        raise TicketError(f"{nearest} is not a folder: choose another place for the ticket")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise TicketError(f"{nearest} cannot be written: choose another place for the ticket")

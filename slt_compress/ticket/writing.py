@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from slt_compress.errors import TicketError
@@ -117,6 +118,8 @@ def _new_folder(path: Path) -> Iterator[Path]:
             yield folder
     except FileExistsError as cause:
         raise TicketError(f"cannot write a ticket: {cause}") from cause
+    except (OSError, SafetensorError) as cause:
+        raise TicketError(f"cannot write a ticket to {path}: {cause}") from cause
 
 
 def _mask_records(

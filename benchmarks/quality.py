@@ -1,0 +1,87 @@
+"""Run one search of the table below and print its evidence as JSON.
+
+    python benchmarks/quality.py mnist-lenet-90 --data PATH/TO/mnist > benchmarks/results/….json
+
+Data and checkpoints are not part of the repository: MNIST and CIFAR-10 as parquet folders with
+`train` and `test` splits, the ResNet-20 weights as a safetensors file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import slt_compress
+from slt_compress.recipes import merged, parse_recipe, read_recipe
+
+# case -> (source, recipe, keys laid over it)
+CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "mnist-lenet-90": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.9}),
+    "mnist-lenet-96": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.96}),
+    "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
+}
+LIBRARIES = ("torch", "transformers", "timm", "safetensors", "accelerate", "datasets", "numpy")
+
+
+def main() -> None:
+    """Parse, search in a temporary folder, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data", required=True, help="data set specification")
+    parser.add_argument("--weights", help="safetensors file of a pretrained net")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    source, name, over = CASES[arguments.case]
+    content = merged(read_recipe(name), over)
+    content = merged(content, {"dataset": arguments.data, "training": {"seed": arguments.seed}})
+    if arguments.weights:
+        content = merged(content, {"weights": arguments.weights})
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        ticket = slt_compress.search(
+            source, recipe=parse_recipe(content), out=Path(folder) / "ticket", on_step=_show
+        )
+        report = slt_compress.report(ticket.path)
+        verified = slt_compress.verify(ticket.path).ok
+    seconds = round(time.monotonic() - started, 1)
+    result = {
+        "case": arguments.case,
+        "seed": arguments.seed,
+        "sparsity": dict(report.sparsity),
+        "metrics": dict(report.metrics),
+        "controls": dict(report.controls),
+        "layers": [dict(layer) for layer in report.layers],
+        "verified": verified,
+        "seconds": seconds,
+        "recipe": {**report.recipe, "dataset": Path(arguments.data).name, "weights": None},
+        "versions": {
+            "slt-compress": slt_compress.__version__,
+            **{n: version(n) for n in LIBRARIES},
+        },
+        "machine": {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+    print(json.dumps(result, indent=2, sort_keys=True))
+
+
+def _show(step: Any) -> None:
+    if step.index % 100 == 0 or step.index + 1 == step.total:
+        print(f"{step.index + 1}/{step.total} loss {step.loss:.4f}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

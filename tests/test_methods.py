@@ -1,0 +1,284 @@
+"""Methods: the contract of each row of the table, and the Gaussian gate against an oracle."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from slt_compress.budget import Budget, binarize
+from slt_compress.errors import RecipeError
+from slt_compress.gating import sample_key
+from slt_compress.methods import (
+    METHODS,
+    Learned,
+    Magnitude,
+    OneShot,
+    Phase,
+    Random,
+    Relaxed,
+    Sample,
+)
+
+SHAPE = (12, 17)
+LEARNED = [name for name, method in METHODS.items() if isinstance(method(), Learned)]
+ONE_SHOT = [name for name, method in METHODS.items() if isinstance(method(), OneShot)]
+
+
+def weight(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def sample_of(*, step: int = 3, shift: float = 0.1, rescale: bool = False, **phase: Any) -> Sample:
+    found = Phase(step=step, seed=5, **phase)
+    return Sample(phase=found, shift=shift, key=sample_key(5, f"{step}:w"), rescale=rescale)
+
+
+def start(method: Learned, spread: Tensor | None = None) -> Tensor:
+    return method.start(weight(), spread, key=9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_table_uses_the_methods_own_names(name: str) -> None:
+    assert METHODS[name].name == name
+    assert (name in LEARNED) != (name in ONE_SHOT)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_have_the_weights_shape_and_depend_on_the_key_alone(
+    name: str, dtype: torch.dtype
+) -> None:
+    method = METHODS[name]()
+    values = weight(dtype).fill_(0.5)
+
+    def scores(key: int) -> Tensor:
+        if isinstance(method, Learned):
+            return method.start(values, None, key)
+        return method.score(values, key)
+
+    torch.manual_seed(0)
+    first = scores(7)
+    state = torch.get_rng_state()
+    assert first.shape == SHAPE
+    assert first.device.type == "cpu"
+    assert first.isfinite().all()
+    assert torch.equal(first, scores(7))
+    assert not torch.equal(first, scores(8))
+    assert torch.equal(state, torch.get_rng_state()), "the caller's generator was used"
+
+
+def test_magnitude_keeps_the_largest_weights() -> None:
+    values = weight()
+    mask = binarize({"w": Magnitude().score(values, 0)}, Budget(density=0.3))["w"]
+    assert values[mask].abs().min() > values[~mask].abs().max()
+
+
+def test_magnitude_tells_the_nearest_weights_apart() -> None:
+    values = torch.full((1_000,), 1.0)
+    values[::2] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    mask = binarize({"w": Magnitude().score(values, 0)}, Budget(density=0.5))["w"]
+    assert mask[::2].all()
+    assert not mask[1::2].any()
+
+
+@pytest.mark.parametrize("constant", [1.0, -0.03, 0.0])
+def test_equal_magnitudes_are_kept_in_no_order_of_rows(constant: float) -> None:
+    values = torch.full((100, 1_000), constant)
+    mask = binarize({"w": Magnitude().score(values, 3)}, Budget(density=0.05))["w"]
+    rows = mask.sum(1).double()
+    assert rows.mean() == 50.0
+    assert rows.std() < 2 * sqrt(50)
+    assert rows[:50].sum() == pytest.approx(2_500, abs=300)
+
+
+def test_random_scores_are_uniform() -> None:
+    scores = Random().score(torch.zeros(100, 100), 4)
+    assert float(scores.min()) >= 0.0
+    assert float(scores.max()) < 1.0
+    assert float(scores.mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_start_without_prior_is_a_narrow_gaussian_around_one_half() -> None:
+    scores = Relaxed(spread=0.02).start(torch.zeros(200, 200), None, 1)
+    assert scores.dtype is torch.float32
+    assert float(scores.mean()) == pytest.approx(0.5, abs=1e-3)
+    assert float(scores.std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_start_with_a_prior_keeps_its_order() -> None:
+    prior = torch.rand(SHAPE)
+    scores = Relaxed(prior_spread=0.6).start(weight(), prior, 1)
+    assert torch.equal(scores.view(-1).argsort(), prior.view(-1).argsort())
+    assert torch.allclose(scores, 0.5 + 0.6 * (prior - 0.5))
+
+
+@pytest.mark.parametrize(
+    "options", [{"sigma": 0.0}, {"sigma": -1.0}, {"sigma_end": 0.0}, {"sigma_end": 1.5}]
+)
+def test_a_gate_without_noise_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match="sigma > 0 and 0 < sigma_end <= 1"):
+        Relaxed(**options)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_sample_is_a_pure_function_of_seed_step_and_site(name: str, hard: bool) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Learned)
+    score = start(method)
+    first = method.effective(score, weight(), sample_of(step=3, hard=hard))
+    torch.rand(10)
+    assert torch.equal(first, method.effective(score, weight(), sample_of(step=3, hard=hard)))
+    if not hard:
+        assert not torch.equal(first, method.effective(score, weight(), sample_of(step=4)))
+    assert len({sample_key(s, f"{t}:{n}") for s in (0, 1) for t in (0, 1) for n in "ab"}) == 8
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_effective_weight_keeps_dtype_and_shape_and_trains_the_score_alone(
+    name: str, hard: bool, rescale: bool, dtype: torch.dtype
+) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Learned)
+    score = torch.nn.Parameter(start(method))
+    frozen = weight(dtype)
+    bits = frozen.clone()
+    effective = method.effective(score, frozen, sample_of(hard=hard, rescale=rescale))
+    assert effective.dtype is dtype
+    assert effective.shape == SHAPE
+    effective.float().sum().backward()
+    assert score.grad is not None
+    assert score.grad.dtype is torch.float32
+    assert score.grad.isfinite().all()
+    assert score.grad.count_nonzero() > 0.2 * score.numel()
+    assert frozen.grad is None
+    assert torch.equal(frozen, bits)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+def test_nothing_is_saved_for_backward_but_the_score_and_the_weight(
+    name: str, rescale: bool, hard: bool
+) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Learned)
+    score, frozen = torch.nn.Parameter(start(method)), weight()
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        method.effective(score, frozen, sample_of(rescale=rescale, hard=hard))
+    allowed = {score.data_ptr(), frozen.data_ptr()}
+    assert {tensor.data_ptr() for tensor in saved if tensor.numel() > 1} <= allowed
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_the_hard_phase_keeps_the_scheduled_count(
+    name: str, density: float, rescale: bool
+) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Learned)
+    phase = Phase(step=0, seed=0, hard=True)
+    scores = {"w": start(method)}
+    shifts = method.shifts(scores, Budget(density=0.01), density, phase, {"w": 0.0})
+    sample = Sample(phase=phase, shift=shifts["w"], key=1, rescale=rescale)
+    effective = method.effective(scores["w"], weight(), sample)
+    kept = round(density * effective.numel())
+    mask = binarize(scores, Budget(density=density))["w"]
+    assert torch.equal(effective != 0, mask)
+    gain = 1 / sqrt(kept / effective.numel()) if rescale else 1.0
+    assert torch.allclose(effective, torch.where(mask, gain * weight(), 0.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("annealed", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("density", [0.05, 0.5, 0.95])
+def test_the_soft_gates_that_end_open_meet_the_density(
+    name: str, annealed: float, density: float
+) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Learned)
+    ones = torch.ones(300, 300)
+    scores = {"w": method.start(ones, torch.rand(300, 300), 1)}
+    phase = Phase(step=0, seed=0, annealed=annealed)
+    shifts = method.shifts(scores, Budget(density=0.01), density, phase, {"w": 0.0})
+    sample = Sample(phase=phase, shift=shifts["w"], key=1, rescale=False)
+    gates = method.effective(scores["w"], ones, sample)
+    assert float((gates > 0.5).float().mean()) == pytest.approx(density, abs=0.006)
+
+
+def noise_of(sample: Sample, shape: tuple[int, ...]) -> Tensor:
+    """The standard normal numbers behind a sample, as torch's generator gives them."""
+    return torch.empty(shape).normal_(generator=torch.Generator().manual_seed(sample.key))
+
+
+def oracle(score: Tensor, values: Tensor, sample: Sample, sigma: float) -> Tensor:
+    """The gate of the docstring in plain autograd; a hard one passes the soft one's gradient."""
+    noise = noise_of(sample, tuple(score.shape)) if sample.phase.noise else 0.0
+    gate = (score - sample.shift + sigma * noise).clamp(0, 1)
+    if sample.phase.hard:
+        rounded = (score > sample.shift + 0.5).float()
+        gate = gate + (rounded - gate).detach()
+    rms = gate.square().mean().sqrt().detach() if sample.rescale else 1.0
+    return gate * values / rms
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("annealed", [0.0, 0.5, 1.0])
+def test_values_and_gradients_of_the_gaussian_gate(
+    rescale: bool, hard: bool, noise: bool, annealed: float
+) -> None:
+    method = Relaxed(sigma=0.4, sigma_end=0.25)
+    sigma = {0.0: 0.4, 0.5: 0.25, 1.0: 0.1}[annealed]
+    sample = sample_of(shift=0.2, rescale=rescale, hard=hard, noise=noise, annealed=annealed)
+    values, upstream = weight(), torch.randn(SHAPE)
+    first = torch.randn(SHAPE).mul(0.7).add(0.5).requires_grad_()
+    second = first.detach().clone().requires_grad_()
+    effective = method.effective(first, values, sample)
+    expected = oracle(second, values, sample, sigma)
+    assert torch.allclose(effective, expected, atol=1e-6)
+    effective.backward(upstream)
+    expected.backward(upstream)
+    assert first.grad is not None
+    assert torch.allclose(first.grad, second.grad, atol=1e-6)
+    assert 0 < int((first.grad == 0).sum()) < first.numel()
+
+
+def test_the_gradient_is_that_of_finite_differences() -> None:
+    sample = sample_of(shift=0.2)
+    score = torch.rand(SHAPE).requires_grad_()
+    Relaxed().effective(score, weight(), sample).sum().backward()
+    nudge = 1e-3
+    up, down = (
+        Relaxed().effective(score.detach() + sign * nudge, weight(), sample) for sign in (1, -1)
+    )
+    differences = (up - down) / (2 * nudge)
+    assert score.grad is not None
+    gate = oracle(score.detach(), torch.ones(SHAPE), sample, 0.5)
+    inside = (gate - 0.5).abs() < 0.5 - 2 * nudge
+    outside = (score.detach() - 0.2 + 0.5 * noise_of(sample, SHAPE) - 0.5).abs() > 0.5 + 2 * nudge
+    assert inside.sum() > 50
+    assert outside.sum() > 20
+    assert torch.allclose(score.grad[inside], differences[inside], atol=2e-3)
+    assert torch.equal(score.grad[outside], torch.zeros_like(score.grad[outside]))
+
+
+def test_rescaled_gates_that_are_all_closed_give_zeros() -> None:
+    sample = sample_of(shift=100.0, rescale=True)
+    effective = Relaxed().effective(torch.zeros(SHAPE), weight(), sample)
+    assert torch.equal(effective, torch.zeros(SHAPE))
