@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -27,12 +24,19 @@ from slt_compress.provenance import provenance_of
 from slt_compress.recipes import Recipe, parse_recipe
 from slt_compress.recording import record, target_of
 from slt_compress.reporting import Report, make_report
-from slt_compress.runtime import as_origin, as_runtime, module_checkpoint, open_path, origin_of
+from slt_compress.runtime import (
+    as_origin,
+    as_runtime,
+    module_checkpoint,
+    open_path,
+    origin_of,
+    refuse_flattened,
+)
 from slt_compress.searching import OnStep, Search
 from slt_compress.sites import find_sites
 from slt_compress.ticket import Ticket, newest, read_probe, read_ticket, ticket_hash
 from slt_compress.training import Training
-from slt_compress.verifying import Check, Verification, verify_path
+from slt_compress.verifying import Verification, verify_apart, verify_path
 from slt_compress.workloads import checkpoint_workload, own_workload
 
 TICKETS = Path("tickets")
@@ -183,11 +187,8 @@ def export(
     found = opened.ticket
     if found is None or opened.masks is None:
         raise TicketError(f"{folder} is not a ticket")
-    if opened.flattened and format == "dense" and opened.checkpoint.family in ("transformers", "timm"):
-        raise ArtifactError(
-            f"{opened.flattened[0]} is computed by a parametrization (weight norm) in this model, "
-            "whose library cannot store the masked weight itself: use --format sparse-csr"
-        )
+    if format == "dense":
+        refuse_flattened(opened)
     made = make_report(found)
     return write_artifact(
         target, format=format, checkpoint=opened.checkpoint, module=opened.module,
@@ -239,16 +240,7 @@ def verify(
     folder = Path(path) if path is not None else newest(TICKETS)
     if in_process or model is not None:
         return verify_path(folder, origin=origin, model=model)
-    command = [sys.executable, "-m", "slt_compress", "verify", str(folder), "--json"]
-    if origin is not None:
-        command += ["--origin", str(origin)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        checks = json.loads(done.stdout)["checks"]
-    except (ValueError, KeyError, TypeError):
-        said = done.stderr.strip().rpartition("error: ")[2]
-        raise SltError(said or f"verify ended with code {done.returncode}") from None
-    return Verification(path=folder, checks=tuple(Check(**check) for check in checks))
+    return verify_apart(folder, origin=origin)
 
 
 def evaluate(
@@ -290,7 +282,7 @@ def evaluate(
     return {"metrics": metrics, "examples": prepared.splits["test"]}
 
 
-def search_recipe(path: str | Path, data: str | None = None) -> Recipe:
+def search_recipe(path: str | Path | None = None, data: str | None = None) -> Recipe:
     """The recipe of the search behind a ticket or exported folder.
 
     With `data`, for that data set: the `data` section of another one is left out.

@@ -196,7 +196,7 @@ def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tupl
 
 def _count_top(group: Scores, kept: float) -> dict[str, float]:
     flat = torch.cat([score.detach().reshape(-1) for score in group.values()])
-    pieces = _top(flat, round(kept)).split([score.numel() for score in group.values()])
+    pieces = torch.split(_top(flat, round(kept)), [score.numel() for score in group.values()])
     return {name: float(piece.sum()) for name, piece in zip(group, pieces, strict=True)}
 
 

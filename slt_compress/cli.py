@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -103,7 +104,11 @@ def search(
         "training.seed": seed, "training.device": device, "training.precision": precision,
         "training.max_time": max_time,
     }  # fmt: skip
-    resolved = _recipe(recipe, set_, flags)
+    from slt_compress.recipes import parse_recipe, read_recipe
+
+    content = {} if recipe is None else read_recipe(recipe)
+    parse_recipe(content)
+    resolved = _recipe(content, set_, flags)
     from slt_compress import api
     from slt_compress.console import search_progress
 
@@ -111,7 +116,8 @@ def search(
         ticket = api.search(source, out=out, recipe=resolved, on_step=on_step)
     if as_json:
         _print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
-    print(ticket.path)
+    else:
+        print(ticket.path)
 
 
 @app.command()
@@ -181,10 +187,11 @@ def evaluate(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a ticket or exported folder on a data set."""
-    resolved = _recipe(None, set_, {"dataset": dataset, "training.batch_size": batch_size})
+    """Measure a ticket or exported folder on a data set; default: the one of the search."""
     from slt_compress import api
 
+    recipe = api.search_recipe(path, dataset)
+    resolved = _recipe(recipe.to_dict(), set_, {"training.batch_size": batch_size})
     found = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
         _print_json(found)
@@ -216,13 +223,13 @@ def _show_recipe(name: Annotated[str, typer.Argument(help="As listed.")]) -> Non
     print(known[name].read_text(encoding="utf-8"), end="")
 
 
-def _recipe(name: str | None, assignments: list[str] | None, flags: dict[str, Any]) -> Recipe:
+def _recipe(
+    content: dict[str, Any], assignments: list[str] | None, flags: dict[str, Any]
+) -> Recipe:
     """Recipe < --set < flag. What is wrong on the command line itself is a usage error."""
     from slt_compress.errors import BudgetError, DataError, RecipeError
-    from slt_compress.recipes import merged, parse_recipe, read_recipe, set_key
+    from slt_compress.recipes import merged, parse_recipe, set_key
 
-    content: dict[str, Any] = {} if name is None else read_recipe(name)
-    parse_recipe(content)
     try:
         for assignment in assignments or []:
             content = set_key(content, assignment)
@@ -242,21 +249,33 @@ def _recipe(name: str | None, assignments: list[str] | None, flags: dict[str, An
 
 
 def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, sort_keys=True, allow_nan=False))
+    print(json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have: inf and nan."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the one place where an SltError becomes a line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, _stop) for signum in heard}
     try:
-        app(args=arguments, standalone_mode=True)
+        app(args=arguments, prog_name="slt-compress", standalone_mode=True)
     except SltError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was left half-written", file=sys.stderr)
-        sys.exit(130)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-def _terminate(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+def _stop(signum: int, frame: object) -> None:
+    """Leave through every `finally`, with the exit code that shells give to this signal."""
+    print("interrupted: nothing was left half-written", file=sys.stderr)
+    sys.exit(128 + signum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from slt_compress.training import Step
 from slt_compress.verifying import Verification
 
 _BAR = 20
+_TIMES = "×"  # noqa: RUF001
 _LOG_LINES = 20
 
 
@@ -50,6 +52,13 @@ def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
         )
 
 
+def _stdout() -> Console:
+    """Standard output; a file or pipe has no width of its own, and long names fold in 80."""
+    console = Console()
+    wide = console.is_terminal or "COLUMNS" in os.environ
+    return console if wide else Console(width=120)
+
+
 def _figures(step: Step) -> str:
     metric = "" if step.soft_metric is None else f" soft {step.soft_metric:.3f}"
     return f"density {step.density:.3f} → {step.target:.3f} loss {step.loss:.4f}{metric}"
@@ -67,7 +76,7 @@ def _print_some(step: Step) -> None:
 
 def print_report(report: Report) -> None:
     """The report on stdout: layers, totals, metrics, controls, sizes, what was skipped."""
-    console = Console()
+    console = _stdout()
     console.print(_layer_table(report))
     console.print(_totals(report))
     console.print(_metric_table(report))
@@ -82,7 +91,7 @@ def print_report(report: Report) -> None:
         console.print(skipped)
     for label, lines in (("note", report.warnings), ("expect", report.expectations)):
         for line in lines:
-            console.print(Text(f"{label}: {line}"))
+            console.print(Text(f"{label}: {line}"), soft_wrap=True)
 
 
 def _layer_table(report: Report) -> Table:
@@ -94,7 +103,7 @@ def _layer_table(report: Report) -> Table:
     for layer in report.layers:
         density = 1.0 - layer["sparsity"]
         table.add_row(
-            layer["name"], "×".join(map(str, layer["shape"])), f"{layer['total']:,}",
+            layer["name"], _TIMES.join(map(str, layer["shape"])), f"{layer['total']:,}",
             f"{layer['kept']:,}", f"{layer['sparsity']:.2%}",
             "█" * round(_BAR * density) or "▏",
         )  # fmt: skip
@@ -125,29 +134,30 @@ def _metric_table(report: Report) -> Table:
 def print_artifact(artifact: Artifact, loading: list[str]) -> None:
     """What an export wrote: bytes, ratio to dense, how to load it; on stderr."""
     console = Console(stderr=True)
-    ratio = artifact.nbytes / artifact.dense_nbytes
+    ratio = artifact.nbytes / max(1, artifact.dense_nbytes)
     console.print(
         Text(
             f"wrote {artifact.format}: {artifact.nbytes:,} bytes, {ratio:.1%} of the "
             f"{artifact.dense_nbytes:,} bytes of the dense tensors; open it with"
-        )
+        ),
+        soft_wrap=True,
     )
     for line in loading:
         if line and not line.startswith("```"):
-            console.print(Text(f"  {line}"))
+            console.print(Text(f"  {line}"), soft_wrap=True)
 
 
 def print_verification(verification: Verification) -> None:
     """One line per check, on stdout."""
-    console = Console()
+    console = _stdout()
     for check in verification.checks:
         mark = Text("ok    ", style="green") if check.ok else Text("FAILED", style="bold red")
-        console.print(mark, Text(f"{check.name}: {check.detail}"))
+        console.print(mark, Text(f"{check.name}: {check.detail}"), soft_wrap=True)
 
 
 def print_metrics(found: Mapping[str, Any]) -> None:
     """Metrics of one model, on stdout."""
-    console = Console()
+    console = _stdout()
     table = Table("metric", "value", title=f"{found['examples']:,} examples")
     for name, value in found["metrics"].items():
         table.add_row(name, f"{value:.4f}")

@@ -48,7 +48,8 @@ def evaluate(
     """
     sums = _Sums()
     device = next(module.parameters()).device
-    with torch.inference_mode(), evaluating(module):
+    # not inference_mode: a table that a module caches in its first forward is trained with later
+    with torch.no_grad(), evaluating(module):
         for batch in batches:
             moved = to_device(batch, device)
             labels = moved.get("labels")
@@ -149,15 +150,17 @@ def reestimate_batchnorm(
         return {}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     device = next(module.parameters()).device
-    with torch.no_grad(), evaluating(module):
-        for norm in norms.values():
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's cumulative average
-            norm.train()
-        for batch in islice(batches, limit):
-            forward(module, to_device(batch, device))
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
+    try:
+        with torch.no_grad(), evaluating(module):
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's cumulative average
+                norm.train()
+            for batch in islice(batches, limit):
+                forward(module, to_device(batch, device))
+    finally:
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
     return {
         f"{name}.{key}": buffer.detach().cpu().clone()
         for name, norm in norms.items()

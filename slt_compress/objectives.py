@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import Family, Task
+from slt_compress.errors import RecipeError
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Tensor]
@@ -33,6 +34,15 @@ class ObjectiveOptions:
     temperature: float = 2.0
     label_weight: float = 0.5
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise RecipeError(f"objective.temperature must be above 0, not {self.temperature}")
+        for name in ("label_weight", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RecipeError(
+                    f"objective.{name} is a share in [0, 1], not {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

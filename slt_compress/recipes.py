@@ -25,6 +25,10 @@ class EvaluationOptions:
 
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit <= 0:
+            raise RecipeError(f"evaluation.limit must be above 0, not {self.limit}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -74,7 +78,7 @@ class Recipe:
         """
         options = {key: value for key, value in self.method.items() if key != "name"}
         name = self.method.get("name", "relaxed")
-        if name not in METHODS:
+        if not isinstance(name, str) or name not in METHODS:
             raise RecipeError(f"method.name: unknown method {name!r}; known: {', '.join(METHODS)}")
         method: Method = _build(METHODS[name], options, "method")
         return method
@@ -161,10 +165,18 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         if key in ("method", "objective") and isinstance(below, str):
             below = {"name": below}
+        if key == "method" and _another_method(below, value):
+            below = None  # its options are not those of the method that goes first
         if isinstance(value, Mapping) and isinstance(below, Mapping):
             value = merged(below, value)
         result[key] = value
     return result
+
+
+def _another_method(below: Any, value: Any) -> bool:
+    if not isinstance(below, Mapping) or not isinstance(value, Mapping) or "name" not in value:
+        return False
+    return bool(below.get("name", "relaxed") != value["name"])
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:

@@ -128,9 +128,7 @@ def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
     def dtype(name: str) -> str:
         return str(result.weights[name].dtype).removeprefix("torch.")
 
-    return {
-        site.name: {"kind": site.kind, "dtype": dtype(site.name)} for site in result.plan.sites
-    }
+    return {site.name: {"kind": site.kind, "dtype": dtype(site.name)} for site in result.plan.sites}
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.artifact import is_artifact, read_artifact, read_masks
-from slt_compress.checkpoints import Checkpoint, reopen
+from slt_compress.checkpoints import Checkpoint, Init, reopen
 from slt_compress.errors import ArtifactError, SltError, SourceError, TicketError
 from slt_compress.files import sha256_tensors
 from slt_compress.gating import kept_buffers, masked_weight, set_buffers
@@ -78,9 +78,12 @@ def open_path(
     if is_artifact(folder):
         copy = None if model is None else deepcopy(model).cpu()
         loaded = read_artifact(folder, model=copy)
+        provenance = loaded.manifest.get("provenance")
+        # pictures are made for the size that a random init was built for, not its processor's
+        checkpoint = replace(loaded.checkpoint, init=_recorded_init(provenance))
         return Opened(
-            path=folder, checkpoint=loaded.checkpoint, masks=read_masks(folder),
-            provenance=loaded.manifest.get("provenance"), entries=loaded.artifact.entries,
+            path=folder, checkpoint=checkpoint, masks=read_masks(folder),
+            provenance=provenance, entries=loaded.artifact.entries,
             ticket=None,
         )  # fmt: skip
     ticket = read_ticket(folder)
@@ -160,6 +163,14 @@ def open_origin(
     return checkpoint
 
 
+def _recorded_init(provenance: object) -> Init | None:
+    """The random init behind an artifact, where it says of one."""
+    origin = provenance.get("origin") if isinstance(provenance, Mapping) else None
+    init = origin.get("init") if isinstance(origin, Mapping) else None
+    scheme, seed = (init.get("scheme"), init.get("seed")) if isinstance(init, dict) else (0, 0)
+    return Init(scheme=scheme, seed=seed) if isinstance(scheme, str) and type(seed) is int else None
+
+
 def _own_module(path: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
         raise SourceError(
@@ -212,9 +223,7 @@ def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
     return weights
 
 
-def apply_masks_(
-    module: nn.Module, masks: Masks, gains: Mapping[str, float]
-) -> tuple[str, ...]:
+def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) -> tuple[str, ...]:
     """Turn the weights of the sites into fl(gain * weight) where kept and 0 elsewhere, in place.
 
     A weight under a parametrization becomes a plain parameter; gives the names of those.
@@ -242,6 +251,19 @@ def environment(module: nn.Module) -> dict[str, Any]:
         "transformers": version("transformers"),
         "timm": version("timm"),
     }
+
+
+def refuse_flattened(opened: Opened) -> None:
+    """Refuse a model whose library would not write the masked weights but parts of them.
+
+    Raises:
+        ArtifactError: a site was computed by a parametrization.
+    """
+    if opened.flattened and opened.checkpoint.family in ("transformers", "timm"):
+        raise ArtifactError(
+            f"{opened.flattened[0]} is computed by a parametrization (weight norm), so the model's "
+            "library cannot store it masked: use --format sparse-csr"
+        )
 
 
 def as_runtime(opened: Opened, runtime: str) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.budget import Budget, binarize
-from slt_compress.evaluation import Metrics, control_masks, reestimate_batchnorm
+from slt_compress.evaluation import Metrics, control_masks, evaluating, reestimate_batchnorm
 from slt_compress.gating import Gates, gated, kept_buffers, sample_key
 from slt_compress.masks import Masks
 from slt_compress.methods import Learned, Method, Phase
@@ -103,10 +103,13 @@ class Search:
 
     def _weights(self) -> dict[str, Tensor]:
         """The frozen weights of the sites, on the CPU."""
-        return {
-            site.name: getattr(self.module.get_submodule(site.module), site.param).detach().cpu()
-            for site in self.plan.sites
-        }
+        with evaluating(self.module):  # in train mode a spectral norm changes as it is read
+            return {
+                site.name: getattr(self.module.get_submodule(site.module), site.param)
+                .detach()
+                .cpu()
+                for site in self.plan.sites
+            }
 
     def _start(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """First scores; for a pretrained network they follow the rank of the magnitudes."""
@@ -142,26 +145,33 @@ class Search:
         history: list[Mapping[str, Any]],
         on_step: OnStep | None,
     ) -> dict[str, Tensor]:
-        """Train to the end; the scores that did best on the held-out slice."""
+        """Train to the end; the scores that did best on the held-out slice.
+
+        They are compared at a few points of the last phase and at its end, which wins a tie.
+        """
         best: tuple[float, dict[str, Tensor]] | None = None
         due = _selection_points(self.training)
+
+        def compare() -> None:
+            nonlocal best
+            scores = {name: score.detach().cpu() for name, score in gates.scores.items()}
+            loss = self._held_out_loss(gates, scores)
+            history[-1] = {**history[-1], "held_out": loss}
+            if best is None or loss <= best[0]:
+                best = (loss, {name: score.clone() for name, score in scores.items()})
+
         for step in steps:
             history.append(_record(step))
             if on_step is not None:
                 on_step(step)
-            last = step.index + 1 == step.total
-            if not last and not (due and step.progress >= due[0]):
-                continue
-            due = due[1:]
-            scores = {name: score.detach().cpu() for name, score in gates.scores.items()}
-            if self.training.selections > 1:
-                loss = self._held_out_loss(gates, scores)
-                history[-1] = {**history[-1], "held_out": loss}
-                if best is not None and best[0] < loss:
-                    continue
-                best = (loss, {name: score.clone() for name, score in scores.items()})
-        final = {name: score.detach().cpu() for name, score in gates.scores.items()}
-        return final if best is None else best[1]
+            if due and step.progress >= due[0]:
+                due = due[1:]
+                compare()
+        if self.training.selections > 0 and "held_out" not in history[-1]:
+            compare()
+        if best is not None:
+            return best[1]
+        return {name: score.detach().cpu().clone() for name, score in gates.scores.items()}
 
     def _held_out_loss(self, gates: Gates, scores: Mapping[str, Tensor]) -> float:
         masks = binarize(scores, self.budget)
@@ -247,7 +257,7 @@ class Search:
         self.module.cpu()
         inputs = {key: value[:_PROBE_EXAMPLES] for key, value in self.workload.probe.items()}
         self.module.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = self.workload.forward(self.module, inputs)
         return {**inputs, "logits": logits.contiguous()}
 

@@ -18,9 +18,11 @@ from slt_compress.errors import TargetError
 # They are told apart by name: libraries keep them as bare parameters without a type of their own.
 _ADDED = re.compile(
     r"(^|_)(pos|position|positional|tokens?|embed|embeds|embeddings?|relative|rel|table|query"
-    r"|queries|latents?|prompts?|bias|mask|scale|gamma|beta|temperature|registers?|anchors?|decay)"
-    r"(_|\d|$)"
+    r"|queries|latents?|prompts?|bias(es)?|mask|scale|gamma|beta|temperature|registers?|anchors?|decay"
+    r"|log)(_|\d|$)"
 )
+# One number for each output channel beside a weight: of weight norm, of standardised convolutions.
+_GAIN = re.compile(r"(^|_)(g|gain|scale)$")
 _NORM = re.compile(r"norm", re.IGNORECASE)
 _ROUTER = re.compile(r"router", re.IGNORECASE)
 _MATRIX_TYPES = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
@@ -147,14 +149,27 @@ def _parameters(module: nn.Module) -> Iterator[_Parameter]:
                     source_of=weight,
                 )  # fmt: skip
             continue
-        own: list[tuple[str, Tensor]] = list(owner.named_parameters(recurse=False))
+        own: list[tuple[str, Tensor]] = list(
+            owner.named_parameters(recurse=False, remove_duplicate=False)
+        )
         if parametrize.is_parametrized(owner):
-            own += [(param, getattr(owner, param)) for param in owner.parametrizations]
+            own += [(param, _parametrized(owner, param)) for param in owner.parametrizations]
         for param, value in own:
             yield _Parameter(
                 module=path, param=param, owner=owner, parent=parent, tensor=value,
                 shared=tuple(users.get(id(value), ())),
             )  # fmt: skip
+
+
+def _parametrized(owner: nn.Module, param: str) -> Tensor:
+    """A parametrized weight, read in eval mode: spectral norm changes its buffers otherwise."""
+    chain = owner.get_submodule(f"parametrizations.{param}")
+    modes = {child: child.training for child in chain.modules()}
+    chain.eval()
+    value: Tensor = getattr(owner, param)
+    for child, mode in modes.items():
+        child.training = mode
+    return value
 
 
 def _matching(patterns: Sequence[str], parameters: Sequence[_Parameter]) -> frozenset[str]:
@@ -205,7 +220,9 @@ def _unsuitable(entry: _Parameter, heads: frozenset[str]) -> str | None:
     if _is_router(entry):
         return "router of experts"
     if isinstance(owner, (*_MATRIX_TYPES, _CONV_TYPES)):
-        return "bias" if entry.param.startswith("bias") else None
+        if entry.param.startswith("bias"):
+            return "bias"
+        return "gain of the output channels" if _GAIN.search(entry.param) else None
     if _NORM.search(kind):
         return "normalisation"
     if _ADDED.search(entry.param.lower()) or ("Embed" in kind and entry.param != "weight"):
@@ -226,12 +243,15 @@ def _is_router(entry: _Parameter) -> bool:
 def _head_names(module: nn.Module) -> frozenset[str]:
     """Names of the parameters of the task head.
 
-    transformers: what lies outside the base model; timm and the reference nets: what
-    `get_classifier()` gives; any other module: its last Linear.
+    transformers: what lies outside the base model, and the output embeddings (T5 has no base
+    model); timm: what `get_classifier()` gives; any other module: its last Linear.
     """
     base = getattr(module, "base_model", None)
     if isinstance(base, nn.Module):
         inside = {id(parameter) for parameter in base.parameters()}
+        outputs = getattr(module, "get_output_embeddings", lambda: None)()
+        if isinstance(outputs, nn.Module):
+            inside -= {id(parameter) for parameter in outputs.parameters()}
         return frozenset(n for n, p in module.named_parameters() if id(p) not in inside)
     get_classifier = getattr(module, "get_classifier", None)
     if callable(get_classifier):
@@ -266,5 +286,6 @@ def _kind(entry: _Parameter) -> tuple[str, int]:
     if type(owner).__name__ == "Conv1D" and entry.tensor.dim() == 2:
         return "linear", 0
     if entry.tensor.dim() == 3 and "expert" in (entry.module + type(owner).__name__).lower():
-        return "experts", 2
+        # transformers marks the experts that are kept as [experts, in, out]
+        return "experts", 1 if getattr(owner, "is_transposed", False) is True else 2
     return "linear", 1

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from math import inf, isfinite
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +23,8 @@ from slt_compress.objectives import Objective, to_device
 from slt_compress.sites import SitePlan
 
 Precision = Literal["no", "bf16", "fp16"]
+# What accelerate sets on a module that it prepares: the caller's module keeps none of it.
+_ACCELERATES_OWN = ("forward", "_original_forward", "_is_accelerate_prepared")
 
 
 class EpochBatches(Protocol):
@@ -77,8 +80,8 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("steps", "epochs", "batch_size", "lr", "max_time"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise RecipeError(f"training.{name} must be above 0, not {value}")
+            if value is not None and not 0 < value < inf:
+                raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
         for name in ("decay", "ramp", "anneal", "hard"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(
@@ -98,6 +101,7 @@ class Training:
 class Step:
     """What is known after one optimiser step.
 
+    `total` is `index` + 1 in the last step, also where the time was up before.
     `density` is the scheduled one, met by this step's gates; `soft_metric` is the share of
     rows of this batch that the sampled network gets right, where the task has such a thing.
     """
@@ -139,6 +143,9 @@ def accelerator_of(training: Training) -> Accelerator:
         accelerator = Accelerator(mixed_precision=training.precision, cpu=training.device == "cpu")
         if training.device not in (None, "cpu"):
             torch.empty(0, device=training.device)
+            wanted, found = torch.device(training.device), accelerator.device
+            if wanted.type != found.type or (wanted.index or 0) != (found.index or 0):
+                raise ValueError(f"accelerate chose {found} (CUDA_VISIBLE_DEVICES picks a GPU)")
     except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
         raise RecipeError(
             f"training.device={training.device}, training.precision={training.precision}: {error}"
@@ -153,12 +160,15 @@ def train(loop: Loop, training: Training, accelerator: Accelerator) -> Iterator[
         SltError: the loss is not finite.
     """
     optimizer = torch.optim.Adam(list(loop.gates.scores.values()), lr=training.lr, fused=True)
+    own = dict(vars(loop.module))
     module, optimizer = accelerator.prepare(loop.module, optimizer)
     try:
         yield from _steps(loop, training, accelerator, module, optimizer)
     finally:
-        # accelerate wraps the module's forward for mixed precision: leave the caller's own
-        accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        for key in _ACCELERATES_OWN:
+            vars(loop.module).pop(key, None)
+            if key in own:
+                vars(loop.module)[key] = own[key]
 
 
 def _steps(
@@ -195,16 +205,18 @@ def _steps(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss = float(outcome.loss.detach())
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not isfinite(loss):
             raise SltError(
                 f"the loss is {loss} at step {index + 1}: lower --lr or use precision no"
             )
+        seconds = time.monotonic() - started
+        over = training.max_time is not None and seconds >= training.max_time
         yield Step(
-            index=index, total=total, loss=loss, density=density, target=loop.budget.density,
-            soft_metric=outcome.metric, progress=progress,
-            seconds=time.monotonic() - started, hard=phase.hard,
+            index=index, total=index + 1 if over else total, loss=loss, density=density,
+            target=loop.budget.density, soft_metric=outcome.metric, progress=progress,
+            seconds=seconds, hard=phase.hard,
         )  # fmt: skip
-        if training.max_time is not None and time.monotonic() - started >= training.max_time:
+        if over:
             return
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,6 +94,24 @@ def verify_path(
     return Verification(path=folder, checks=tuple(checks))
 
 
+def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verification:
+    """As `verify_path`, in a process of its own that shares nothing with this one.
+
+    Raises:
+        SltError: the folder does not exist, or the origin cannot be reached.
+    """
+    command = [sys.executable, "-m", "slt_compress", "verify", str(path), "--json"]
+    if origin is not None:
+        command += ["--origin", str(origin)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        checks = tuple(Check(**check) for check in json.loads(done.stdout)["checks"])
+    except (ValueError, KeyError, TypeError):
+        said = done.stderr.strip().rpartition("error: ")[2]
+        raise SltError(said or f"verify ended with code {done.returncode}") from None
+    return Verification(path=path, checks=checks)
+
+
 def _failed(name: str, detail: str) -> Check:
     return Check(name=name, ok=False, detail=detail)
 
@@ -99,8 +120,7 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
     """The checks that need the origin's weights."""
     weights = site_weights(source.module, opened.shapes)
     masks = opened.masks if opened.masks is not None else _stored_masks(opened)
-    unseen = 0 if opened.masks is not None else _unseen(opened, known, masks, weights)
-    yield _count(known, masks, unseen)
+    yield _count(opened, known, masks, _unseen(opened, known, masks, weights))
     same = sha256_tensors(weights) == known.weights_hash
     random = source.init is not None and opened.ticket is None
     hint = "; --origin TICKET reads the tensors that no seed gives" if random else ""
@@ -122,30 +142,41 @@ def _stored_masks(opened: Opened) -> Masks:
 
 def _unseen(
     opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
-) -> int:
+) -> dict[str, int]:
     """Kept weights of a dense export that look removed because they are 0 at the origin too.
 
-    Never more at a site than the origin has zeros there.
+    Never more at a site than the origin has zeros there; none in a format that stores masks.
     """
-    total = 0
-    for name, mask in masks.items():
+    unseen = dict.fromkeys(masks, 0)
+    for name, mask in masks.items() if opened.masks is None else ():
         whole = torch.ones_like(mask)
         origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
-        missing = int(opened.entries[name]["kept"]) - int(mask.count_nonzero())
-        total += max(0, min(missing, int((_bits(origin) == 0).sum())))
-    return total
+        missing = _recorded(opened, name) - int(mask.count_nonzero())
+        unseen[name] = max(0, min(missing, int((_bits(origin) == 0).sum())))
+    return unseen
 
 
-def _count(known: Provenance, masks: Masks, unseen: int) -> Check:
+def _recorded(opened: Opened, name: str) -> int:
+    kept = opened.entries[name]["kept"]
+    if type(kept) is not int:
+        raise ArtifactError(f"{opened.path} is damaged: it counts {str(kept)[:40]} for {name}")
+    return kept
+
+
+def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str, int]) -> Check:
+    """The exact count, in all and, as far as it is recorded, at every site."""
     counts, density = known.counts, known.density
     wanted = max(1, round(density * counts["gated"]))
-    kept = masks.kept + unseen
+    kept = {name: int(mask.count_nonzero()) + unseen[name] for name, mask in masks.items()}
+    total, zeros = sum(kept.values()), sum(unseen.values())
+    odd = [name for name in kept if opened.entries and _recorded(opened, name) != kept[name]]
     return Check(
         name="count",
-        ok=kept == wanted == counts["kept"] and masks.total == counts["gated"],
-        detail=f"{kept:,} of {masks.total:,} gated weights are kept, "
+        ok=total == wanted == counts["kept"] and masks.total == counts["gated"] and not odd,
+        detail=f"{total:,} of {masks.total:,} gated weights are kept, "
         f"the budget of {density:g} asks for {wanted:,}"
-        + (f"; {unseen:,} of them are 0 at the origin" if unseen else ""),
+        + (f"; {zeros:,} of them are 0 at the origin" if zeros else "")
+        + (f"; {odd[0]} does not have its recorded count" if odd else ""),
     )
 
 

@@ -133,6 +133,6 @@ def _mean_loss(
 ) -> Metrics:
     """Mean of the user's loss over batches, in eval mode."""
     device = next(module.parameters()).device
-    with torch.inference_mode(), evaluating(module):
+    with torch.no_grad(), evaluating(module):
         losses = [float(loss_fn(module, to_device(batch, device))) for batch in batches]
     return {"loss": sum(losses) / len(losses)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +46,34 @@ def _no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", _guarded(socket.socket.connect))
         patch.setattr(socket.socket, "connect_ex", _guarded(socket.socket.connect_ex))
         yield
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pico checkpoints as their libraries save them, by name."""
+    import pico
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "vit": pico.save_vit(root / "vit"),
+        "bert": pico.save_bert(root / "bert"),
+        "gpt2": pico.save_gpt2(root / "gpt2"),
+        "llama": pico.save_llama(root / "llama"),
+        "mixtral": pico.save_mixtral(root / "mixtral"),
+        "resnet": pico.save_timm("test_resnet", root / "resnet"),
+        "convnext": pico.save_timm("test_convnext", root / "convnext"),
+    }
+
+
+@pytest.fixture(scope="session")
+def data_sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny data sets on disk, by what they hold."""
+    import pico
+
+    root = tmp_path_factory.mktemp("data")
+    return {
+        "pictures": str(pico.save_pictures(root / "pictures")),
+        "reviews": str(pico.save_reviews(root / "reviews")),
+        "scores": str(pico.save_scores(root / "scores")),
+        "prose": str(pico.save_prose(root / "prose")),
+    }

@@ -41,9 +41,9 @@ def test_what_was_given_can_change_without_changing_the_masks() -> None:
 def test_masks_cannot_be_assigned_to() -> None:
     masks = Masks({"a": A})
     with pytest.raises(TypeError):
-        masks["a"] = B  # type: ignore[index]
+        masks["a"] = B
     with pytest.raises(AttributeError):
-        masks.other = 1  # type: ignore[attr-defined]
+        masks.other = 1
 
 
 def test_a_mask_that_is_not_boolean_is_refused() -> None:

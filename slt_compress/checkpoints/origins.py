@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -10,10 +11,11 @@ from typing import Any, get_args
 from slt_compress.checkpoints import families
 from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind
-from slt_compress.checkpoints.snapshots import fetch
-from slt_compress.checkpoints.timm_models import hub_id
+from slt_compress.checkpoints.snapshots import cached, fetch
+from slt_compress.checkpoints.timm_models import hub_id, is_name
 from slt_compress.checkpoints.weights import check_weights_path, read_tensors, weight_files
 from slt_compress.errors import SourceError
+from slt_compress.reference import REFERENCE
 
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
 
@@ -36,7 +38,16 @@ def origin_record(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_classes": checkpoint.num_classes,
         "versions": {name: _version(name) for name in _LIBRARIES},
         "file_keys": {name: list(keys) for name, keys in checkpoint.file_keys.items()},
+        "companions": _companions(checkpoint),
     }
+
+
+def _companions(checkpoint: Checkpoint) -> dict[str, str | None]:
+    """Where tokenizer and processor files are, also for weights that come from elsewhere."""
+    if checkpoint.revision is None or checkpoint.folder is None:
+        folder = checkpoint.folder
+        return {"folder": None if folder is None else str(folder.absolute()), "repo": None}
+    return {"folder": None, "repo": _repository(checkpoint.source)}
 
 
 def _version(library: str) -> str | None:
@@ -77,7 +88,7 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
         task=task,
         module=module,
         config=config,
-        folder=folder,
+        folder=folder or _companion_folder(record),
         classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
         num_classes=record.get("num_classes"),
         trained_head=init is None and task != "features",
@@ -87,6 +98,23 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
         file_keys=keys,
         stored=stored,
     )
+
+
+def _companion_folder(record: Mapping[str, Any]) -> Path | None:
+    """The recorded folder of tokenizer and processor files, where it can still be had.
+
+    A model can be used without them, so their absence is no error.
+    """
+    found = record.get("companions")
+    found = found if isinstance(found, dict) else {}
+    folder, repo, revision = found.get("folder"), found.get("repo"), record.get("revision")
+    if isinstance(folder, str):
+        return Path(folder) if Path(folder).is_dir() else None
+    if not isinstance(repo, str) or not isinstance(revision, str):
+        return None
+    with suppress(SourceError):
+        return cached(repo, revision) or fetch(repo, revision, with_weights=False)[0]
+    return None
 
 
 def _checked(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
@@ -118,20 +146,37 @@ def _locate_weights(
 ) -> tuple[tuple[Path, ...], Path | None, str | None]:
     """Weight files, folder and commit: of `override`, else of the recorded place."""
     place = override if override is not None else record.get("weights") or record.get("source")
+    if override is None and record.get("kind") == "hub":
+        # not through `locate`: a local folder of that name is not what was recorded
+        return _from_hub(_repository(str(place)), str(place), record.get("revision"))
     path = Path(str(place)).expanduser()
-    revision = record.get("revision") if override is None else None
     if path.is_file():
         check_weights_path(path)
         return (path,), None, record.get("revision")
     if path.is_dir():
         return weight_files(path), path, record.get("revision")
-    if override is None and record.get("kind") != "hub":
+    if override is None:
         raise SourceError(
             f"the origin {path} is not there any more; say where its weights are with --origin PATH"
         )
     found = locate(str(place))
-    repo = hub_id(found.name) if found.kind == "timm" else found.name
-    if found.kind == "reference" or repo is None:
+    return _from_hub(hub_id(found.name) if found.kind == "timm" else found.name, str(place), None)
+
+
+def _repository(source: str) -> str | None:
+    """The hub repository of a source that was read from the hub."""
+    name = source.removeprefix("timm:")
+    bare = name != source or ("/" not in source and is_name(source))
+    return hub_id(name) if bare else source
+
+
+def _from_hub(
+    repo: str | None, place: str, revision: str | None
+) -> tuple[tuple[Path, ...], Path, str]:
+    if repo is None or repo in REFERENCE:
         raise SourceError(f"{place} names no weights; give a folder, a file or a hub id")
-    folder, commit = fetch(repo, revision, with_weights=True)
+    try:
+        folder, commit = fetch(repo, revision, with_weights=True)
+    except SourceError as error:
+        raise SourceError(f"{error}; --origin PATH reads the weights from elsewhere") from error
     return weight_files(folder), folder, commit

@@ -52,6 +52,16 @@ def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path,
         return folder, folder.name
 
 
+def cached(repo: str, commit: str) -> Path | None:
+    """The folder of an earlier download of exactly this commit; the network is not touched."""
+    try:
+        with quiet():
+            folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
+        return None
+    return folder if (folder / "config.json").is_file() else None
+
+
 def _is_plain(name: str) -> bool:
     """Whether a file at the root of a repository is small, needed and no program."""
     if "/" in name or set(name) & _PATTERN_CHARACTERS:

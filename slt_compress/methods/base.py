@@ -76,7 +76,7 @@ class OneShot(Protocol):
     name: ClassVar[str]
 
     def score(self, weight: Tensor, key: int) -> Tensor:
-        """Scores (fp32, the weight's shape); equal ones are ordered by `key`."""
+        """Scores (the weight's shape; fp64 where fp32 is too coarse); `key` orders equal ones."""
 
 
 Method = Learned | OneShot

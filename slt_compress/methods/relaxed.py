@@ -40,7 +40,7 @@ class Relaxed:
     sigma: float = 0.5
     sigma_end: float = 0.2
     spread: float = 0.01
-    prior_spread: float = 1.0
+    prior_spread: float = 2.5
     name: ClassVar[str] = "relaxed"
 
     def __post_init__(self) -> None:

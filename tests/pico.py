@@ -1,0 +1,141 @@
+"""Pico checkpoints with everything a real one has beside it, and data sets for them, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+import transformers
+from data_sets import picture_table
+from timm.models import save_for_hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+
+WORDS = (
+    "the", "a", "cat", "dog", "newt", "runs", "sleeps", "eats", "good", "bad", "film", "was",
+    "very", "not", "and", "in", "on", "it",
+)  # fmt: skip
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[END]")
+CLASSES = ["cat", "dog", "newt"]
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {"vocab_size": 32, "max_position_embeddings": 32, "pad_token_id": 0}
+DECODER = {**SMALL, **TEXT, "intermediate_size": 32, "num_key_value_heads": 1}
+END = {"bos_token_id": 5, "eos_token_id": 5}
+
+
+def save_vit(folder: Path, classes: list[str] = CLASSES) -> Path:
+    config = transformers.ViTConfig(
+        **SMALL,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )
+    _save(transformers.ViTForImageClassification, config, folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def save_bert(folder: Path, **changes: object) -> Path:
+    config = transformers.BertConfig(
+        **SMALL, **TEXT, intermediate_size=32, **{"num_labels": 2, **changes}
+    )
+    _save(transformers.BertForSequenceClassification, config, folder)
+    return save_tokenizer(folder)
+
+
+def save_gpt2(folder: Path) -> Path:
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, n_positions=32, vocab_size=32, **END
+    )
+    _save(transformers.GPT2LMHeadModel, config, folder)
+    return save_tokenizer(folder)
+
+
+def save_llama(folder: Path) -> Path:
+    config = transformers.LlamaConfig(**DECODER, **END)
+    _save(transformers.LlamaForCausalLM, config, folder)
+    return save_tokenizer(folder)
+
+
+def save_mixtral(folder: Path) -> Path:
+    config = transformers.MixtralConfig(**DECODER, **END, num_local_experts=3)
+    _save(transformers.MixtralForCausalLM, config, folder)
+    return save_tokenizer(folder)
+
+
+def save_timm(name: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3)
+    settings = {"label_names": CLASSES}
+    save_for_hf(model, str(folder), model_config=settings, safe_serialization=True)
+    return folder
+
+
+def _save(kind: type, config: object, folder: Path) -> None:
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Pico\n")
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """A tokenizer of whole words that frames sentences as BERT does."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        eos_token="[END]",
+    ).save_pretrained(folder)
+    return folder
+
+
+def sentence(number: int) -> str:
+    """One of many short sentences, the same for the same number."""
+    return " ".join(WORDS[(number * 7 + place * place * 3) % len(WORDS)] for place in range(6))
+
+
+def save_pictures(folder: Path, classes: list[str] = CLASSES) -> Path:
+    picture_table(folder / "train.parquet", 24, classes)
+    picture_table(folder / "test.parquet", 9, classes, start=100)
+    return folder
+
+
+def save_reviews(folder: Path) -> Path:
+    """Sentences with one of two labels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 24), ("test", 8)):
+        rows = [f"{sentence(i)},{'good' if i % 2 else 'bad'}" for i in range(count)]
+        (folder / f"{split}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
+
+
+def save_scores(folder: Path) -> Path:
+    """Pairs of sentences with a number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 24), ("test", 8)):
+        rows = [f"{sentence(i)},{sentence(i + 3)},{i % 5 / 2}" for i in range(count)]
+        head = "sentence1,sentence2,label"
+        (folder / f"{split}.csv").write_text("\n".join([head, *rows]) + "\n")
+    return folder
+
+
+def save_prose(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", 100), ("test", 20)):
+        lines = [f"{sentence(i)} ." for i in range(count)]
+        (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
