@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -263,6 +264,9 @@ def _finite(value: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the one place where an SltError becomes a line and an exit code."""
+    # Threads that spin while they wait cost several times the run where the cores are shared. Read
+    # by OpenMP when torch is imported, which no command has done yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, _stop) for signum in heard}
     try:

@@ -48,7 +48,9 @@ class Gate(nn.Module):
 
 def masked_weight(weight: Tensor, mask: Tensor, gain: float) -> Tensor:
     """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1."""
-    kept = weight if gain == 1.0 else weight * torch.tensor(gain, dtype=torch.float32).to(weight)
+    kept = weight
+    if gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight
+        kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
     return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))
 
 

@@ -66,9 +66,9 @@ TRANSFORMERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "t5": (
         lambda: tf.T5ForConditionalGeneration(
-            tf.T5Config(**T5, num_layers=1, tie_word_embeddings=False)
+            tf.T5Config(**T5, num_layers=1)
         ),
-        "q k v o wi wo lm_head",
+        "q k v o wi wo",
     ),
     "mamba": (
         lambda: tf.MambaForCausalLM(
@@ -284,6 +284,25 @@ def test_a_gate_beside_experts_is_a_router_and_any_other_gate_is_none() -> None:
     experts = [f"mixture.experts.{i}.weight" for i in range(2)]
     assert [site.name for site in plan.sites] == ["gate.weight", *experts]
     assert plan.skipped["mixture.gate.weight"] == "router of experts"
+
+
+def test_output_embeddings_are_a_head_where_there_is_no_base_model() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+            self.lm_head = nn.Linear(4, 9)
+
+        @property
+        def base_model(self) -> nn.Module:
+            return self
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.lm_head
+
+    found = find_sites(Whole(), gate_head=False)
+    assert [site.name for site in found.sites] == ["body.weight"]
+    assert len(find_sites(Whole()).sites) == 2
 
 
 def test_a_column_is_a_weight_where_its_layer_multiplies() -> None:

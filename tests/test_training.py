@@ -161,6 +161,8 @@ class Spy:
         self.gate = Relaxed()
         self.open: dict[int, list[Tensor]] = {}
         self.phases: dict[int, Phase] = {}
+        self.scores: dict[int, Tensor] = {}
+        self.rescaled: set[bool] = set()
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
         return self.gate.start(weight, prior, key)
@@ -172,6 +174,8 @@ class Spy:
         gates = self.gate.effective(score.detach(), torch.ones_like(weight), sample)
         self.open.setdefault(sample.phase.step, []).append((gates > 0.5).flatten())
         self.phases[sample.phase.step] = sample.phase
+        self.scores.setdefault(sample.phase.step, score.detach().clone())
+        self.rescaled.add(sample.rescale)
         return self.gate.effective(score, weight, sample)
 
 
@@ -205,6 +209,7 @@ def test_the_scheduled_density_is_met_at_every_step() -> None:
 def test_the_learning_rate_falls_to_nothing_and_the_scores_alone_move() -> None:
     module = network(200)
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    statistics = module[1].running_mean.clone()
     training = replace(QUICK, steps=10, decay=0.5)
     moves: list[float] = []
     plan, data = find_sites(module), workload(features=200)
@@ -219,6 +224,8 @@ def test_the_learning_rate_falls_to_nothing_and_the_scores_alone_move() -> None:
             now = gates.scores["0.weight"].detach().clone()
             moves.append(float((now - last).abs().max()))
             last = now
+            assert torch.equal(module[1].running_mean, statistics)
+            assert all(score.grad is None for score in gates.scores.values())
     assert moves[0] == pytest.approx(0.05, rel=0.01)
     assert moves[9] < 0.35 * max(moves[:5])
     assert all(torch.equal(before[n], p) for n, p in module.named_parameters())
@@ -338,6 +345,47 @@ def test_the_best_mask_on_the_held_out_slice_is_taken() -> None:
     assert "seconds" not in result.history[0]
     once = search_of(network(), training=replace(QUICK, selections=0)).run()
     assert not any("held_out" in record for record in once.history)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3.0, 1.0, 2.0, 1.5], 30), ([1.0, 2.0, 3.0, 4.0], 25), ([2.0, 1.0, 1.0, 3.0], 35)],
+)
+def test_the_lowest_held_out_loss_wins_and_of_equal_ones_the_last(
+    losses: list[float], best: int
+) -> None:
+    data, left, spy = workload(), list(losses), Spy()
+
+    def scripted(module: nn.Module, batches: Any, *, reference: Any = None) -> dict[str, float]:
+        if batches is data.held_out:
+            return {"loss": left.pop(0)}
+        return measure(module, batches, reference=reference)
+
+    result = search_of(
+        network(), workload=replace(data, measure=scripted), method=spy,
+        training=replace(QUICK, steps=40, hard=0.5, selections=4),
+    ).run()  # fmt: skip
+    assert left == []
+    # what a step leaves behind is what the next one starts from
+    assert torch.equal(result.scores["0.weight"], spy.scores[best + 1])
+
+
+def test_a_random_network_starts_half_open_and_rescaled_and_a_pretrained_one_by_magnitude() -> None:
+    barely = replace(QUICK, steps=1, lr=1e-6)
+    for random_init in (True, False):
+        spy = Spy()
+        result = search_of(network(), method=spy, training=barely, random_init=random_init).run()
+        assert spy.rescaled == {random_init}
+        assert result.history[0]["density"] == (0.5 if random_init else 1.0)
+        scores, weights = result.scores["0.weight"], result.weights["0.weight"]
+        by_magnitude = weights.abs().flatten().argsort()
+        ordered = bool((scores.flatten()[by_magnitude].diff() > 0).all())
+        assert ordered != random_init
+        assert float(scores.mean()) == pytest.approx(0.5, abs=0.01)
+    chosen = search_of(network(), training=replace(barely, start_density=0.7)).run()
+    assert chosen.history[0]["density"] == 0.7
+    below = search_of(network(), training=replace(barely, start_density=0.1)).run()
+    assert below.history[0]["density"] == 0.3
 
 
 def test_the_dense_network_teaches_in_eval_mode_with_its_own_statistics() -> None:
