@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from slt_compress.methods.base import Learned, Method, OneShot, Phase, Sample
+from slt_compress.methods.edge_popup import EdgePopup
+from slt_compress.methods.logistic import Gumbel, HardConcrete
 from slt_compress.methods.one_shot import Magnitude, Random
 from slt_compress.methods.relaxed import Relaxed
 
-METHODS: Mapping[str, type[Relaxed] | type[Magnitude] | type[Random]] = MappingProxyType(
+METHODS: Mapping[str, type[Any]] = MappingProxyType(
     {
         "relaxed": Relaxed,
+        "hard-concrete": HardConcrete,
+        "gumbel": Gumbel,
+        "edge-popup": EdgePopup,
         "magnitude": Magnitude,
         "random": Random,
     }
@@ -19,6 +25,9 @@ METHODS: Mapping[str, type[Relaxed] | type[Magnitude] | type[Random]] = MappingP
 
 __all__ = [
     "METHODS",
+    "EdgePopup",
+    "Gumbel",
+    "HardConcrete",
     "Learned",
     "Magnitude",
     "Method",
