@@ -53,14 +53,18 @@ def target_of(
     """`out`, else a free `parent/<model>-<method>-<sparsity>`."""
     if out is not None:
         return Target(parent=Path(out).parent, stem=Path(out).name, free=False)
+    stem = f"{model_name(source)}-{recipe.method['name']}-{recipe.target_sparsity}"
+    return Target(parent=parent, stem=stem, free=True)
+
+
+def model_name(source: str | Path | nn.Module) -> str:
+    """What folders are called after a source: the last part of a path, a hub id with dashes."""
     if isinstance(source, nn.Module):
         name = type(source).__name__
     else:
         folder = Path(source).expanduser()
         name = folder.resolve().name if folder.is_dir() else str(source)
-    model = name.strip("/.").replace("/", "-").replace(":", "-") or "model"
-    stem = f"{model}-{recipe.method['name']}-{recipe.target_sparsity}"
-    return Target(parent=parent, stem=stem, free=True)
+    return name.strip("/.").replace("/", "-").replace(":", "-") or "model"
 
 
 def record(
@@ -128,7 +132,10 @@ def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
     def dtype(name: str) -> str:
         return str(result.weights[name].dtype).removeprefix("torch.")
 
-    return {site.name: {"kind": site.kind, "dtype": dtype(site.name)} for site in result.plan.sites}
+    return {
+        site.name: {"index": index, "kind": site.kind, "dtype": dtype(site.name)}
+        for index, site in enumerate(result.plan.sites)
+    }
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ from slt_compress.ticket import Ticket
 
 _SOURCE = ("kind", "source", "revision", "family", "task")
 _FIGURES = ("target", "achieved", "kept", "gated", "parameters", "achieved_parameters")
+# How many layers with empty rows are named one by one.
+_LISTED = 5
 # Schemes whose magnitudes are all equal within a layer, so that ranking by them says nothing.
 _EQUAL_MAGNITUDES = ("signed-constant", "random")
 
@@ -112,8 +114,8 @@ def make_report(ticket: Ticket) -> Report:
     counts = provenance_of(ticket).counts
     kept, gated, parameters = counts["kept"], counts["gated"], counts["parameters"]
     sites: Mapping[str, Mapping[str, Any]] = ticket.summary["sites"]
-    layers = [_layer(name, site) for name, site in sites.items()]
-    origin = ticket.origin
+    layers = [_layer(name, site) for name, site in sorted(sites.items(), key=_place)]
+    origin, sizes = ticket.origin, _sizes(ticket)
     content = {
         "source": {key: origin.get(key) for key in _SOURCE},
         "sparsity": {
@@ -128,12 +130,18 @@ def make_report(ticket: Ticket) -> Report:
         "controls": ticket.controls,
         "layers": layers,
         "skipped": ticket.skipped,
-        "sizes": _sizes(ticket),
+        "sizes": sizes,
         "warnings": _warnings(ticket, layers),
-        "expectations": list(_expectations(1.0 - kept / gated)),
+        "expectations": list(_expectations(sizes)),
         "recipe": ticket.recipe,
     }
     return Report.from_dict(content, ticket.path, TicketError)
+
+
+def _place(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, str]:
+    """Layers come in the order of the model, which the manifest's sorted keys do not keep."""
+    name, index = entry[0], entry[1].get("index")
+    return index if type(index) is int else -1, name
 
 
 def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +181,10 @@ def _extra(ticket: Ticket) -> Mapping[str, Any]:
 def _warnings(ticket: Ticket, layers: list[dict[str, Any]]) -> list[str]:
     found = [f"{layer['name']} is dead: none of its weights is kept" for layer in layers
              if layer["kept"] == 0]  # fmt: skip
-    for name, mask in ticket.masks.items():
-        rows = mask.reshape(len(mask), -1)
-        dead = int((~rows.any(dim=1)).sum())
-        if 0 < dead < len(rows):
-            found.append(f"{name}: {dead} of {len(rows)} rows (first dimension) are empty")
+    partly = _empty_rows(ticket)
+    found += partly[:_LISTED]
+    if len(partly) > _LISTED:
+        found.append(f"{len(partly) - _LISTED} more layers have empty rows")
     init = ticket.origin.get("init")
     if isinstance(init, dict) and init.get("scheme") in _EQUAL_MAGNITUDES:
         found.append(
@@ -187,9 +194,20 @@ def _warnings(ticket: Ticket, layers: list[dict[str, Any]]) -> list[str]:
     return found + [str(note) for note in notes if note] if isinstance(notes, list) else found
 
 
-def _expectations(sparsity: float) -> tuple[str, ...]:
-    """What unstructured zeros buy; sources and measurements are in docs/format.md."""
-    smaller = "smaller" if sparsity > 0.34 else "not smaller"
+def _empty_rows(ticket: Ticket) -> list[str]:
+    """A sentence per layer that lost some of its rows, all of whose weights are removed."""
+    found: list[str] = []
+    for name, mask in ticket.masks.items():
+        rows = mask.reshape(len(mask), -1)
+        dead = int((~rows.any(dim=1)).sum())
+        if 0 < dead < len(rows):
+            found.append(f"{name}: {dead} of {len(rows)} rows (first dimension) are empty")
+    return found
+
+
+def _expectations(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """What unstructured zeros buy on disk and in the runtimes that people use."""
+    smaller = "smaller" if sizes["sparse-csr"] < sizes["dense"] else "NOT smaller"
     return (
         f"disk: the sparse-csr file is {smaller} than the dense one; the dense export is not, as "
         "zeros take as many bytes as other numbers",
