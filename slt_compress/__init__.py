@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slt_compress.errors import SltError
 
 if TYPE_CHECKING:
+    from slt_compress.api import compare as compare
     from slt_compress.api import evaluate as evaluate
     from slt_compress.api import export as export
     from slt_compress.api import load as load
@@ -34,6 +35,7 @@ _HOMES = {
     "Targets": "sites",
     "Ticket": "ticket",
     "Training": "training",
+    "compare": "api",
     "evaluate": "api",
     "export": "api",
     "load": "api",
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022  (verbs, then types)
     "report",
     "verify",
     "evaluate",
+    "compare",
     "open_checkpoint",
     "Budget",
     "Targets",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from slt_compress.artifact import Artifact, is_artifact, write_artifact
 from slt_compress.budget import Budget
 from slt_compress.cards import artifact_card
-from slt_compress.checkpoints import Checkpoint, open_checkpoint
-from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
+from slt_compress.comparing import Comparison, OnRow, compare_all, planned
+from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_json
 from slt_compress.methods import Method
 from slt_compress.objectives import ObjectiveName
 from slt_compress.provenance import provenance_of
-from slt_compress.recipes import Recipe, parse_recipe
-from slt_compress.recording import record, target_of
+from slt_compress.recipes import Recipe, parse_recipe, with_arguments
+from slt_compress.recording import model_name, record, target_of
 from slt_compress.reporting import Report, make_report
 from slt_compress.runtime import (
     as_origin,
@@ -34,13 +34,14 @@ from slt_compress.runtime import (
 )
 from slt_compress.searching import OnStep, Search
 from slt_compress.sites import find_sites
-from slt_compress.ticket import Ticket, newest, read_probe, read_ticket, ticket_hash
+from slt_compress.ticket import Ticket, free_path, newest, read_probe, read_ticket, ticket_hash
 from slt_compress.training import Training
 from slt_compress.verifying import Verification, verify_apart, verify_path
-from slt_compress.workloads import checkpoint_workload, own_workload
+from slt_compress.workloads import checkpoint_workload, open_source, own_workload
 
 TICKETS = Path("tickets")
 EXPORTS = Path("exports")
+COMPARISONS = Path("compare")
 
 
 def search(
@@ -74,7 +75,7 @@ def search(
     Raises:
         SltError: the source, data, budget or recipe cannot be used, or the search diverged.
     """
-    recipe = _resolved(recipe or Recipe(), budget, method, objective, training)
+    recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
     method = method or recipe.method_instance()
     if isinstance(data, str):
         recipe = replace(recipe, dataset=data)
@@ -89,7 +90,7 @@ def search(
     else:
         if data is not None and not isinstance(data, str):
             raise SltError("batches of your own go with a module of your own; give a data set name")
-        checkpoint, prepared = _open(source, recipe)
+        checkpoint, prepared = open_source(source, recipe)
         workload = checkpoint_workload(checkpoint, prepared, recipe.objective)
     plan = find_sites(checkpoint.module, recipe.targets, gate_head=not checkpoint.trained_head)
     result = Search(
@@ -104,46 +105,41 @@ def search(
     return record(target, checkpoint, prepared, recipe, result=result, started=started)
 
 
-def _resolved(
-    recipe: Recipe,
-    budget: Budget | None,
-    method: Method | None,
-    objective: ObjectiveName | None,
-    training: Training | None,
-) -> Recipe:
-    """The recipe with the arguments of `search` laid over it."""
-    if budget is not None:
-        recipe = replace(
-            recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
-            scope=budget.scope, floor=budget.floor,
-        )  # fmt: skip
-    if method is not None:
-        options = asdict(method)  # type: ignore[call-overload]
-        recipe = replace(recipe, method={"name": method.name, **options})
-    if objective is not None:
-        recipe = replace(recipe, objective=replace(recipe.objective, name=objective))
-    return recipe if training is None else replace(recipe, training=training)
+def compare(
+    source: str | Path,
+    data: str | None = None,
+    *,
+    methods: Sequence[str | Method],
+    sparsities: Sequence[float] = (),
+    seeds: int = 3,
+    out: str | Path | None = None,
+    recipe: Recipe | None = None,
+    on_step: OnStep | None = None,
+    on_row: OnRow | None = None,
+) -> Comparison:
+    """Search with every method, sparsity and seed, all with the same steps, and compare.
 
+    Args:
+        source, data, recipe, on_step: as for `search`.
+        methods: names or instances; a name takes its options from the recipe, if it is that one's.
+        sparsities: default: that of the recipe.
+        seeds: how many, from the recipe's `training.seed` on.
+        out: folder of the tickets and of `compare.json`, whose finished rows are not searched
+            again; default `compare/<model>[-n]`.
+        on_row: called after every search.
 
-def _open(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
-    """The checkpoint and its data; a random init's head takes the classes of the data."""
-    training = recipe.training
-    raw: RawData | None = None
-    if recipe.dataset is not None:
-        raw = open_data(recipe.dataset, recipe.data)
-    checkpoint = open_checkpoint(
-        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-        seed=training.seed, options=recipe.model,
-        num_classes=raw.num_classes if raw and recipe.init else None,
-        classes=raw.classes if raw and recipe.init else None,
-    )  # fmt: skip
-    if raw is None:
-        raw = open_data(default_spec(checkpoint.task), recipe.data)
-    prepared = prepare(
-        raw, checkpoint, batch_size=training.batch_size, seed=training.seed,
-        limit=recipe.evaluation.limit,
-    )  # fmt: skip
-    return checkpoint, prepared
+    Raises:
+        SltError: the source, data or recipe cannot be used; a method that fails is a row.
+    """
+    recipe = recipe or Recipe()
+    recipe = recipe if data is None else replace(recipe, dataset=data)
+    recipes = planned(recipe, methods, sparsities or (recipe.target_sparsity,), seeds)
+    folder = Path(out) if out is not None else free_path(COMPARISONS, model_name(source))
+
+    def one(recipe: Recipe, path: Path) -> Ticket:
+        return search(source, recipe=recipe, out=path, on_step=on_step)
+
+    return compare_all(str(source), recipes, folder, one, on_row)
 
 
 def report(path: str | Path | None = None) -> Report:

@@ -8,15 +8,35 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from slt_compress import __version__
+from slt_compress.cookbook import recipes_app
 from slt_compress.errors import SltError
-
-if TYPE_CHECKING:
-    from slt_compress.recipes import Recipe
+from slt_compress.options import (
+    BatchSize,
+    Dataset,
+    Device,
+    Epochs,
+    Init,
+    Json,
+    Lr,
+    Newest,
+    Origin,
+    Quiet,
+    RecipeName,
+    Revision,
+    Set,
+    Source,
+    Steps,
+    Weights,
+    listed,
+    numbers,
+    resolve,
+    start_of,
+)
 
 app = typer.Typer(
     name="slt-compress",
@@ -26,23 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="List or print the recipes that come with the package.")
 app.add_typer(recipes_app, name="recipes")
-
-Newest = Annotated[
-    Path | None, typer.Argument(metavar="[PATH]", help="Default: the newest ticket in tickets/.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Origin = Annotated[
-    str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
-]
-Dataset = Annotated[
-    str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, e.g. data.label=y."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -62,41 +66,36 @@ def _root(
 
 @app.command()
 def search(
-    source: Annotated[str, typer.Argument(help="Hub id, folder, timm:NAME or a reference net.")],
+    source: Source,
     target_sparsity: Annotated[
         float | None, typer.Option(help="Share of the gated weights to remove, in [0, 1).")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="relaxed, magnitude or random.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="relaxed, hard-concrete, gumbel, edge-popup, magnitude or random."),
+    ] = None,
     pattern: Annotated[str | None, typer.Option(help="unstructured.")] = None,
     scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
     objective: Annotated[str | None, typer.Option(help="auto, task or distill.")] = None,
     dataset: Dataset = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Search a random network: random (signed-constant), kaiming-normal, "
-            "kaiming-uniform, uniform:A or default (the library's own)."
-        ),
-    ] = None,
-    weights: Annotated[str | None, typer.Option(help="A .safetensors file to load.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training split.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of the scores.")] = None,
+    init: Init = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …")] = None,
+    device: Device = None,
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     max_time: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Name or YAML file of a recipe.")] = None,
+    recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the ticket.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Search for a ticket: gates on every weight, no weight trained, an exact mask at the end."""
-    if steps is not None and epochs is not None:
-        raise typer.BadParameter("give --steps or --epochs, not both")
     flags = {
         "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
         "scope": scope, "objective.name": objective, "dataset": dataset, "init": init,
@@ -105,11 +104,7 @@ def search(
         "training.seed": seed, "training.device": device, "training.precision": precision,
         "training.max_time": max_time,
     }  # fmt: skip
-    from slt_compress.recipes import parse_recipe, read_recipe
-
-    content = {} if recipe is None else read_recipe(recipe)
-    parse_recipe(content)
-    resolved = _recipe(content, set_, flags)
+    resolved = resolve(start_of(recipe), set_, flags)
     from slt_compress import api
     from slt_compress.console import search_progress
 
@@ -184,7 +179,7 @@ def evaluate(
     path: Newest = None,
     dataset: Dataset = None,
     origin: Origin = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples in a batch.")] = None,
+    batch_size: BatchSize = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -192,7 +187,7 @@ def evaluate(
     from slt_compress import api
 
     recipe = api.search_recipe(path, dataset)
-    resolved = _recipe(recipe.to_dict(), set_, {"training.batch_size": batch_size})
+    resolved = resolve(recipe.to_dict(), set_, {"training.batch_size": batch_size})
     found = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
         _print_json(found)
@@ -202,51 +197,63 @@ def evaluate(
     print_metrics(found)
 
 
-@recipes_app.callback(invoke_without_command=True)
-def _list_recipes(context: typer.Context) -> None:
-    """List the recipes that come with the package."""
-    if context.invoked_subcommand is None:
-        from slt_compress.recipes import shipped_recipes
+@app.command()
+def compare(
+    source: Source,
+    methods: Annotated[
+        str, typer.Option(help="Names of methods, with commas.")
+    ] = "relaxed,edge-popup,magnitude",
+    target_sparsity: Annotated[
+        str | None, typer.Option(help="Shares to remove, with commas; several give a plot.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
+    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
+    dataset: Dataset = None,
+    init: Init = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    device: Device = None,
+    recipe: RecipeName = None,
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder; what it has already is kept.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Search by several methods with the same steps, seeds and data, and compare the results."""
+    flags = {
+        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
+        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
+        "training.lr": lr, "training.seed": seed, "training.device": device,
+    }  # fmt: skip
+    names = listed(methods, "--methods")
+    content = start_of(recipe)
+    resolved = resolve(content, set_, flags)
+    targets = [resolved.target_sparsity]
+    if target_sparsity is not None:
+        targets = numbers(target_sparsity, "--target-sparsity")
+    for name in names:
+        for target in targets:
+            resolve(content, set_, {**flags, "method.name": name, "target_sparsity": target})
+    from slt_compress import api
+    from slt_compress.console import compare_progress, print_comparison
 
-        for name, path in shipped_recipes().items():
-            first = path.read_text(encoding="utf-8").splitlines()[0]
-            print(f"{name:24} {first.lstrip('# ')}")
-
-
-@recipes_app.command("show")
-def _show_recipe(name: Annotated[str, typer.Argument(help="As listed.")]) -> None:
-    """Print one recipe."""
-    from slt_compress.recipes import shipped_recipes
-
-    known = shipped_recipes()
-    if name not in known:
-        raise typer.BadParameter(f"no recipe {name!r}; known: {', '.join(known)}")
-    print(known[name].read_text(encoding="utf-8"), end="")
-
-
-def _recipe(
-    content: dict[str, Any], assignments: list[str] | None, flags: dict[str, Any]
-) -> Recipe:
-    """Recipe < --set < flag. What is wrong on the command line itself is a usage error."""
-    from slt_compress.errors import BudgetError, DataError, RecipeError
-    from slt_compress.recipes import merged, parse_recipe, set_key
-
-    try:
-        for assignment in assignments or []:
-            content = set_key(content, assignment)
-        for key, value in flags.items():
-            if value is None:
-                continue
-            nested: Any = value
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            content = merged(content, nested)
-            if key in ("training.steps", "training.epochs"):
-                other = "epochs" if key == "training.steps" else "steps"
-                content = merged(content, {"training": {other: None}})
-        return parse_recipe(content)
-    except (RecipeError, BudgetError, DataError) as error:
-        raise typer.BadParameter(str(error)) from None
+    with compare_progress(quiet=quiet) as (on_step, on_row):
+        found = api.compare(
+            source, methods=names, sparsities=targets, seeds=seeds, out=out, recipe=resolved,
+            on_step=on_step, on_row=on_row,
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print_comparison(found)
+    if found.failed:
+        raise typer.Exit(1)
 
 
 def _print_json(content: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slt_compress.artifact import Artifact
+from slt_compress.comparing import LESS_IS_BETTER, Comparison, OnRow, Row
 from slt_compress.reporting import Report
 from slt_compress.searching import OnStep
 from slt_compress.training import Step
@@ -22,6 +24,10 @@ from slt_compress.verifying import Verification
 _BAR = 20
 _TIMES = "×"  # noqa: RUF001
 _LOG_LINES = 20
+# Of a plot, in characters without its axes; a mark and a colour for each method.
+_WIDTH, _HEIGHT = 60, 14
+_MARKS = "●▲■◆○△□◇"
+_COLOURS = ("green", "magenta", "cyan", "yellow", "blue", "red")
 
 
 @contextmanager
@@ -34,6 +40,35 @@ def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
     if not console.is_terminal:
         yield _print_some
         return
+    with _live(console) as (_, on_step):
+        yield on_step
+
+
+@contextmanager
+def compare_progress(*, quiet: bool) -> Iterator[tuple[OnStep | None, OnRow | None]]:
+    """A line on stderr for every search of a comparison; in a terminal with the bar of the next."""
+    console = Console(stderr=True)
+    if quiet:
+        yield None, None
+        return
+    if not console.is_terminal:
+        yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
+        return
+    with _live(console) as (progress, on_step):
+        yield on_step, lambda *row: progress.console.print(Text(_row_line(*row)), soft_wrap=True)
+
+
+def _row_line(row: Row, number: int, total: int) -> str:
+    found = row.error
+    if row.hard is not None:
+        found = ", ".join(f"{name} {value:.4f}" for name, value in row.hard.items())
+    what = f"{row.method} at {row.sparsity}, seed {row.seed}"
+    return f"[{number}/{total}] {what}: {found} ({row.seconds:.1f} s)"
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
+    """A bar over the steps of the search at work."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -43,12 +78,15 @@ def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         bar: TaskID = progress.add_task("searching", total=None, figures="")
-        yield lambda step: progress.update(
-            bar,
-            total=step.total,
-            completed=step.index + 1,
-            figures=_figures(step),
-            description="measuring" if step.index + 1 == step.total else "searching",
+        yield (
+            progress,
+            lambda step: progress.update(
+                bar,
+                total=step.total,
+                completed=step.index + 1,
+                figures=_figures(step),
+                description="measuring" if step.index + 1 == step.total else "searching",
+            ),
         )
 
 
@@ -162,3 +200,89 @@ def print_metrics(found: Mapping[str, Any]) -> None:
     for name, value in found["metrics"].items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The summary of a comparison as a table, as a plot where it can be one, and what failed."""
+    console = _stdout()
+    summary, metric = comparison.summary(), comparison.metric
+    table = Table(title=f"{metric or 'nothing to compare'} of the hard masks{_better(metric)}")
+    for name in ("method", "sparsity", "mean", "± std", "seeds", "seconds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for entry in summary:
+        seconds = [
+            row.seconds
+            for row in comparison.rows
+            if row.hard is not None
+            and (row.method, row.sparsity) == (entry["method"], entry["sparsity"])
+        ]
+        table.add_row(
+            entry["method"], f"{entry['sparsity']:g}",
+            "failed" if entry["mean"] is None else f"{entry['mean']:.4f}",
+            "" if entry["std"] is None else f"± {entry['std']:.4f}",
+            str(entry["seeds"]), f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
+        )  # fmt: skip
+    console.print(table)
+    points = [entry for entry in summary if entry["mean"] is not None]
+    if len({entry["sparsity"] for entry in points}) > 1:
+        console.print(_plot(points, f"{metric} against sparsity{_better(metric)}"), soft_wrap=True)
+    for row in comparison.rows:
+        if row.error is not None:
+            failed = f"failed: {row.method} at {row.sparsity:g}, seed {row.seed}: {row.error}"
+            console.print(Text(failed), soft_wrap=True)
+    console.print(Text(f"rows and tickets: {comparison.folder}"), soft_wrap=True)
+
+
+def _better(metric: str | None) -> str:
+    return " (less is better)" if metric in LESS_IS_BETTER else ""
+
+
+def _plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
+    """The means against the sparsity: a mark for each, joined by dots; the last one is on top."""
+    sparsities: list[float] = sorted({point["sparsity"] for point in points})
+    means: list[float] = sorted(point["mean"] for point in points)
+    left, right, bottom, top = sparsities[0], sparsities[-1], means[0], means[-1]
+    span = (top - bottom) or 1.0
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+
+    def column(sparsity: float) -> int:
+        return round((sparsity - left) / (right - left) * (_WIDTH - 1))
+
+    def place(point: Mapping[str, Any]) -> tuple[int, int]:
+        return column(point["sparsity"]), round((point["mean"] - bottom) / span * (_HEIGHT - 1))
+
+    styles = {
+        method: (_MARKS[index % len(_MARKS)], _COLOURS[index % len(_COLOURS)])
+        for index, method in enumerate(dict.fromkeys(p["method"] for p in points))
+    }
+    curves = {
+        method: sorted(place(p) for p in points if p["method"] == method) for method in styles
+    }
+    for method, curve in curves.items():
+        for (x0, y0), (x1, y1) in pairwise(curve):
+            for x in range(x0 + 1, x1):
+                cells[x, round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))] = ("·", styles[method][1])
+    for method, curve in curves.items():
+        cells |= dict.fromkeys(curve, styles[method])
+    text = Text(f"{title}\n")
+    for y in reversed(range(_HEIGHT)):
+        labelled = y in (0, _HEIGHT // 2, _HEIGHT - 1)
+        text.append(f"{bottom + span * y / (_HEIGHT - 1):9.4g} ┤" if labelled else f"{'│':>11}")
+        for x in range(_WIDTH):
+            text.append(*cells.get((x, y), (" ", "")))
+        text.append("\n")
+    text.append(f"{'└':>11}{'─' * _WIDTH}\n{' ' * 11}{_ticks(sparsities, column)}\n")
+    for method, (mark, colour) in styles.items():
+        text.append(f"{' ' * 11}{mark} {method}\n", colour)
+    return text
+
+
+def _ticks(sparsities: Sequence[float], column: Callable[[float], int]) -> str:
+    """The sparsities below their columns, without those that the one before leaves no room."""
+    line = ""
+    for sparsity in sparsities:
+        label = f"{sparsity:g}"
+        start = min(column(sparsity), _WIDTH - len(label))
+        if not line or start > len(line):
+            line = f"{line:<{start}}{label}"
+    return line

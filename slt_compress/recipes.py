@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -14,7 +14,7 @@ from slt_compress.budget import Budget, Scope
 from slt_compress.data import DataOptions
 from slt_compress.errors import RecipeError
 from slt_compress.methods import METHODS, Method
-from slt_compress.objectives import ObjectiveOptions
+from slt_compress.objectives import ObjectiveName, ObjectiveOptions
 from slt_compress.sites import Targets
 from slt_compress.training import Training
 
@@ -108,6 +108,33 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     recipe.budget()
     recipe.method_instance()
     return recipe
+
+
+def with_arguments(
+    recipe: Recipe,
+    budget: Budget | None,
+    method: Method | None,
+    objective: ObjectiveName | None,
+    training: Training | None,
+) -> Recipe:
+    """The recipe with instances laid over its sections; None leaves a section as it is."""
+    if budget is not None:
+        recipe = replace(
+            recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
+            scope=budget.scope, floor=budget.floor,
+        )  # fmt: skip
+    if method is not None:
+        recipe = replace(recipe, method=method_section(method))
+    if objective is not None:
+        recipe = replace(recipe, objective=replace(recipe.objective, name=objective))
+    return recipe if training is None else replace(recipe, training=training)
+
+
+def method_section(method: str | Method) -> dict[str, Any]:
+    """The `method` section for a name, which takes the default options, or an instance."""
+    if isinstance(method, str):
+        return {"name": method}
+    return {"name": method.name, **asdict(method)}  # type: ignore[call-overload]
 
 
 def read_recipe(name: str) -> dict[str, Any]:

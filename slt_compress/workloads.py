@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slt_compress.checkpoints import Checkpoint
-from slt_compress.data import SearchData
+from slt_compress.checkpoints import Checkpoint, open_checkpoint
+from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
 from slt_compress.errors import DataError
 from slt_compress.evaluation import Metrics, evaluate, evaluating
 from slt_compress.objectives import (
@@ -23,7 +24,33 @@ from slt_compress.objectives import (
     task_objective,
     to_device,
 )
+from slt_compress.recipes import Recipe
 from slt_compress.searching import Workload
+
+
+def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
+    """The checkpoint and its data; a random init's head takes the classes of the data.
+
+    Raises:
+        SourceError, DataError: the source or the data cannot be used.
+    """
+    training = recipe.training
+    raw: RawData | None = None
+    if recipe.dataset is not None:
+        raw = open_data(recipe.dataset, recipe.data)
+    checkpoint = open_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        seed=training.seed, options=recipe.model,
+        num_classes=raw.num_classes if raw and recipe.init else None,
+        classes=raw.classes if raw and recipe.init else None,
+    )  # fmt: skip
+    if raw is None:
+        raw = open_data(default_spec(checkpoint.task), recipe.data)
+    prepared = prepare(
+        raw, checkpoint, batch_size=training.batch_size, seed=training.seed,
+        limit=recipe.evaluation.limit,
+    )  # fmt: skip
+    return checkpoint, prepared
 
 
 def checkpoint_workload(

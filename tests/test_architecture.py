@@ -28,7 +28,7 @@ LAYERS = (
     "artifact data gating objectives ticket",
     "evaluation provenance training",
     "recipes reporting runtime searching",
-    "cards verifying workloads",
+    "cards comparing cookbook options verifying workloads",
     "console recording",
     "api",
     "cli",
@@ -37,7 +37,7 @@ LAYERS = (
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 
 PUBLIC = [
-    "search", "export", "load", "report", "verify", "evaluate", "open_checkpoint",
+    "search", "export", "load", "report", "verify", "evaluate", "compare", "open_checkpoint",
     "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "SltError",
 ]  # fmt: skip
 
@@ -51,6 +51,8 @@ FLAGS = {
     "export": "TICKET --format -o --out --origin --json",
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",
+    "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "
+    "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
     "recipes": "",
     "recipes show": "NAME",
 }
@@ -181,13 +183,14 @@ HEAVY = {"torch", "transformers", "timm", "datasets", "accelerate", "numpy", "py
         "import slt_compress.cli",
         RUN.format(["--help"]),
         RUN.format(["search", "--help"]),
+        RUN.format(["compare", "--help"]),
         RUN.format(["--version"]),
     ],
-    ids=["package", "cli", "help", "search-help", "version"],
+    ids=["package", "cli", "help", "search-help", "compare-help", "version"],
 )
 def test_nothing_heavy_is_loaded_before_there_is_work(code: str) -> None:
     # typer itself looks for pydantic types when it builds a command with arguments
-    heavy = HEAVY if "search" in code else HEAVY | {"pydantic"}
+    heavy = HEAVY if "search" in code or "compare" in code else HEAVY | {"pydantic"}
     assert not modules_after(code) & heavy
 
 

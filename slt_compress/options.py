@@ -1,0 +1,108 @@
+"""The options that several commands share, and the recipe that a command line comes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from slt_compress.recipes import Recipe
+
+Source = Annotated[str, typer.Argument(help="Hub id, folder, timm:NAME or a reference net.")]
+Newest = Annotated[
+    Path | None, typer.Argument(metavar="[PATH]", help="Default: the newest ticket in tickets/.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Origin = Annotated[
+    str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
+]
+Dataset = Annotated[
+    str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
+]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        help="Search a random network: random (signed-constant), kaiming-normal, "
+        "kaiming-uniform, uniform:A or default (the library's own)."
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="A .safetensors file to load.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training split.")]
+BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
+Lr = Annotated[float | None, typer.Option(help="Learning rate of the scores.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="Name or YAML file of a recipe.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, e.g. data.label=y."),
+]
+
+
+def start_of(recipe: str | None) -> dict[str, Any]:
+    """The content that a command starts from: that of a recipe, which has to be a whole one.
+
+    Raises:
+        RecipeError: there is no such recipe, or something is wrong in it.
+    """
+    from slt_compress.recipes import parse_recipe, read_recipe
+
+    content = {} if recipe is None else read_recipe(recipe)
+    parse_recipe(content)
+    return content
+
+
+def resolve(
+    content: dict[str, Any], assignments: list[str] | None, flags: dict[str, Any]
+) -> Recipe:
+    """Recipe < --set < flag. What is wrong on the command line itself is a usage error."""
+    from slt_compress.errors import BudgetError, DataError, RecipeError
+    from slt_compress.recipes import merged, parse_recipe, set_key
+
+    if flags.get("training.steps") is not None and flags.get("training.epochs") is not None:
+        raise typer.BadParameter("give --steps or --epochs, not both")
+    try:
+        for assignment in assignments or []:
+            content = set_key(content, assignment)
+        for key, value in flags.items():
+            if value is None:
+                continue
+            nested: Any = value
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            content = merged(content, nested)
+            if key in ("training.steps", "training.epochs"):
+                other = "epochs" if key == "training.steps" else "steps"
+                content = merged(content, {"training": {other: None}})
+        return parse_recipe(content)
+    except (RecipeError, BudgetError, DataError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def listed(text: str, option: str) -> list[str]:
+    """The entries of a comma-separated option.
+
+    Raises:
+        typer.BadParameter: an entry is empty.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    if not all(entries):
+        raise typer.BadParameter(f"{text!r} has an empty entry", param_hint=option)
+    return entries
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """The numbers of a comma-separated option.
+
+    Raises:
+        typer.BadParameter: an entry is none.
+    """
+    try:
+        return [float(entry) for entry in listed(text, option)]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} has an entry that is no number",
+                                 param_hint=option) from None  # fmt: skip
