@@ -19,7 +19,7 @@ from slt_compress.ticket import Ticket, free_path
 
 FILE = "compare.json"
 # The first one that every row has is compared.
-METRICS = ("accuracy", "agreement", "pearson", "perplexity", "loss")
+METRICS = ("accuracy", "pearson", "perplexity", "agreement", "loss")
 LESS_IS_BETTER = ("perplexity", "loss")
 
 RunSearch = Callable[[Recipe, Path], Ticket]

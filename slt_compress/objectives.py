@@ -32,7 +32,7 @@ class ObjectiveOptions:
 
     name: ObjectiveName = "auto"
     temperature: float = 2.0
-    label_weight: float = 0.5
+    label_weight: float = 0.1
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class Sampled:
     """
 
     spread: float = 0.01
-    prior_spread: float = 2.5
+    prior_spread: float = 8.0
 
     def law(self, phase: Phase) -> Law:
         """Noise and squashing function at this phase of the search."""
