@@ -43,6 +43,7 @@ class EdgePopup(Sampled):
     ) -> dict[str, float]:
         """The exact order statistic of each site, at every step."""
         hard = replace(phase, hard=True)
+        # slots=True makes the class anew, and super() without arguments would mean the first one
         return super(EdgePopup, self).shifts(scores, budget, density, hard, last)
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
