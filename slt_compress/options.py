@@ -10,9 +10,11 @@ import typer
 if TYPE_CHECKING:
     from slt_compress.recipes import Recipe
 
-Source = Annotated[str, typer.Argument(help="Hub id, folder, timm:NAME or a reference net.")]
+Source = Annotated[
+    str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or a reference net.")
+]
 Newest = Annotated[
-    Path | None, typer.Argument(metavar="[PATH]", help="Default: the newest ticket in tickets/.")
+    Path | None, typer.Argument(metavar="PATH", help="Default: the newest ticket in tickets/.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
