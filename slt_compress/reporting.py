@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slt_compress.errors import SltError, TicketError
-from slt_compress.formats import FORMATS
+from slt_compress.formats import FORMATS, model_nbytes
 from slt_compress.manifests import Manifest, as_shape
 from slt_compress.provenance import provenance_of
 from slt_compress.ticket import Ticket
@@ -164,13 +163,10 @@ def _sizes(ticket: Ticket) -> dict[str, int]:
         if not isinstance(dtype, torch.dtype):
             raise TicketError(f"{ticket.path} is damaged: {name} has no known dtype")
         shapes.append((tuple(site["shape"]), site["kept"], dtype))
-    gated = sum(prod(shape) * dtype.itemsize for shape, _, dtype in shapes)
+    gated = sum(FORMATS["dense"].nbytes(*site) for site in shapes)
     if type(dense) is not int or dense < gated:
         raise TicketError(f"{ticket.path} is damaged: it says its model has {dense} bytes")
-    return {
-        name: dense - gated + sum(codec.nbytes(shape, kept, dtype) for shape, kept, dtype in shapes)
-        for name, codec in FORMATS.items()
-    }
+    return {name: model_nbytes(codec, dense, shapes) for name, codec in FORMATS.items()}
 
 
 def _extra(ticket: Ticket) -> Mapping[str, Any]:

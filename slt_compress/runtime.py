@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from slt_compress.gating import kept_buffers, masked_weight, set_buffers
 from slt_compress.masks import Masks
 from slt_compress.provenance import provenance_of
 from slt_compress.ticket import ORIGIN, Ticket, read_origin_tensors, read_ticket
-
-Runtime = Literal["dense"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,13 +20,12 @@ from slt_compress.artifact import (
     is_artifact,
     read_artifact,
     read_masks,
-    stored_nbytes,
     write_artifact,
 )
 from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.errors import ArtifactError
 from slt_compress.files import read_manifest
-from slt_compress.formats import FORMATS
+from slt_compress.formats import FORMATS, model_nbytes
 from slt_compress.formats.base import bits
 from slt_compress.masks import Masks
 
@@ -142,7 +141,11 @@ def test_the_record_is_the_truth(masked, tmp_path, format):
     assert artifact.dense_nbytes == sum(t.nbytes for t in distinct.values())
     if FORMATS[format].sparse:
         held = sum(tensor.nbytes for tensor in load_file(weights).values())
-        assert stored_nbytes(checkpoint.module, masks, format) == held
+        state = checkpoint.module.state_dict()
+        sites = [
+            (tuple(mask.shape), int(mask.sum()), state[name].dtype) for name, mask in masks.items()
+        ]
+        assert model_nbytes(FORMATS[format], artifact.dense_nbytes, sites) == held
     kept = {name: e["kept"] for name, e in artifact.entries.items() if "kept" in e}
     assert kept == {name: int(mask.sum()) for name, mask in masks.items()}
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"sparsity": 0.7}

@@ -9,7 +9,6 @@ from slt_compress.artifact.reading import (
     read_masks,
 )
 from slt_compress.artifact.records import PROBE, Artifact, LoadedArtifact
-from slt_compress.artifact.tensors import stored_nbytes
 from slt_compress.artifact.writing import write_artifact
 
 __all__ = [
@@ -20,6 +19,5 @@ __all__ = [
     "is_artifact",
     "read_artifact",
     "read_masks",
-    "stored_nbytes",
     "write_artifact",
 ]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.errors import ArtifactError
-from slt_compress.formats import find_format
 from slt_compress.masks import Masks
 
 
@@ -62,24 +60,6 @@ def expect_masked(state: State, masks: Masks) -> None:
     for name, mask in masks.items():
         if bool((state.tensors[name].cpu().masked_fill(mask, 0) != 0).any()):
             raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
-
-
-def stored_nbytes(module: nn.Module, masks: Masks, format_name: str) -> int:
-    """Count the bytes that an export in this format holds in tensors, headers aside.
-
-    Raises:
-        ArtifactError: there is no such format, or a site is no weight of the module.
-    """
-    chosen = find_format(format_name)
-    state = state_of(module, masks)
-    gated = sum(
-        chosen.nbytes(tuple(mask.shape), int(mask.count_nonzero()), state.tensors[name].dtype)
-        for name, mask in masks.items()
-    )
-    whole = state.nbytes - sum(
-        prod(mask.shape) * state.tensors[name].element_size() for name, mask in masks.items()
-    )
-    return gated + whole
 
 
 def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

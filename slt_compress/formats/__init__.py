@@ -11,9 +11,11 @@ from slt_compress.formats.csr import SparseCsr
 from slt_compress.formats.dense import Dense
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["FORMATS", "Dense", "Format", "SparseCsr", "find_format", "part_key"]
+    import torch
+
+__all__ = ["FORMATS", "Dense", "Format", "SparseCsr", "find_format", "model_nbytes", "part_key"]
 
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
@@ -32,3 +34,14 @@ def find_format(name: str) -> Format:
     if name not in FORMATS:
         raise ArtifactError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def model_nbytes(
+    chosen: Format, dense_nbytes: int, sites: Sequence[tuple[tuple[int, ...], int, torch.dtype]]
+) -> int:
+    """Bytes of all tensors of a model in a format, headers aside.
+
+    `dense_nbytes` is of all its tensors stored whole; `sites` are shape, kept count and dtype.
+    """
+    whole = sum(FORMATS["dense"].nbytes(*site) for site in sites)
+    return dense_nbytes - whole + sum(chosen.nbytes(*site) for site in sites)
