@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from slt_compress.checkpoints import open_checkpoint as open_checkpoint
     from slt_compress.masks import Masks as Masks
     from slt_compress.recipes import Recipe as Recipe
+    from slt_compress.settings import Training as Training
     from slt_compress.sites import Targets as Targets
     from slt_compress.ticket import Ticket as Ticket
-    from slt_compress.training import Training as Training
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Recipe": "recipes",
     "Targets": "sites",
     "Ticket": "ticket",
-    "Training": "training",
+    "Training": "settings",
     "compare": "api",
     "evaluate": "api",
     "export": "api",

@@ -33,9 +33,9 @@ from slt_compress.runtime import (
     refuse_flattened,
 )
 from slt_compress.searching import OnStep, Search
+from slt_compress.settings import Training
 from slt_compress.sites import find_sites
 from slt_compress.ticket import Ticket, free_path, newest, read_probe, read_ticket, ticket_hash
-from slt_compress.training import Training
 from slt_compress.verifying import Verification, verify_apart, verify_path
 from slt_compress.workloads import checkpoint_workload, open_source, own_workload
 

@@ -145,7 +145,9 @@ def _histogram(score: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (float(bound) for bound in score.detach().aminmax())
     if low == high:
         return torch.tensor([low]).double(), torch.tensor([score.numel()]).double()
-    counts = score.detach().float().histc(_BINS, low, high).double().cpu()
+    # bincount of the bin numbers: several times faster than histc on a CPU
+    bins = (score.detach().float() - low).mul_(_BINS / (high - low)).int().clamp_(max=_BINS - 1)
+    counts = bins.reshape(-1).bincount(minlength=_BINS).double().cpu()
     centres = low + (torch.arange(_BINS).double() + 0.5) * ((high - low) / _BINS)
     return centres, counts
 

@@ -15,8 +15,8 @@ from slt_compress.data import DataOptions
 from slt_compress.errors import RecipeError
 from slt_compress.methods import METHODS, Method
 from slt_compress.objectives import ObjectiveName, ObjectiveOptions
+from slt_compress.settings import Training
 from slt_compress.sites import Targets
-from slt_compress.training import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -17,8 +19,10 @@ from slt_compress.gating import Gates, gated, kept_buffers, sample_key
 from slt_compress.masks import Masks
 from slt_compress.methods import Learned, Method, Phase
 from slt_compress.objectives import Objective
+from slt_compress.selecting import Selection
+from slt_compress.settings import Training
 from slt_compress.sites import SitePlan
-from slt_compress.training import EpochBatches, Loop, Step, Training, accelerator_of, train
+from slt_compress.training import EpochBatches, Loop, Step, accelerator_of, train
 
 Measure = Callable[..., Metrics]
 OnStep = Callable[[Step], None]
@@ -140,38 +144,26 @@ class Search:
 
     def _learn(
         self,
-        steps: Iterator[Step],
+        steps: Generator[Step],
         gates: Gates,
         history: list[Mapping[str, Any]],
         on_step: OnStep | None,
     ) -> dict[str, Tensor]:
-        """Train to the end; the scores that did best on the held-out slice.
-
-        They are compared at a few points of the last phase and at its end, which wins a tie.
-        """
-        best: tuple[float, dict[str, Tensor]] | None = None
-        due = _selection_points(self.training)
-
-        def compare() -> None:
-            nonlocal best
-            scores = {name: score.detach().cpu() for name, score in gates.scores.items()}
-            loss = self._held_out_loss(gates, scores)
-            history[-1] = {**history[-1], "held_out": loss}
-            if best is None or loss <= best[0]:
-                best = (loss, {name: score.clone() for name, score in scores.items()})
-
-        for step in steps:
-            history.append(_record(step))
-            if on_step is not None:
-                on_step(step)
-            if due and step.progress >= due[0]:
-                due = due[1:]
-                compare()
+        """Train to the end, or until the selection has seen enough; the selected scores."""
+        selection = Selection(self.training, gates.scores, partial(self._held_out_loss, gates))
+        with closing(steps):
+            for step in steps:
+                history.append(_record(step))
+                if on_step is not None:
+                    on_step(step)
+                selection.follow()
+                if selection.due(step.progress):
+                    history[-1] = {**history[-1], "held_out": selection.measure()}
+                if selection.exhausted:
+                    break
         if self.training.selections > 0 and "held_out" not in history[-1]:
-            compare()
-        if best is not None:
-            return best[1]
-        return {name: score.detach().cpu().clone() for name, score in gates.scores.items()}
+            history[-1] = {**history[-1], "held_out": selection.measure()}
+        return selection.result()
 
     def _held_out_loss(self, gates: Gates, scores: Mapping[str, Tensor]) -> float:
         masks = binarize(scores, self.budget)
@@ -268,12 +260,6 @@ def _rank(weight: Tensor) -> Tensor:
     rank = torch.empty(order.numel())
     rank[order] = torch.linspace(0.0, 1.0, order.numel())
     return rank.reshape(weight.shape)
-
-
-def _selection_points(training: Training) -> list[float]:
-    """Progress after which a mask is measured, evenly over the last phase; the end is implied."""
-    count = training.selections
-    return [1.0 - training.hard * (count - i) / count for i in range(1, count)]
 
 
 def _record(step: Step) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from slt_compress.comparing import Comparison, Row, planned
 from slt_compress.errors import RecipeError, SltError, SourceError
 from slt_compress.methods import Relaxed
 from slt_compress.recipes import Recipe, parse_recipe
+from slt_compress.settings import Training
 from slt_compress.ticket import read_ticket
-from slt_compress.training import Training
 
 LENET = ["compare", "lenet-300-100", "--init", "random", "--dataset", "digits", "--steps", "2"]
 FAST = ["--set", "evaluation.limit=20", "--set", "training.selections=1", "--quiet"]

@@ -23,8 +23,8 @@ from slt_compress.recipes import (
     set_key,
     shipped_recipes,
 )
+from slt_compress.settings import Training
 from slt_compress.sites import Targets
-from slt_compress.training import Training
 
 FULL = Recipe(
     target_sparsity=0.95,

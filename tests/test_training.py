@@ -19,8 +19,9 @@ from slt_compress.gating import gated
 from slt_compress.methods import METHODS, Learned, Phase, Random, Relaxed, Sample
 from slt_compress.objectives import distill_objective, forward_of, task_objective
 from slt_compress.searching import Search, SearchResult, Workload
+from slt_compress.settings import Training
 from slt_compress.sites import find_sites
-from slt_compress.training import Loop, Step, Training, accelerator_of, train
+from slt_compress.training import Loop, Step, accelerator_of, train
 from slt_compress.workloads import own_workload
 from tests.models import conv_net, lstm, mlp
 from tests.test_gating import assert_same, traces
@@ -306,7 +307,12 @@ def test_the_callers_module_is_as_it_was(
         pico.module, workload=own_workload(pico.module, data, squared),
         training=replace(QUICK, steps=4, precision=precision), random_init=False,
     )  # fmt: skip
-    if raises:
+    # oneDNN has a bfloat16 LSTM for processors with AVX-512 only
+    slow = precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if build is lstm and slow:
+        with pytest.raises(RuntimeError, match="could not create a primitive"):
+            search.run(stop)
+    elif raises:
         with pytest.raises(KeyboardInterrupt):
             search.run(stop)
     else:

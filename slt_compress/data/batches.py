@@ -37,10 +37,12 @@ class Batches:
     """A split cut into batches; a pure function of (examples, batch size, seed, epoch).
 
     With `shuffle`, `epoch(e)` permutes by (seed, e) and leaves out the last short batch (a split
-    smaller than one batch gives one short batch). Iterating always gives every example in order.
+    smaller than one batch gives one short batch), out of `augmented` where there is such a
+    version of the examples. Iterating always gives every example of `source` in order.
     """
 
     source: Examples = field(repr=False)
+    augmented: Examples | None = field(default=None, repr=False)
     batch_size: int
     seed: int = 0
     shuffle: bool = False
@@ -64,8 +66,9 @@ class Batches:
         order = torch.randperm(
             self.examples, generator=generator("order", self.seed, number), dtype=torch.int64
         )
+        source = self.source if self.augmented is None else self.augmented
         for index, chunk in enumerate(torch.split(order, self.batch_size)[: len(self)]):
-            yield self.source.batch(chunk, generator("batch", self.seed, number, index))
+            yield source.batch(chunk, generator("batch", self.seed, number, index))
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.arange(self.examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.data.augment import Augment, timm_transform
 from slt_compress.errors import DataError
 from slt_compress.reference import REFERENCE
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2 * 2**30
 """Preprocessed pictures of one split are kept in memory up to this size."""
 
+# Of each channel, where a processor does not say.
+_PLAIN = (0.5, 0.5, 0.5)
+
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
 """Pictures in, one tensor [N, C, H, W] out."""
 
@@ -37,11 +41,15 @@ class Pipeline:
     Attributes:
         prepare: pictures to the tensor that is kept in memory (uint8 or float).
         finish: kept tensor to the input, vectorised over the batch.
+        size, mean, std: of the inputs: (C, H, W), and what `finish` subtracts and divides by.
         note: what was assumed, for the report; "" if nothing.
     """
 
     prepare: Prepare
     finish: Callable[[Tensor], Tensor]
+    size: tuple[int, int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
     note: str = ""
 
 
@@ -78,6 +86,7 @@ class PictureExamples:
     pipeline: Pipeline
     labels: Tensor | None
     spec: str
+    augment: Augment = field(default_factory=Augment)
     store: Store = field(default_factory=Store, repr=False)
 
     def __len__(self) -> int:
@@ -85,15 +94,27 @@ class PictureExamples:
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
         """Inputs float [N, C, H, W]; labels as they were given, where there are any."""
-        pixels = self.store.get(positions, len(self), self._make)
-        batch = {"pixel_values": self.pipeline.finish(pixels)}
+        batch = {"pixel_values": self._pixels(positions, chance)}
         if self.labels is not None:
             batch["labels"] = self.labels[positions]
         return batch
 
+    def _pixels(self, positions: Tensor, chance: torch.Generator) -> Tensor:
+        if self.augment.timm:
+            pipeline = self.pipeline
+            prepare = timm_transform(self.augment.timm, pipeline.size, pipeline.mean, pipeline.std)
+            pixels = prepare(self._open(positions), chance)
+        else:
+            kept = self.store.get(positions, len(self), self._make)
+            pixels = self.pipeline.finish(kept)
+        return self.augment.apply(pixels, chance)
+
     def _make(self, positions: Tensor) -> Tensor:
+        return self.pipeline.prepare(self._open(positions))
+
+    def _open(self, positions: Tensor) -> list[Image.Image]:
         stored = self.split.rows.column(self.column, positions.numpy())
-        return self.pipeline.prepare([open_picture(value, self.spec) for value in stored])
+        return [open_picture(value, self.spec) for value in stored]
 
 
 def open_picture(stored: object, spec: str) -> Image.Image:
@@ -143,7 +164,7 @@ def _reference(size: tuple[int, int, int], mean: Sequence[float], std: Sequence[
     def finish(pixels: Tensor) -> Tensor:
         return (pixels.float() / 255 - centre) / scale
 
-    return Pipeline(prepare=prepare, finish=finish)
+    return Pipeline(prepare=prepare, finish=finish, size=size, mean=mean, std=std)
 
 
 def _pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
@@ -174,7 +195,10 @@ def _timm(checkpoint: Checkpoint) -> Pipeline:
     def prepare(pictures: Sequence[Image.Image]) -> Tensor:
         return torch.stack([transform(picture.convert(mode)) for picture in pictures])
 
-    return Pipeline(prepare=prepare, finish=lambda pixels: pixels)
+    return Pipeline(
+        prepare=prepare, finish=lambda pixels: pixels, size=config["input_size"],
+        mean=config["mean"], std=config["std"],
+    )  # fmt: skip
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -200,7 +224,7 @@ def _transformers(checkpoint: Checkpoint) -> Pipeline:
         f"{checkpoint.source} has no preprocessor_config.json: images are resized to "
         f"{height} x {width} and scaled with mean 0.5 and standard deviation 0.5."
     )
-    return Pipeline(prepare=plain.prepare, finish=plain.finish, note=note)
+    return replace(plain, note=note)
 
 
 def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
@@ -228,7 +252,11 @@ def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
         return pixels
 
     note = f"Images are resized to {built} (height, width) for the model." if other else ""
-    return Pipeline(prepare=prepare, finish=lambda pixels: pixels, note=note)
+    return Pipeline(
+        prepare=prepare, finish=lambda pixels: pixels, note=note,
+        size=(3, *(built or size)), mean=getattr(processor, "image_mean", None) or _PLAIN,
+        std=getattr(processor, "image_std", None) or _PLAIN,
+    )  # fmt: skip
 
 
 def _has_processor(folder: Path) -> bool:

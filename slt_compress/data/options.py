@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from slt_compress.data.augment import Augment
 from slt_compress.errors import DataError
 
 HELD_OUT_CAP = 2_000
@@ -23,6 +24,7 @@ class DataOptions:
         limit_train: the most training examples (blocks of text for language models).
         held_out: fraction of the training examples to select on, at most 2,000 of them.
         max_length: tokens in an example. Default: 128, or what the model can take if less.
+        augment: how training pictures are changed at random.
 
     Raises:
         DataError: a limit or fraction out of range, or more than two text columns.
@@ -36,6 +38,7 @@ class DataOptions:
     limit_train: int | None = None
     held_out: float = 0.1
     max_length: int | None = None
+    augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         """Refuse values that no data set could meet."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slt_compress.data.augment import timm_transform
 from slt_compress.data.batches import Batches, Examples, SearchData, generator
 from slt_compress.data.images import PictureExamples, pipeline_of
 from slt_compress.data.labels import LabelMatch, match_labels
@@ -43,13 +44,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Examples of the three splits and what was said about them."""
+    """Examples of the three splits and what was said about them.
+
+    `augmented` are the training ones as an epoch sees them, where they are changed at random.
+    """
 
     train: Examples
     held_out: Examples
     test: Examples
     match: LabelMatch
     notes: tuple[str, ...] = ()
+    augmented: Examples | None = None
 
 
 def prepare(
@@ -72,7 +77,10 @@ def prepare(
     ready = _maker(raw, checkpoint)(raw, checkpoint, limit)
     held_out = Batches(source=ready.held_out, batch_size=batch_size, seed=seed)
     test = Batches(source=ready.test, batch_size=batch_size, seed=seed)
-    train = Batches(source=ready.train, batch_size=batch_size, seed=seed, shuffle=True)
+    train = Batches(
+        source=ready.train, augmented=ready.augmented, batch_size=batch_size, seed=seed,
+        shuffle=True,
+    )  # fmt: skip
     return SearchData(
         spec=raw.spec,
         train=train,
@@ -145,6 +153,9 @@ def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
 def _pictures(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     pipeline = pipeline_of(checkpoint)
     match = _match(raw, checkpoint)
+    augment = raw.options.augment
+    if augment.timm:  # a wrong option is seen before anything is searched
+        timm_transform(augment.timm, pipeline.size, pipeline.mean, pipeline.std)
     train, held_out, test = (
         PictureExamples(
             split=split,
@@ -155,8 +166,11 @@ def _pictures(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
         )
         for split in cut(raw, limit)
     )
+    changed = replace(train, augment=augment) if augment.changes else None
     notes = (pipeline.note,) if pipeline.note else ()
-    return Ready(train=train, held_out=held_out, test=test, match=match, notes=notes)
+    return Ready(
+        train=train, held_out=held_out, test=test, match=match, notes=notes, augmented=changed
+    )
 
 
 def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:

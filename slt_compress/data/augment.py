@@ -1,0 +1,136 @@
+"""Augmentation: training pictures that are changed at random, by a seed of their batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from slt_compress.errors import DataError
+
+# What timm's transform is told by the checkpoint, and no recipe can contradict.
+_OURS = ("input_size", "is_training", "mean", "std", "separate", "use_prefetcher")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """The `data.augment` section: how training pictures are changed. The default changes nothing.
+
+    Attributes:
+        hflip: probability of a mirrored picture.
+        shift: the most pixels by which a picture is moved in each direction, its border repeated
+            (He et al. 2016, "Deep Residual Learning", section 4.2, pads with zeros instead).
+        rotate: the most degrees by which a picture is turned either way.
+        zoom: the most by which its size is changed, as a share: 0.1 is 90 to 110 per cent.
+        timm: arguments of `timm.data.create_transform`, such as `{auto_augment: rand-m9-mstd0.5,
+            re_prob: 0.25}`; where given, timm's training transform prepares the pictures.
+    """
+
+    hflip: float = 0.0
+    shift: int = 0
+    rotate: float = 0.0
+    zoom: float = 0.0
+    timm: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse values that no picture could take."""
+        if not 0.0 <= self.hflip <= 1.0:
+            raise DataError(f"data.augment.hflip is {self.hflip}; it lies in [0, 1]")
+        if self.shift < 0 or self.rotate < 0.0 or not 0.0 <= self.zoom < 1.0:
+            raise DataError(
+                "data.augment needs shift >= 0, rotate >= 0 and 0 <= zoom < 1, "
+                f"not {self.shift}, {self.rotate} and {self.zoom}"
+            )
+        fixed = [key for key in self.timm if key in _OURS]
+        if fixed:
+            raise DataError(f"data.augment.timm.{fixed[0]} follows from the checkpoint")
+
+    @property
+    def changes(self) -> bool:
+        """Whether any picture is changed."""
+        return bool(self.timm or self.hflip or self.shift or self.rotate or self.zoom)
+
+    def apply(self, pixels: Tensor, chance: torch.Generator) -> Tensor:
+        """Inputs float [N, C, H, W] changed by everything but `timm`."""
+        if self.rotate or self.zoom:
+            pixels = _turned(pixels, self.rotate, self.zoom, chance)
+        if self.shift:
+            pixels = _shifted(pixels, self.shift, chance)
+        if self.hflip:
+            mirrored = torch.rand(len(pixels), generator=chance) < self.hflip
+            pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        return pixels
+
+
+def _shifted(pixels: Tensor, most: int, chance: torch.Generator) -> Tensor:
+    count, channels, height, width = pixels.shape
+    padded = F.pad(pixels, (most, most, most, most), mode="replicate")
+    down, right = torch.randint(2 * most + 1, (2, count, 1), generator=chance)
+    rows = (down + torch.arange(height)).view(count, 1, height, 1)
+    columns = (right + torch.arange(width)).view(count, 1, 1, width)
+    pictures = torch.arange(count).view(count, 1, 1, 1)
+    return padded[pictures, torch.arange(channels).view(1, channels, 1, 1), rows, columns]
+
+
+def _turned(pixels: Tensor, degrees: float, zoom: float, chance: torch.Generator) -> Tensor:
+    """Rotation and isotropic zoom about the centre, bilinear, the border repeated."""
+    count = len(pixels)
+    drawn = torch.rand(2, count, generator=chance) * 2.0 - 1.0
+    angle, scale = torch.deg2rad(drawn[0] * degrees), 1.0 + drawn[1] * zoom
+    cosine, sine, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros(count)
+    matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(count, 2, 3)
+    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def timm_transform(
+    options: Mapping[str, Any],
+    size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Sequence[Image.Image], torch.Generator], Tensor]:
+    """timm's own training transform for inputs of `size` (C, H, W): pictures to [N, C, H, W].
+
+    Raises:
+        DataError: timm does not know an option, or cannot use its value.
+    """
+    from timm.data import create_transform
+
+    mode = "L" if size[0] == 1 else "RGB"
+    try:
+        transform: Any = create_transform(
+            size, is_training=True, mean=tuple(mean), std=tuple(std), **options
+        )
+        transform(Image.new(mode, (size[2], size[1])))
+    except Exception as error:  # timm lets a wrong option fail wherever it is used first
+        raise DataError(f"data.augment.timm: {type(error).__name__}: {error}") from None
+
+    def prepare(pictures: Sequence[Image.Image], chance: torch.Generator) -> Tensor:
+        with _global_seeds(chance):
+            return torch.stack([transform(picture.convert(mode)) for picture in pictures])
+
+    return prepare
+
+
+@contextmanager
+def _global_seeds(chance: torch.Generator) -> Iterator[None]:
+    """timm draws from the global generators: seed them for the block, and put them back."""
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    seed = int(torch.randint(2**31 - 1, (1,), generator=chance))
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])

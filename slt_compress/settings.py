@@ -1,0 +1,113 @@
+"""Settings of the training of scores, and what they make of the time that has passed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, inf, pi
+from typing import Literal
+
+from slt_compress.errors import RecipeError
+from slt_compress.methods import Phase
+
+Precision = Literal["no", "bf16", "fp16"]
+OptimizerName = Literal["adam", "sgd"]
+LrSchedule = Literal["linear", "cosine"]
+BatchNormPolicy = Literal["batch", "frozen"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the scores are trained.
+
+    Attributes:
+        steps: optimiser steps; where None, `epochs` times the batches of an epoch, and where that
+            is None too, 2,000.
+        epochs: passes over the training split, where `steps` is None.
+        batch_size: examples in a step.
+        optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9.
+        lr: its learning rate.
+        lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
+            the way.
+        decay: share of the search, at its end, over which a linear `lr` falls.
+        weight_decay: pull of the scores to 0, added to their gradient.
+        clip: largest norm of the gradient of all scores together; None clips nothing.
+        ema: decay per step of the running mean of the scores that masks are made of; at 0 they
+            are made of the last scores.
+        ramp: share of the search over which the density falls to its target.
+        anneal: share of the search, at its end, over which the relaxation is annealed.
+        hard: share of the search, at its end, with rounded gates in the forward pass.
+        start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
+        selections: how often, in the last phase, a mask is measured on the held-out slice.
+        patience: the search ends after this many measurements in a row without a better one;
+            None goes on to the end.
+        batchnorm: `batch` normalises with the statistics of each batch, `frozen` with those of
+            the dense network.
+        seed: of everything random in the search.
+        device: torch device; None takes what accelerate finds.
+        precision: of the forward pass: `no` (as the weights are), `bf16` or `fp16` autocast.
+        max_time: seconds after which the schedule is at its end, whatever the step.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 64
+    optimizer: OptimizerName = "adam"
+    lr: float = 3e-2
+    lr_schedule: LrSchedule = "linear"
+    decay: float = 0.3
+    weight_decay: float = 0.0
+    clip: float | None = None
+    ema: float = 0.0
+    ramp: float = 0.6
+    anneal: float = 0.4
+    hard: float = 0.2
+    start_density: float | None = None
+    selections: int = 4
+    patience: int | None = None
+    batchnorm: BatchNormPolicy = "batch"
+    seed: int = 0
+    device: str | None = None
+    precision: Precision = "no"
+    max_time: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "batch_size", "lr", "max_time", "clip", "patience"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
+        for name in ("decay", "ramp", "anneal", "hard"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RecipeError(
+                    f"training.{name} is a share in [0, 1], not {getattr(self, name)}"
+                )
+        if not 0.0 <= self.ema < 1.0:
+            raise RecipeError(f"training.ema is a decay in [0, 1), not {self.ema}")
+        for name in ("selections", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise RecipeError(
+                    f"training.{name} must not be negative, not {getattr(self, name)}"
+                )
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Optimiser steps of the whole search; at least 1."""
+        if self.steps is not None:
+            return self.steps
+        return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
+
+
+def lr_at(training: Training, progress: float) -> float:
+    """Learning rate where `progress`, a share in [0, 1], of the search is over."""
+    if training.lr_schedule == "cosine":
+        return training.lr * 0.5 * (1.0 + cos(pi * progress))
+    return training.lr * min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
+
+
+def phase_at(training: Training, progress: float, index: int) -> Phase:
+    """The phase of step `index`, where `progress` of the search is over."""
+    annealed = (progress - (1.0 - training.anneal)) / training.anneal if training.anneal else 0.0
+    return Phase(
+        step=index,
+        seed=training.seed,
+        annealed=min(1.0, max(0.0, annealed)),
+        hard=progress >= 1.0 - training.hard,
+    )
