@@ -65,7 +65,7 @@ def search(
         data: a data set specification, or, for a module of your own, a re-iterable of batches.
         budget: how many weights may be kept.
         method: an instance, such as `slt_compress.methods.Relaxed(sigma=0.4)`.
-        objective: `auto`, `task` or `distill`; a module of your own has `loss_fn`.
+        objective: `auto`, `task`, `distill` or `lm`; a module of your own has `loss_fn`.
         training: how the scores are trained.
         loss_fn: `loss_fn(module, batch)` gives a scalar, for a module of your own.
         out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.

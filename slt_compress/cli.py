@@ -76,7 +76,7 @@ def search(
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="unstructured.")] = None,
     scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
-    objective: Annotated[str | None, typer.Option(help="auto, task or distill.")] = None,
+    objective: Annotated[str | None, typer.Option(help="auto, task, distill or lm.")] = None,
     dataset: Dataset = None,
     init: Init = None,
     weights: Weights = None,

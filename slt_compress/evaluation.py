@@ -17,6 +17,7 @@ from slt_compress.gating import sample_key
 from slt_compress.masks import Masks
 from slt_compress.methods import Magnitude
 from slt_compress.objectives import (
+    LANGUAGE_TASKS,
     Batch,
     Forward,
     divergence,
@@ -98,7 +99,7 @@ class _Sums:
             found["accuracy"] = self.correct / self.rows
         if self.rows:
             found["loss"] = self.loss / self.rows
-            if task in ("causal-lm", "masked-lm", "seq2seq"):
+            if task in LANGUAGE_TASKS:
                 found["perplexity"] = exp(min(found["loss"], 700.0))
         if self.compared and task == "features":
             found["loss"] = self.kl / self.compared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from slt_compress.checkpoints import Family, Task
 from slt_compress.errors import RecipeError
+from slt_compress.hidden import Hidden, caught
 
 Batch = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Tensor]
-ObjectiveName = Literal["auto", "task", "distill"]
+ObjectiveName = Literal["auto", "task", "distill", "lm"]
+# Their own text is their labels.
+LANGUAGE_TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm", "seq2seq")
 IGNORED = -100
 
 
@@ -24,20 +27,27 @@ class ObjectiveOptions:
     """The `objective` section.
 
     Attributes:
-        name: `auto` is the task for a random init and distillation for a pretrained checkpoint.
+        name: `auto` is the task for a random init and distillation for a pretrained checkpoint;
+            `lm` is the task of a language model, and refuses any other model.
         temperature: of the distillation.
+        hidden_weight: factor of the error of the hidden states in a distillation.
         label_weight: share of the labels' loss in a distillation, where the labels match.
         label_smoothing: of the task's loss.
     """
 
     name: ObjectiveName = "auto"
     temperature: float = 2.0
+    hidden_weight: float = 0.0
     label_weight: float = 0.1
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise RecipeError(f"objective.temperature must be above 0, not {self.temperature}")
+        if not self.hidden_weight >= 0:
+            raise RecipeError(
+                f"objective.hidden_weight must not be negative, not {self.hidden_weight}"
+            )
         for name in ("label_weight", "label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(
@@ -54,14 +64,22 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What the dense network says about a batch: its output, and its hidden states by block."""
+
+    output: Tensor
+    hidden: Hidden
+
+
+@dataclass(frozen=True, slots=True)
 class Objective:
     """A loss of the gated network, and what it wants to know of the dense one first.
 
     `target`, where given, is computed without gradients on the same network with its gates open.
     """
 
-    loss: Callable[[nn.Module, Batch, Tensor | None], Outcome]
-    target: Forward | None = None
+    loss: Callable[[nn.Module, Batch, Answer | None], Outcome]
+    target: Callable[[nn.Module, Batch], Answer] | None = None
 
 
 def forward_of(family: Family, task: Task) -> Forward:
@@ -143,7 +161,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 def task_objective(forward: Forward, task: Task, *, label_smoothing: float = 0.0) -> Objective:
     """The task's own loss on the labels of the batch."""
 
-    def loss(module: nn.Module, batch: Batch, target: Tensor | None) -> Outcome:
+    def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
         logits, labels = rows(task, forward(module, batch), batch["labels"])
         wanted = batch["labels"] if labels is None else labels
         return Outcome(label_loss(logits, wanted, label_smoothing), _watched(logits, wanted))
@@ -152,30 +170,56 @@ def task_objective(forward: Forward, task: Task, *, label_smoothing: float = 0.0
 
 
 def distill_objective(
-    forward: Forward, task: Task, *, temperature: float = 2.0, label_weight: float = 0.0
+    forward: Forward,
+    task: Task,
+    *,
+    temperature: float = 2.0,
+    label_weight: float = 0.0,
+    blocks: tuple[str, ...] = (),
+    hidden_weight: float = 0.0,
 ) -> Objective:
     """Divergence from the same network with its gates open, mixed with the labels.
 
-    The loss is (1 - label_weight) * divergence + label_weight * label loss; for task `features`
-    it is the squared error of the hidden states relative to their own mean square.
+    The loss is (1 - label_weight) * divergence + label_weight * label loss, plus hidden_weight
+    times the mean over `blocks` of the relative error of their outputs; for task `features`
+    the divergence is that error of the last hidden states.
     """
+    watched = blocks if hidden_weight > 0.0 else ()
 
-    def loss(module: nn.Module, batch: Batch, target: Tensor | None) -> Outcome:
-        output = forward(module, batch)
-        dense = output.detach() if target is None else target
-        if task == "features":
-            return Outcome(relative_error(output, dense))
-        labels = batch.get("labels")
-        student, known = rows(task, output, labels)
-        teacher, _ = rows(task, dense, labels)
-        value = divergence(student, teacher, temperature)
-        if known is None:
-            return Outcome(value, _watched(student, teacher.argmax(-1)))
-        if label_weight > 0.0:
-            value = (1.0 - label_weight) * value + label_weight * label_loss(student, known)
-        return Outcome(value, _watched(student, known))
+    def answer(module: nn.Module, batch: Batch) -> Answer:
+        with caught(module, watched) as hidden:
+            return Answer(forward(module, batch), hidden)
 
-    return Objective(loss, target=forward)
+    def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
+        found = answer(module, batch)
+        dense = Answer(found.output.detach(), {}) if target is None else target
+        outcome = _distilled(task, batch, found.output, dense.output, temperature, label_weight)
+        errors = [
+            relative_error(state, dense.hidden[name]) for name, state in found.hidden.items()
+            if name in dense.hidden
+        ]  # fmt: skip
+        if not errors:
+            return outcome
+        return replace(outcome, loss=outcome.loss + hidden_weight * torch.stack(errors).mean())
+
+    return Objective(loss, target=answer)
+
+
+def _distilled(
+    task: Task, batch: Batch, output: Tensor, dense: Tensor, temperature: float, label_weight: float
+) -> Outcome:
+    """The loss of the outputs alone."""
+    if task == "features":
+        return Outcome(relative_error(output, dense))
+    labels = batch.get("labels")
+    student, known = rows(task, output, labels)
+    teacher, _ = rows(task, dense, labels)
+    value = divergence(student, teacher, temperature)
+    if known is None:
+        return Outcome(value, _watched(student, teacher.argmax(-1)))
+    if label_weight > 0.0:
+        value = (1.0 - label_weight) * value + label_weight * label_loss(student, known)
+    return Outcome(value, _watched(student, known))
 
 
 def own_objective(loss_fn: Callable[[nn.Module, Batch], Tensor]) -> Objective:

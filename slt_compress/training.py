@@ -19,7 +19,7 @@ from slt_compress.budget import Budget, cubic_density
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.gating import Gates, read_once
 from slt_compress.methods import Learned
-from slt_compress.objectives import Objective, to_device
+from slt_compress.objectives import Answer, Objective, to_device
 from slt_compress.settings import BatchNormPolicy, Training, lr_at, phase_at
 from slt_compress.sites import SitePlan
 
@@ -182,9 +182,7 @@ def _progress(index: int, total: int, started: float, max_time: float | None) ->
     return max(by_steps, min(1.0, (time.monotonic() - started) / max_time))
 
 
-def _target(
-    loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator
-) -> torch.Tensor | None:
+def _target(loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator) -> Answer | None:
     """What the objective wants of the dense network: gates open, eval mode, no gradients.
 
     Outside `read_once`, whose cache would give the gated weights.

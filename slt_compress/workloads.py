@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
-from slt_compress.errors import DataError
+from slt_compress.errors import DataError, RecipeError
 from slt_compress.evaluation import Metrics, evaluate, evaluating
+from slt_compress.hidden import block_names
 from slt_compress.objectives import (
+    LANGUAGE_TASKS,
     Objective,
     ObjectiveOptions,
     distill_objective,
@@ -87,7 +89,12 @@ def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptio
     name = options.name
     if name == "auto":
         name = "task" if checkpoint.init is not None else "distill"
-    if name == "task":
+    if name == "lm" and task not in LANGUAGE_TASKS:
+        raise RecipeError(
+            f"the objective 'lm' is for language models ({', '.join(LANGUAGE_TASKS)}), and "
+            f"{checkpoint.source} is opened for {task}: use --objective task or distill"
+        )
+    if name in ("task", "lm"):
         if not data.labels_match or task == "features":
             raise DataError(
                 f"the objective 'task' needs labels: {data.label_note or 'the model has no head.'} "
@@ -95,8 +102,9 @@ def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptio
             )
         return task_objective(forward, task, label_smoothing=options.label_smoothing)
     return distill_objective(
-        forward, task, temperature=options.temperature, label_weight=options.label_weight
-    )
+        forward, task, temperature=options.temperature, label_weight=options.label_weight,
+        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight,
+    )  # fmt: skip
 
 
 def own_workload(

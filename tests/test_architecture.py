@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "errors masks reference",
+    "errors hidden masks reference",
     "budget files formats initial sites",
     "checkpoints manifests methods",
     "artifact data gating objectives settings ticket",

@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from slt_compress.errors import RecipeError
+from slt_compress.hidden import block_names, caught
 from slt_compress.objectives import (
+    Answer,
     ObjectiveOptions,
     distill_objective,
     divergence,
@@ -22,6 +25,7 @@ from slt_compress.objectives import (
     task_objective,
     to_device,
 )
+from slt_compress.reference import CifarResNet
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
 LABELS = torch.tensor([0, 2])
@@ -154,13 +158,16 @@ def test_distillation_mixes_in_the_labels(weight: float) -> None:
         forward, "image-classification", temperature=3.0, label_weight=weight
     )
     batch = {"pixel_values": torch.zeros(2), "labels": LABELS}
-    outcome = objective.loss(Given(LOGITS), batch, teacher)
+    outcome = objective.loss(Given(LOGITS), batch, Answer(teacher, {}))
     expected = (1 - weight) * float(divergence(LOGITS, teacher, 3.0))
     expected += weight * by_hand(LOGITS, LABELS)
-    assert objective.target is forward
+    assert objective.target is not None
+    assert torch.equal(objective.target(Given(teacher), batch).output, teacher)
     assert outcome.loss.item() == pytest.approx(expected)
     assert outcome.metric == 0.5
-    unlabelled = objective.loss(Given(LOGITS), {"pixel_values": torch.zeros(2)}, teacher)
+    unlabelled = objective.loss(
+        Given(LOGITS), {"pixel_values": torch.zeros(2)}, Answer(teacher, {})
+    )
     assert unlabelled.loss.item() == pytest.approx(float(divergence(LOGITS, teacher, 3.0)))
     assert unlabelled.metric == 0.0
 
@@ -169,7 +176,9 @@ def test_distilled_tokens_are_shifted_alike() -> None:
     student, teacher = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     labels = torch.tensor([[0, 1, -100, 2], [2, -100, 1, 0]])
     objective = distill_objective(forward_of("timm", "causal-lm"), "causal-lm")
-    outcome = objective.loss(Given(student), {"pixel_values": student, "labels": labels}, teacher)
+    outcome = objective.loss(
+        Given(student), {"pixel_values": student, "labels": labels}, Answer(teacher, {})
+    )
     expected = divergence(
         rows("causal-lm", student, labels)[0], rows("causal-lm", teacher, labels)[0], 2.0
     )
@@ -181,7 +190,7 @@ def test_features_are_distilled_by_their_relative_error() -> None:
     objective = distill_objective(forward, "features")
     student, teacher = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     batch = {"input_ids": torch.zeros(2, 5), "labels": torch.zeros(2)}
-    outcome = objective.loss(Given(student, "tuple"), batch, teacher)
+    outcome = objective.loss(Given(student, "tuple"), batch, Answer(teacher, {}))
     assert outcome.loss.item() == pytest.approx(float(relative_error(student, teacher)))
     assert outcome.metric is None
 
@@ -237,3 +246,51 @@ def test_nested_batches_move_to_a_device() -> None:
 def test_options_that_make_no_loss_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match=rf"objective\.{next(iter(options))}"):
         ObjectiveOptions(**options)
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_blocks_are_the_outermost_repeated_modules_with_a_matrix() -> None:
+    assert block_names(residual()) == ("0", "2")
+    assert block_names(CifarResNet(2, 10)) == tuple(
+        f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1)
+    )
+    assert block_names(nn.Linear(3, 3)) == ()
+    gated_net = residual()
+    parametrize.register_parametrization(gated_net[2], "weight", nn.Identity())
+    assert block_names(gated_net) == ("0", "2")
+
+
+def test_hidden_states_are_caught_and_the_hooks_leave() -> None:
+    module, inputs = residual(), torch.randn(2, 4)
+    with caught(module, ("0", "2")) as states:
+        output = module(inputs)
+    assert states.keys() == {"0", "2"}
+    assert torch.equal(states["2"], output)
+    states.clear()
+    module(inputs)
+    assert not states
+
+
+def test_hidden_states_are_distilled_beside_the_logits() -> None:
+    module, other = residual(), residual()
+    with torch.no_grad():
+        other[0][0].weight.add_(0.5)
+    forward, task = forward_of("reference", "image-classification"), "image-classification"
+    batch = {"pixel_values": torch.randn(5, 4)}
+    plain = distill_objective(forward, task)
+    deep = distill_objective(forward, task, blocks=("0", "2"), hidden_weight=0.5)
+    assert deep.target is not None
+    answer = deep.target(other, batch)
+    with torch.no_grad():
+        errors = [
+            relative_error(module[0](batch["pixel_values"]), answer.hidden["0"]),
+            relative_error(module(batch["pixel_values"]), answer.hidden["2"]),
+        ]
+        expected = float(plain.loss(module, batch, answer).loss) + 0.5 * float(sum(errors)) / 2
+        assert float(deep.loss(module, batch, answer).loss) == pytest.approx(expected)
+    assert plain.target is not None
+    assert not plain.target(other, batch).hidden

@@ -1,0 +1,85 @@
+"""Selecting: the best measured scores, their running mean, and when a search may end early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+from slt_compress.errors import RecipeError
+from slt_compress.selecting import Selection
+from slt_compress.settings import Training, lr_at, phase_at
+
+
+def selection(training: Training, losses: Iterable[float]) -> tuple[Selection, Tensor]:
+    """A selection over one live score that is measured with the given losses in turn."""
+    score, given = torch.zeros(2), iter(losses)
+    return Selection(training, {"w": score}, lambda scores: next(given)), score
+
+
+def test_the_best_measured_scores_win_and_the_last_of_equals() -> None:
+    found, score = selection(Training(), [0.5, 0.2, 0.2, 0.9])
+    for value in range(4):
+        score.fill_(float(value))
+        found.measure()
+    assert found.result()["w"].tolist() == [2.0, 2.0]
+
+
+def test_without_a_measurement_the_last_scores_are_taken_as_a_copy() -> None:
+    found, score = selection(Training(selections=0), [])
+    score.fill_(3.0)
+    taken = found.result()["w"]
+    score.fill_(4.0)
+    assert taken.tolist() == [3.0, 3.0]
+
+
+def test_the_running_mean_follows_by_its_decay() -> None:
+    found, score = selection(Training(ema=0.75), [1.0])
+    for value in (4.0, 8.0):
+        score.fill_(value)
+        found.follow()
+    found.measure()
+    assert found.result()["w"].tolist() == [0.75 * 1.0 + 0.25 * 8.0] * 2
+
+
+def test_patience_counts_measurements_that_are_no_better() -> None:
+    found, _ = selection(Training(patience=2), [0.5, 0.6, 0.4, 0.5, 0.5])
+    ends = []
+    for _ in range(5):
+        found.measure()
+        ends.append(found.exhausted)
+    assert ends == [False, False, False, False, True]
+    endless, _ = selection(Training(), [0.1, 0.2, 0.3])
+    for _ in range(3):
+        endless.measure()
+    assert not endless.exhausted
+
+
+def test_measurements_are_spread_over_the_last_phase() -> None:
+    found, _ = selection(Training(hard=0.4, selections=4), [])
+    due = [progress for progress in (p / 100 for p in range(100)) if found.due(progress)]
+    assert due == [0.7, 0.8, 0.9]
+
+
+def test_the_learning_rate_falls_as_its_schedule_says() -> None:
+    linear, cosine = Training(lr=1.0, decay=0.5), Training(lr=1.0, lr_schedule="cosine")
+    assert [lr_at(linear, p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
+    assert [lr_at(cosine, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_phase_is_soft_then_annealed_then_hard() -> None:
+    training = Training(anneal=0.4, hard=0.2, seed=3)
+    phases = [phase_at(training, p, index) for index, p in enumerate((0.0, 0.8, 0.9))]
+    assert [phase.annealed for phase in phases] == pytest.approx([0.0, 0.5, 0.75])
+    assert [phase.hard for phase in phases] == [False, True, True]
+    assert [(phase.step, phase.seed) for phase in phases] == [(0, 3), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ema": 1.0}, {"clip": 0.0}, {"patience": 0}, {"weight_decay": -1.0}], ids=str
+)
+def test_settings_that_no_search_can_follow_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match=next(iter(wrong))):
+        Training(**wrong)  # type: ignore[arg-type]
