@@ -64,6 +64,18 @@ def test_turning_by_a_little_changes_a_little_and_by_nothing_nothing() -> None:
     assert 0.0 <= float(turned.min()) <= float(turned.max()) <= 1.0
 
 
+def test_a_turn_is_one_of_the_picture_and_not_of_its_coordinates() -> None:
+    """A disc about the centre of a picture that is not square stays where it is."""
+    y, x = torch.meshgrid(torch.arange(12) - 5.5, torch.arange(20) - 9.5, indexing="ij")
+    disc = torch.exp(-(x.square() + y.square()) / 4.0).view(1, 1, 12, 20).expand(5, 1, 12, 20)
+    turned = Augment(rotate=180.0).apply(disc.contiguous(), seeded())
+    assert float((turned - disc).abs().max()) < 0.05
+    moved = Augment(rotate=1e-6, shift=3).apply(disc.contiguous(), seeded())
+    weight = moved / moved.sum(dim=(1, 2, 3), keepdim=True)
+    right = (weight * x).sum(dim=(1, 2, 3))
+    assert 0.5 < float(right.abs().max()) <= 3.01
+
+
 def test_the_same_seed_gives_the_same_pictures_and_the_default_none_changed() -> None:
     every = Augment(hflip=0.5, shift=2, rotate=10.0, zoom=0.1)
     assert torch.equal(every.apply(pictures(), seeded(3)), every.apply(pictures(), seeded(3)))

@@ -26,8 +26,9 @@ class Augment:
 
     Attributes:
         hflip: probability of a mirrored picture.
-        shift: the most pixels by which a picture is moved in each direction, its border repeated
-            (He et al. 2016, "Deep Residual Learning", section 4.2, pads with zeros instead).
+        shift: the most pixels by which a picture is moved in each direction, its border repeated;
+            by whole pixels, unless it is turned or zoomed too (He et al. 2016, "Deep Residual
+            Learning", section 4.2, pads with zeros instead).
         rotate: the most degrees by which a picture is turned either way.
         zoom: the most by which its size is changed, as a share: 0.1 is 90 to 110 per cent.
         timm: arguments of `timm.data.create_transform`, such as `{auto_augment: rand-m9-mstd0.5,
@@ -61,13 +62,36 @@ class Augment:
     def apply(self, pixels: Tensor, chance: torch.Generator) -> Tensor:
         """Inputs float [N, C, H, W] changed by everything but `timm`."""
         if self.rotate or self.zoom:
-            pixels = _turned(pixels, self.rotate, self.zoom, chance)
-        if self.shift:
+            pixels = self._turned(pixels, chance)
+        elif self.shift:
             pixels = _shifted(pixels, self.shift, chance)
         if self.hflip:
             mirrored = torch.rand(len(pixels), generator=chance) < self.hflip
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return pixels
+
+    def _turned(self, pixels: Tensor, chance: torch.Generator) -> Tensor:
+        """Rotation and zoom about the centre with a shift, bilinear, the border repeated."""
+        count, _, height, width = pixels.shape
+        drawn = torch.rand(4, count, generator=chance) * 2.0 - 1.0
+        angle, scale = torch.deg2rad(drawn[0] * self.rotate), 1.0 + drawn[1] * self.zoom
+        cosine, sine = angle.cos() / scale, angle.sin() / scale
+        # grid_sample's coordinates run from -1 to 1, in the middle of a picture of any size
+        right, down = drawn[2] * self.shift * 2.0 / width, drawn[3] * self.shift * 2.0 / height
+        aspect = height / width
+        rows = [cosine, sine / aspect, -sine * aspect, cosine, right, down]
+        matrix = torch.stack(rows, dim=1).view(count, 3, 2)
+        grid = (_centred(height, width) @ matrix).view(count, height, width, 2)
+        return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _centred(height: int, width: int) -> Tensor:
+    """(x, y, 1) of every pixel, float [H * W, 3], in the coordinates of grid_sample."""
+    y = (torch.arange(height) * 2.0 + 1.0) / height - 1.0
+    x = (torch.arange(width) * 2.0 + 1.0) / width - 1.0
+    return torch.stack(
+        [x.repeat(height), y.repeat_interleave(width), torch.ones(height * width)], 1
+    )
 
 
 def _shifted(pixels: Tensor, most: int, chance: torch.Generator) -> Tensor:
@@ -78,17 +102,6 @@ def _shifted(pixels: Tensor, most: int, chance: torch.Generator) -> Tensor:
     columns = (right + torch.arange(width)).view(count, 1, 1, width)
     pictures = torch.arange(count).view(count, 1, 1, 1)
     return padded[pictures, torch.arange(channels).view(1, channels, 1, 1), rows, columns]
-
-
-def _turned(pixels: Tensor, degrees: float, zoom: float, chance: torch.Generator) -> Tensor:
-    """Rotation and isotropic zoom about the centre, bilinear, the border repeated."""
-    count = len(pixels)
-    drawn = torch.rand(2, count, generator=chance) * 2.0 - 1.0
-    angle, scale = torch.deg2rad(drawn[0] * degrees), 1.0 + drawn[1] * zoom
-    cosine, sine, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros(count)
-    matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(count, 2, 3)
-    grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
 
 def timm_transform(
