@@ -66,8 +66,8 @@ def test_turning_by_a_little_changes_a_little_and_by_nothing_nothing() -> None:
 
 def test_a_turn_is_one_of_the_picture_and_not_of_its_coordinates() -> None:
     """A disc about the centre of a picture that is not square stays where it is."""
-    y, x = torch.meshgrid(torch.arange(12) - 5.5, torch.arange(20) - 9.5, indexing="ij")
-    disc = torch.exp(-(x.square() + y.square()) / 4.0).view(1, 1, 12, 20).expand(5, 1, 12, 20)
+    y, x = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(40) - 19.5, indexing="ij")
+    disc = torch.exp(-(x.square() + y.square()) / 20.0).view(1, 1, 24, 40).expand(5, 1, 24, 40)
     turned = Augment(rotate=180.0).apply(disc.contiguous(), seeded())
     assert float((turned - disc).abs().max()) < 0.05
     moved = Augment(rotate=1e-6, shift=3).apply(disc.contiguous(), seeded())
