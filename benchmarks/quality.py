@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+from surroundings import surroundings
 
 import slt_compress
 from slt_compress.recipes import merged, parse_recipe, read_recipe
@@ -30,7 +28,6 @@ CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "mnist-lenet-96": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.96}),
     "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
 }
-LIBRARIES = ("torch", "transformers", "timm", "safetensors", "accelerate", "datasets", "numpy")
 
 
 def main() -> None:
@@ -64,16 +61,7 @@ def main() -> None:
         "verified": verified,
         "seconds": seconds,
         "recipe": {**report.recipe, "dataset": Path(arguments.data).name, "weights": None},
-        "versions": {
-            "slt-compress": slt_compress.__version__,
-            **{n: version(n) for n in LIBRARIES},
-        },
-        "machine": {
-            "python": platform.python_version(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
+        **surroundings(),
     }
     print(json.dumps(result, indent=2, sort_keys=True))
 

@@ -17,7 +17,7 @@ from slt_compress.errors import RecipeError, SltError
 from slt_compress.evaluation import evaluate
 from slt_compress.gating import gated
 from slt_compress.methods import METHODS, Learned, Phase, Random, Relaxed, Sample
-from slt_compress.objectives import distill_objective, forward_of, task_objective
+from slt_compress.objectives import Answer, distill_objective, forward_of, task_objective
 from slt_compress.searching import Search, SearchResult, Workload
 from slt_compress.settings import Training
 from slt_compress.sites import find_sites
@@ -398,11 +398,11 @@ def test_the_dense_network_teaches_in_eval_mode_with_its_own_statistics() -> Non
     module, seen = network(), []
     data = workload(distil=True)
 
-    def forward(model: nn.Module, batch: Any) -> Tensor:
+    def forward(model: nn.Module, batch: Any) -> Answer:
         output = FORWARD(model, batch)
         if not torch.is_grad_enabled() and not model[1].training:
             seen.append((batch["pixel_values"], output.clone()))
-        return output
+        return Answer(output, {})
 
     objective = replace(data.objective, target=forward)
     plain = network()
@@ -453,3 +453,69 @@ def test_own_batches_hold_some_out() -> None:
     assert (list(two.train), list(two.held_out)) == (["a"], ["b"])
     one = own_workload(mlp().module, ["a"], squared)
     assert (list(one.train), list(one.held_out)) == (["a"], ["a"])
+
+
+def test_sgd_and_a_running_mean_find_a_mask_too() -> None:
+    training = replace(
+        QUICK, steps=150, optimizer="sgd", lr=20.0, lr_schedule="cosine", ema=0.9, clip=1.0
+    )
+    hard = search_of(network(), training=training).run().metrics["hard"]
+    assert hard is not None
+    assert hard["accuracy"] > 0.9
+
+
+def test_the_running_mean_is_what_is_binarized_and_not_the_last_scores() -> None:
+    plain = search_of(network(), training=replace(QUICK, selections=0)).run()
+    averaged = search_of(network(), training=replace(QUICK, selections=0, ema=0.9)).run()
+    assert plain.history == averaged.history, "the mean must not touch the training"
+    name = "0.weight"
+    assert not torch.equal(plain.scores[name], averaged.scores[name])
+
+
+def moved(training: Training) -> float:
+    """How far one step of plain gradient descent takes the scores, in their norm."""
+    module, plan = network(), find_sites(network())
+    scores = {site.name: torch.full(site.shape, 0.5) for site in plan.sites}
+    with gated(module, plan, method=Relaxed(), scores=scores, rescale=True) as gates:
+        loop = Loop(
+            module=module, plan=plan, gates=gates, method=Relaxed(), budget=Budget(density=0.5),
+            objective=workload().objective, batches=workload().train, start_density=0.5,
+        )  # fmt: skip
+        list(train(loop, training, accelerator_of(training)))
+        steps = [gates.scores[name].detach() - 0.5 for name in scores]
+    return float(torch.cat([step.flatten() for step in steps]).norm())
+
+
+def test_clipping_bounds_the_gradient_of_all_scores_together() -> None:
+    one = replace(QUICK, steps=1, optimizer="sgd", lr=1.0, decay=0.0)
+    free, bound = moved(one), moved(replace(one, clip=1e-3))
+    assert free > 1e-2
+    # Nesterov's first step is the gradient times 1 + momentum
+    assert bound == pytest.approx(1.9e-3, rel=0.01)
+
+
+def test_frozen_batchnorm_takes_the_statistics_of_the_dense_network() -> None:
+    seen: list[bool] = []
+
+    def look(module: nn.Module, inputs: Any) -> None:
+        seen.append(module.training)
+
+    for policy in ("batch", "frozen"):
+        module = network(200)  # as `steps_of` wants it
+        handle = module[1].register_forward_pre_hook(look)
+        steps_of(module, replace(QUICK, steps=2, batchnorm=policy), Relaxed())
+        handle.remove()
+    assert seen == [True, True, False, False]
+
+
+def test_a_search_without_progress_ends_early() -> None:
+    training = replace(QUICK, steps=200, hard=0.9, selections=40, patience=2, lr=1e-9)
+    losses = iter(0.1 * number for number in range(100))
+
+    def worse(module: nn.Module, batches: Any, *, reference: Any = None) -> dict[str, float]:
+        return {"loss": next(losses)}
+
+    data = replace(workload(), measure=worse)
+    result = search_of(network(), workload=data, training=training).run()
+    assert len(result.history) < 60
+    assert sum("held_out" in record for record in result.history) == 3

@@ -1,0 +1,144 @@
+"""Compare methods on one task with the same steps, seeds and data, and print rows as JSON.
+
+    python benchmarks/bakeoff.py mnist --data PATH/TO/mnist -o FOLDER > benchmarks/results/….json
+
+The seeds run side by side in processes of their own (`--jobs`), with one thread each. FOLDER keeps
+the finished rows, so that an interrupted run goes on where it was. Data and checkpoints are not
+part of the repository: see the table below for what each case wants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LEARNED = ("relaxed", "hard-concrete", "gumbel", "edge-popup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A comparison: `keys` are laid over the recipe."""
+
+    source: str
+    recipe: str
+    methods: Sequence[str]
+    sparsities: Sequence[float]
+    seeds: int
+    keys: Mapping[str, Any]
+
+
+CASES: Mapping[str, Case] = {
+    "mnist": Case(
+        source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 6}},
+    ),
+    "cifar-pretrained": Case(
+        source="resnet20-cifar", recipe="distill", methods=LEARNED[:3],
+        sparsities=(0.9,), seeds=1, keys={"training": {"epochs": 2}},
+    ),
+    "cifar-random": Case(
+        source="resnet20-cifar", recipe="cifar-random", methods=("relaxed", "edge-popup"),
+        sparsities=(0.5, 0.9), seeds=1, keys={},
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Parse, run the seeds, print all rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--data", required=True, help="data set specification")
+    parser.add_argument("--source", help="folder of a checkpoint, where the case wants one")
+    parser.add_argument("--weights", help="safetensors file of a pretrained net")
+    parser.add_argument("-o", "--out", required=True, type=Path, help="keeps tickets and rows")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    case = CASES[arguments.case]
+    if arguments.seed is not None:
+        run_seed(case, arguments)
+        return
+    side_by_side(case, arguments.jobs)
+    print(json.dumps(collected(arguments.case, arguments.out, case.seeds), indent=2))
+
+
+def run_seed(case: Case, arguments: argparse.Namespace) -> None:
+    """All methods and sparsities with one seed."""
+    import torch
+
+    import slt_compress
+    from slt_compress.recipes import merged, parse_recipe, read_recipe
+
+    torch.set_num_threads(1)
+    over = {"dataset": arguments.data, "training": {"seed": arguments.seed}}
+    if arguments.weights:
+        over["weights"] = arguments.weights
+    content = merged(merged(read_recipe(case.recipe), case.keys), over)
+    slt_compress.compare(
+        arguments.source or case.source, methods=case.methods, sparsities=case.sparsities,
+        seeds=1, recipe=parse_recipe(content), out=arguments.out / f"seed-{arguments.seed}",
+        on_row=lambda row, number, total: print(
+            f"seed {arguments.seed} [{number}/{total}] {row.method} {row.sparsity}: "
+            f"{row.hard or row.error} {row.seconds:.0f} s", file=sys.stderr, flush=True,
+        ),
+    )  # fmt: skip
+
+
+def side_by_side(case: Case, jobs: int) -> None:
+    """Run every seed in a process of its own, at most `jobs` at a time."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    waiting = [[sys.executable, *sys.argv, "--seed", str(seed)] for seed in range(case.seeds)]
+    running: list[subprocess.Popen[bytes]] = []
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            running.append(subprocess.Popen(waiting.pop(0), env=environment))
+        if running.pop(0).wait():
+            raise SystemExit("a seed failed; run the same command again to go on")
+
+
+def collected(name: str, folder: Path, seeds: int) -> dict[str, Any]:
+    """The rows of all seeds, with the soft metrics and the dense one from the tickets."""
+    from surroundings import surroundings
+
+    from slt_compress.comparing import Comparison, Row
+
+    rows, recipe = [], {}
+    for seed in range(seeds):
+        content = json.loads((folder / f"seed-{seed}" / "compare.json").read_text())
+        recipe = content["recipe"]
+        rows += [Row(**row) for row in content["rows"]]
+    summary = Comparison(folder=folder, rows=tuple(rows)).summary()
+    recipe = {**recipe, "dataset": Path(str(recipe.get("dataset"))).name, "weights": None}
+    return {
+        "case": name,
+        "rows": [described(row.to_dict()) for row in rows],
+        "summary": summary,
+        "recipe": recipe,
+        **surroundings(),
+    }
+
+
+def described(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the metrics of its ticket; its path on this machine goes."""
+    path = row.pop("ticket")
+    if path is None:
+        return row
+    manifest = json.loads((Path(path) / "ticket.json").read_text())
+    metrics = {key: manifest["metrics"][key] for key in ("dense", "soft")}
+    return {
+        **row,
+        **metrics,
+        "counts": manifest["counts"],
+        "method_options": manifest["recipe"]["method"],
+    }
+
+
+if __name__ == "__main__":
+    main()
