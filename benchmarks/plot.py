@@ -2,7 +2,8 @@
 
     python benchmarks/plot.py benchmarks/results/bakeoff-mnist.json -o docs/bakeoff-mnist.svg
 
-Needs matplotlib (the extra `bench`). Points are means over the seeds, bars their standard deviation.
+Needs matplotlib (the extra `bench`). Points are means over the seeds, bars their standard
+deviation.
 """
 
 from __future__ import annotations
