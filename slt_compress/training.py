@@ -215,19 +215,8 @@ def _endless(batches: EpochBatches) -> Iterator[Any]:
 
 
 def _share(batch: Any, accelerator: Accelerator) -> Any:
-    """This process's share of a batch, on its device, pictures with their channels last.
-
-    Convolutions run up to twice as fast so (benchmarks/steps.py).
-    """
+    """This process's share of a batch, on its device."""
     world, rank = accelerator.num_processes, accelerator.process_index
     if world > 1 and isinstance(batch, Mapping):
         batch = {key: value[rank::world] for key, value in batch.items()}
-    return _channels_last(to_device(batch, accelerator.device))
-
-
-def _channels_last(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: _channels_last(value) for key, value in batch.items()}
-    if isinstance(batch, torch.Tensor) and batch.dim() == 4:
-        return batch.contiguous(memory_format=torch.channels_last)
-    return batch
+    return to_device(batch, accelerator.device)
