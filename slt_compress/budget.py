@@ -89,6 +89,13 @@ def binarize(scores: Scores, budget: Budget) -> Masks:
     return Masks({name: masks[name] for name in scores})
 
 
+def binarize_signed(scores: Scores, budget: Budget) -> Masks:
+    """As `binarize` by the size of the scores; kept weights of a negative score are flipped."""
+    masks = binarize({name: score.abs() for name, score in scores.items()}, budget)
+    flips = {name: score.detach().cpu().signbit() & masks[name] for name, score in scores.items()}
+    return Masks(masks, flips)
+
+
 def hard_thresholds(scores: Scores, budget: Budget, density: float) -> dict[str, float]:
     """The exact order statistic of each site: scores above it are kept at `density`."""
     thresholds: dict[str, float] = {}

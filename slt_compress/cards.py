@@ -25,6 +25,7 @@ def ticket_card(
         f"({1 - masks.density:.2%} sparse), found by the method `{recipe.method['name']}`. "
         "No weight was trained: this folder holds masks, not weights.",
         "",
+        *_flips(masks.flipped, masks.kept),
         *_metric_table(metrics),
         "",
         "```python",
@@ -46,6 +47,7 @@ def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder
         f"{sparsity['parameters']:,} parameters in all. Every kept weight is the origin's"
         + (" times the recorded gain of its layer." if origin.get("init") else ", bit for bit."),
         "",
+        *_flips(sparsity.get("flips", 0), sparsity["kept"]),
         *_metric_table(report.metrics),
         "",
         "## How to load it",
@@ -57,6 +59,12 @@ def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder
         "",
     ]
     return "\n".join(lines)
+
+
+def _flips(flipped: int, kept: int) -> list[str]:
+    if not flipped:
+        return []
+    return [f"Flips: {flipped:,} of the {kept:,} kept weights have their sign flipped.", ""]
 
 
 def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str]:

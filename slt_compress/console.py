@@ -135,14 +135,16 @@ def print_report(report: Report) -> None:
 def _layer_table(report: Report) -> Table:
     table = Table(title=f"{report.source.get('source')}: sparsity per layer")
     table.add_column("layer", overflow="fold")
-    for name in ("shape", "gated", "kept", "sparsity"):
+    signed = bool(report.sparsity.get("flips"))
+    for name in ("shape", "gated", "kept", *["flips"] * signed, "sparsity"):
         table.add_column(name, justify="right")
     table.add_column("kept share", min_width=_BAR)
     for layer in report.layers:
         density = 1.0 - layer["sparsity"]
         table.add_row(
             layer["name"], _TIMES.join(map(str, layer["shape"])), f"{layer['total']:,}",
-            f"{layer['kept']:,}", f"{layer['sparsity']:.2%}",
+            f"{layer['kept']:,}", *[f"{layer.get('flips', 0):,}"] * signed,
+            f"{layer['sparsity']:.2%}",
             "█" * round(_BAR * density) or "▏",
         )  # fmt: skip
     return table
@@ -150,10 +152,12 @@ def _layer_table(report: Report) -> Table:
 
 def _totals(report: Report) -> Text:
     found = report.sparsity
+    flips = found.get("flips", 0)
+    signed = f"flips: {flips:,} of the kept weights have their sign flipped\n" if flips else ""
     return Text(
         f"kept {found['kept']:,} of {found['gated']:,} gated weights: "
         f"{found['achieved']:.4%} sparse (target {found['target']:.4%}); removed "
-        f"{found['achieved_parameters']:.2%} of all {found['parameters']:,} parameters\n"
+        f"{found['achieved_parameters']:.2%} of all {found['parameters']:,} parameters\n" + signed
     )
 
 

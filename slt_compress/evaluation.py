@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from itertools import islice
 from math import exp, sqrt
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slt_compress.checkpoints import Task
-from slt_compress.gating import sample_key
+from slt_compress.gating import evaluating, sample_key
 from slt_compress.masks import Masks
 from slt_compress.methods import Magnitude
 from slt_compress.objectives import (
@@ -118,18 +118,6 @@ def _pearson(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return float((predicted * wanted).sum()) / norm if norm > 0 else 0.0
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for as long as the block lasts; every submodule's own mode afterwards."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
-
-
 def reestimate_batchnorm(
     module: nn.Module,
     batches: Iterable[Any],
@@ -173,17 +161,24 @@ def control_masks(masks: Masks, weights: Mapping[str, Tensor], seed: int) -> dic
     """The masks that a learned mask is compared with, each keeping the same count in each layer.
 
     `random` is uniform within each layer; `shuffled` permutes the mask within each output row
-    (first dimension), so that row counts stay; `magnitude` keeps the largest weights, equal ones
-    in a seeded order.
+    (first dimension), so that row counts stay, and its flips along with it; `magnitude` keeps the
+    largest weights, equal ones in a seeded order.
     """
     return {
         "random": Masks({n: _shuffled(m.reshape(1, -1), seed, f"random:{n}").reshape(m.shape)
                          for n, m in masks.items()}),
-        "shuffled": Masks({n: _shuffled(m.reshape(len(m), -1), seed, f"shuffled:{n}")
-                           .reshape(m.shape) for n, m in masks.items()}),
+        "shuffled": Masks(_shuffled_rows(masks, seed), _shuffled_rows(masks.flips, seed)),
         "magnitude": Masks({n: _largest(weights[n], m, sample_key(seed, f"magnitude:{n}"))
                             for n, m in masks.items()}),
     }  # fmt: skip
+
+
+def _shuffled_rows(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Permute within each row; the masks and the flips of a site by the same permutation."""
+    return {
+        n: _shuffled(m.reshape(len(m), -1), seed, f"shuffled:{n}").reshape(m.shape)
+        for n, m in masks.items()
+    }
 
 
 def _shuffled(rows_: Tensor, seed: int, text: str) -> Tensor:

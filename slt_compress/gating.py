@@ -31,6 +31,7 @@ class Gate(nn.Module):
         self.mode: Mode = "open"
         self.sample: Sample | None = None
         self.kept: Tensor | None = None
+        self.flip: Tensor | None = None
         self.gain = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -38,7 +39,7 @@ class Gate(nn.Module):
         if self.mode == "sampled" and self.method and self.sample and self.score is not None:
             return self.method.effective(self.score, weight, self.sample)
         if self.mode == "masked" and self.kept is not None:
-            return masked_weight(weight, self.kept, self.gain)
+            return masked_weight(weight, self.kept, self.gain, self.flip)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -46,11 +47,16 @@ class Gate(nn.Module):
         return weight
 
 
-def masked_weight(weight: Tensor, mask: Tensor, gain: float) -> Tensor:
-    """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1."""
+def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
+    """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
+
+    Where `flip` is true, minus that.
+    """
     kept = weight
     if gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight
         kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
+    if flip is not None:
+        kept = torch.where(flip.to(weight.device), -kept, kept)
     return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))
 
 
@@ -77,7 +83,8 @@ class Gates:
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
         """From now on every forward reads the masked weights."""
         for name, gate in self.by_name.items():
-            gate.kept, gate.gain, gate.mode = masks[name], gains.get(name, 1.0), "masked"
+            gate.kept, gate.flip = masks[name], masks.flips.get(name)
+            gate.gain, gate.mode = gains.get(name, 1.0), "masked"
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -92,6 +99,18 @@ class Gates:
         finally:
             for name, gate in self.by_name.items():
                 gate.mode = modes[name]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the block lasts; every submodule's own mode afterwards."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
 
 
 @contextmanager

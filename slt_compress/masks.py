@@ -13,18 +13,25 @@ from torch import Tensor
 class Masks(Mapping[str, Tensor]):
     """One boolean tensor per site, on the CPU, in the shape of its weight; `True` = keep.
 
-    The mapping cannot be changed and copies what it is given.
+    The mapping cannot be changed and copies what it is given. Beside it, `flips` holds the kept
+    weights whose sign is flipped, for the sites that have any: none of a mask that is not signed.
     """
 
-    __slots__ = ("_masks",)
+    __slots__ = ("_flips", "_masks")
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
+    def __init__(
+        self, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor] | None = None
+    ) -> None:
+        flips = flips or {}
+        for name, mask in (*masks.items(), *flips.items()):
             if mask.dtype is not torch.bool:
                 raise TypeError(f"the mask of {name} is {mask.dtype}; a mask is torch.bool")
-        self._masks = MappingProxyType(
-            {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
-        )
+        self._masks = _copied(masks)
+        for name, flip in flips.items():
+            kept = self._masks.get(name)
+            if kept is None or flip.shape != kept.shape or bool((flip.cpu() & ~kept).any()):
+                raise ValueError(f"the flips of {name} are not among its kept weights")
+        self._flips = _copied({name: flip for name, flip in flips.items() if bool(flip.any())})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -42,6 +49,16 @@ class Masks(Mapping[str, Tensor]):
     def kept(self) -> int:
         """How many weights survive, over all sites."""
         return sum(int(mask.count_nonzero()) for mask in self.values())
+
+    @property
+    def flips(self) -> Mapping[str, Tensor]:
+        """The kept weights whose sign is flipped, of the sites that have any."""
+        return self._flips
+
+    @property
+    def flipped(self) -> int:
+        """How many of the kept weights have their sign flipped, over all sites."""
+        return sum(int(flip.count_nonzero()) for flip in self._flips.values())
 
     @property
     def total(self) -> int:
@@ -72,6 +89,12 @@ class Masks(Mapping[str, Tensor]):
         if {n: m.shape for n, m in self.items()} != {n: m.shape for n, m in other.items()}:
             raise ValueError("the two masks cover different sites or shapes")
         return sum(int((mask & other[name]).count_nonzero()) for name, mask in self.items())
+
+
+def _copied(masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return MappingProxyType(
+        {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
+    )
 
 
 def pack_bits(mask: Tensor) -> Tensor:

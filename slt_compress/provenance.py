@@ -20,6 +20,7 @@ class Provenance:
     Attributes:
         origin: record of the checkpoint.
         gains: factor per site; empty for pretrained weights.
+        flips: how many kept weights have their sign flipped, for the sites that have any.
         budget: as asked for; `density` is a number in (0, 1].
         weights_hash: hash of the frozen weights of all sites.
         counts: `kept` and `gated` weights, and `parameters` of the model.
@@ -28,6 +29,7 @@ class Provenance:
 
     origin: Mapping[str, Any]
     gains: Mapping[str, float]
+    flips: Mapping[str, int]
     budget: Mapping[str, Any]
     weights_hash: str
     counts: Mapping[str, int]
@@ -53,6 +55,7 @@ def provenance_of(ticket: Ticket) -> Provenance:
     values = {
         "origin": dict(ticket.origin),
         "gains": dict(ticket.gains),
+        "flips": {name: int(f.count_nonzero()) for name, f in ticket.masks.flips.items()},
         "budget": dict(ticket.budget),
         "weights_hash": ticket.summary.get("weights_hash"),
         "counts": ticket.summary.get("counts"),
@@ -79,9 +82,14 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
     for name, gain in gains.items():
         if not _is_number(gain):
             raise manifest.damaged(f"the gain of {name} is {str(gain)[:40]}")
+    flips = manifest.object("flips") if "flips" in values else {}
+    for name, count in flips.items():
+        if type(count) is not int or count < 1:
+            raise manifest.damaged(f"it counts {str(count)[:40]} flips for {name}")
     return Provenance(
         origin=manifest.object("origin"),
         gains=gains,
+        flips=flips,
         budget=budget,
         weights_hash=manifest.text("weights_hash"),
         counts=counts,

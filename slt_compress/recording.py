@@ -122,7 +122,7 @@ def _parts(
             "environment": environment(module),
             "dense_nbytes": _nbytes(module),
             "data": _data_facts(prepared),
-            "notes": _notes(prepared),
+            "notes": [*_notes(prepared), *result.notes],
         },
         "card": ticket_card(origin, recipe, result.masks, result.metrics),
     }

@@ -30,11 +30,12 @@ class Report:
     Attributes:
         source: where the weights come from.
         sparsity: `target`, `achieved` (share of the gated weights removed), `kept`, `gated`, and
-            `parameters` (of the whole model, the other denominator) with `achieved_parameters`.
+            `parameters` (of the whole model, the other denominator) with `achieved_parameters`;
+            `flips` of the kept weights have their sign flipped, which removes nothing.
         metrics: of the `dense`, the `hard`-masked and the `soft`-gated model.
         controls: metrics of masks with the same counts per layer: `random`, `magnitude`,
             `shuffled`.
-        layers: per site `name`, `shape`, `total`, `kept`, `sparsity`.
+        layers: per site `name`, `shape`, `total`, `kept`, `sparsity`, `flips`.
         skipped: parameters that were not gated, with the reason.
         sizes: bytes of the tensors of the model in each format.
         warnings: what a reader should know before trusting the rest.
@@ -78,6 +79,7 @@ class Report:
                 raise manifest.damaged(f"{key!r} is no list of a {kind.__name__} each")
         for layer in content["layers"]:
             numbers = {key: layer.get(key) for key in ("total", "kept", "sparsity")}
+            numbers["flips"] = layer.get("flips", 0)  # reports did not always count them
             shape = as_shape(layer.get("shape"))
             if not isinstance(layer.get("name"), str) or shape is None or not _numeric(numbers):
                 raise manifest.damaged(f"one of its layers is {str(layer)[:80]}")
@@ -94,7 +96,8 @@ def _check_figures(manifest: Manifest) -> None:
             if metrics is not None and not (isinstance(metrics, dict) and _numeric(metrics)):
                 raise manifest.damaged(f"{key}.{name} is {str(metrics)[:60]}")
     sparsity, sizes = manifest.object("sparsity"), manifest.object("sizes")
-    if not _numeric({key: sparsity.get(key) for key in _FIGURES}):
+    counted = {"flips": sparsity.get("flips", 0), **{key: sparsity.get(key) for key in _FIGURES}}
+    if not _numeric(counted):
         raise manifest.damaged(f"its sparsity is {str(sparsity)[:60]}")
     if not _numeric(sizes) or not sizes.get("dense"):
         raise manifest.damaged(f"its sizes are {str(sizes)[:60]}")
@@ -124,6 +127,7 @@ def make_report(ticket: Ticket) -> Report:
             "gated": gated,
             "parameters": parameters,
             "achieved_parameters": (gated - kept) / parameters,
+            "flips": ticket.masks.flipped,
         },
         "metrics": ticket.metrics,
         "controls": ticket.controls,
@@ -151,6 +155,7 @@ def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
         "total": total,
         "kept": kept,
         "sparsity": 1.0 - kept / total,
+        "flips": site.get("flips", 0),
     }
 
 

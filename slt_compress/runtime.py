@@ -222,7 +222,7 @@ def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) -> tuple[str, ...]:
-    """Turn the weights of the sites into fl(gain * weight) where kept and 0 elsewhere, in place.
+    """Turn the weights of the sites into ±fl(gain * weight) where kept and 0 elsewhere, in place.
 
     A weight under a parametrization becomes a plain parameter; gives the names of those.
     """
@@ -235,7 +235,8 @@ def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) ->
                 parametrize.remove_parametrizations(owner, param, leave_parametrized=True)
                 flattened.append(name)
             weight = getattr(owner, param)
-            weight.copy_(masked_weight(weight, mask, gains.get(name, 1.0)))
+            gain, flip = gains.get(name, 1.0), masks.flips.get(name)
+            weight.copy_(masked_weight(weight, mask, gain, flip))
     return tuple(flattened)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import sqrt
 from typing import Any
@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slt_compress.budget import Budget, binarize
-from slt_compress.evaluation import Metrics, control_masks, evaluating, reestimate_batchnorm
-from slt_compress.gating import Gates, gated, kept_buffers, sample_key
+from slt_compress.budget import Budget, binarize, binarize_signed
+from slt_compress.evaluation import Metrics, control_masks, reestimate_batchnorm
+from slt_compress.gating import Gates, evaluating, gated, kept_buffers
 from slt_compress.masks import Masks
 from slt_compress.methods import Learned, Method, Phase
 from slt_compress.objectives import Objective
 from slt_compress.selecting import Selection
 from slt_compress.settings import Training
 from slt_compress.sites import SitePlan
+from slt_compress.starting import first_scores
 from slt_compress.training import EpochBatches, Loop, Step, accelerator_of, train
 
 Measure = Callable[..., Metrics]
@@ -68,6 +69,7 @@ class SearchResult:
     metrics: Mapping[str, Metrics | None]
     controls: Mapping[str, Metrics]
     probe: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,16 @@ class Search:
         home = next(self.module.parameters()).device
         weights = self._weights()
         learned = self.method if isinstance(self.method, Learned) else None
-        scores = self._start(weights)
         try:
+            self.module.to(accelerator.device)
+            work = self.workload
+            scores, notes = first_scores(
+                self.module, self.plan, self.method, weights, work.train, work.forward,
+                random_init=self.random_init, seed=self.training.seed,
+            )  # fmt: skip
             with gated(
                 self.module, self.plan, method=learned, scores=scores if learned else None,
-                rescale=self.random_init,
+                rescale=self._rescales,
             ) as gates:  # fmt: skip
                 self.module.to(accelerator.device)
                 dense = self._measure(self.workload.test)
@@ -101,7 +108,8 @@ class Search:
                     loop = self._loop(gates, learned)
                     steps = train(loop, self.training, accelerator)
                     scores = self._learn(steps, gates, history, on_step)
-                return self._result(gates, scores, weights, dense, tuple(history))
+                result = self._result(gates, scores, weights, dense, tuple(history))
+                return replace(result, notes=notes)
         finally:
             self.module.to(home)
 
@@ -115,17 +123,14 @@ class Search:
                 for site in self.plan.sites
             }
 
-    def _start(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """First scores; for a pretrained network they follow the rank of the magnitudes."""
-        scores: dict[str, Tensor] = {}
-        for name, weight in weights.items():
-            key = sample_key(self.training.seed, f"start:{name}")
-            if isinstance(self.method, Learned):
-                prior = None if self.random_init else _rank(weight)
-                scores[name] = self.method.start(weight, prior, key)
-            else:
-                scores[name] = self.method.score(weight, key)
-        return scores
+    @property
+    def _rescales(self) -> bool:
+        """Whether gains make up for what is removed: those of a random init, unless unwanted."""
+        return self.random_init and (not isinstance(self.method, Learned) or self.method.rescales)
+
+    def _binarize(self, scores: Mapping[str, Tensor]) -> Masks:
+        signed = isinstance(self.method, Learned) and self.method.signed
+        return (binarize_signed if signed else binarize)(scores, self.budget)
 
     def _loop(self, gates: Gates, method: Learned) -> Loop:
         start = self.training.start_density
@@ -166,7 +171,7 @@ class Search:
         return selection.result()
 
     def _held_out_loss(self, gates: Gates, scores: Mapping[str, Tensor]) -> float:
-        masks = binarize(scores, self.budget)
+        masks = self._binarize(scores)
         metrics = self._masked(gates, masks, self._gains(masks), self.workload.held_out, limit=20)
         return next((metrics[key] for key in _SELECTED_BY if key in metrics), 0.0)
 
@@ -178,7 +183,7 @@ class Search:
         dense: Metrics,
         history: tuple[Mapping[str, Any], ...],
     ) -> SearchResult:
-        masks = binarize(scores, self.budget)
+        masks = self._binarize(scores)
         gains = self._gains(masks)
         test = self.workload.test
         controls = {
@@ -202,7 +207,7 @@ class Search:
 
     def _gains(self, masks: Masks) -> dict[str, float]:
         """1 / sqrt(density) of each site, as fp32; none for pretrained weights or dead layers."""
-        if not self.random_init:
+        if not self._rescales:
             return {}
         densities = {name: masks.density_of(name) for name in masks}
         return {n: float(np.float32(1.0 / sqrt(d))) for n, d in densities.items() if d > 0.0}
@@ -252,14 +257,6 @@ class Search:
         with torch.no_grad():
             logits = self.workload.forward(self.module, inputs)
         return {**inputs, "logits": logits.contiguous()}
-
-
-def _rank(weight: Tensor) -> Tensor:
-    """Rank of each magnitude within its layer, from 0 (smallest) to 1; fp32."""
-    order = weight.float().abs().reshape(-1).argsort(stable=True)
-    rank = torch.empty(order.numel())
-    rank[order] = torch.linspace(0.0, 1.0, order.numel())
-    return rank.reshape(weight.shape)
 
 
 def _record(step: Step) -> dict[str, Any]:

@@ -153,7 +153,8 @@ def _steps(
         _search_mode(loop.module, training.batchnorm)
         with read_once(loop.module, loop.plan), accelerator.autocast():
             outcome = loop.objective.loss(module, batch, target)
-            accelerator.backward(outcome.loss)
+            penalty = loop.method.penalty_of(loop.gates.scores, phase)
+            accelerator.backward(outcome.loss if penalty is None else outcome.loss + penalty)
         if training.clip is not None:
             accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
         optimizer.step()

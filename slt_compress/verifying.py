@@ -120,7 +120,8 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
     """The checks that need the origin's weights."""
     weights = site_weights(source.module, opened.shapes)
     masks = opened.masks if opened.masks is not None else _stored_masks(opened)
-    yield _count(opened, known, masks, _unseen(opened, known, masks, weights))
+    unseen = _unseen(opened, known, masks, weights)
+    yield _count(opened, known, masks, unseen)
     same = sha256_tensors(weights) == known.weights_hash
     random = source.init is not None and opened.ticket is None
     hint = "; --origin TICKET reads the tensors that no seed gives" if random else ""
@@ -130,7 +131,7 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
         detail=f"{source.source}: the frozen weights "
         + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
     )
-    yield _weights(opened, known, masks, weights)
+    yield _weights(opened, known, masks, weights, unseen)
     yield _others(opened, source, masks)
 
 
@@ -152,7 +153,8 @@ def _unseen(
         whole = torch.ones_like(mask)
         origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
         missing = _recorded(opened, name) - int(mask.count_nonzero())
-        unseen[name] = max(0, min(missing, int((_bits(origin) == 0).sum())))
+        zeros = origin == 0 if name in known.flips else _bits(origin) == 0
+        unseen[name] = max(0, min(missing, int(zeros.sum())))
     return unseen
 
 
@@ -181,18 +183,32 @@ def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str,
 
 
 def _weights(
-    opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
+    opened: Opened,
+    known: Provenance,
+    masks: Masks,
+    weights: Mapping[str, Tensor],
+    unseen: Mapping[str, int],
 ) -> Check:
-    """Every kept weight has the bits of gain * origin; every other one is 0."""
-    gains = known.gains
-    here = site_weights(opened.module, shapes_of(masks))
-    wrong = [
-        name
-        for name, mask in masks.items()
-        if not _same_bits(here[name], masked_weight(weights[name], mask, gains.get(name, 1.0)))
-    ]
+    """Every kept weight has the bits of gain * origin; every other one is 0.
+
+    Where flips are recorded, as many kept weights have the bits of minus that.
+    """
+    gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
+    wrong: list[str] = []
+    for name, mask in masks.items():
+        expected, hidden = masked_weight(weights[name], mask, gains.get(name, 1.0)), 0
+        if name in known.flips:
+            flip = masks.flips.get(name)
+            if flip is None:  # an artifact stores none: the signs say what is flipped
+                flip = here[name].signbit() != expected.signbit()
+            hidden = known.flips[name] - int(flip.count_nonzero())
+            expected = torch.where(flip, -expected, expected)
+        # a flipped -0 cannot be told from a removed weight
+        if not 0 <= hidden <= unseen[name] or not _same_bits(here[name], expected):
+            wrong.append(name)
     times = "the origin's times the recorded gain" if gains else "the origin's"
-    good = f"every kept weight is bit-identical to {times}, every other one is 0"
+    signs = f" ({sum(known.flips.values()):,} with their sign flipped)" if known.flips else ""
+    good = f"every kept weight is bit-identical to {times}{signs}, every other one is 0"
     bad = f"{len(wrong)} of {len(masks)} sites differ from the origin, first {wrong[:1]}"
     return Check(name="weights", ok=not wrong, detail=bad if wrong else good)
 

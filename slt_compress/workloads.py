@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
 from slt_compress.errors import DataError, RecipeError
-from slt_compress.evaluation import Metrics, evaluate, evaluating
+from slt_compress.evaluation import Metrics, evaluate
+from slt_compress.gating import evaluating
 from slt_compress.hidden import block_names
 from slt_compress.objectives import (
     LANGUAGE_TASKS,

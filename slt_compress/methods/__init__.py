@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from slt_compress.methods.base import Learned, Method, OneShot, Phase, Sample
+from slt_compress.methods.base import Inputs, Learned, Method, OneShot, Phase, Prior, Sample
 from slt_compress.methods.edge_popup import EdgePopup
 from slt_compress.methods.logistic import Gumbel, HardConcrete
-from slt_compress.methods.one_shot import Magnitude, Random
+from slt_compress.methods.one_shot import Magnitude, Random, Wanda
 from slt_compress.methods.relaxed import Relaxed
 
 METHODS: Mapping[str, type[Any]] = MappingProxyType(
@@ -19,6 +19,7 @@ METHODS: Mapping[str, type[Any]] = MappingProxyType(
         "gumbel": Gumbel,
         "edge-popup": EdgePopup,
         "magnitude": Magnitude,
+        "wanda": Wanda,
         "random": Random,
     }
 )
@@ -28,12 +29,15 @@ __all__ = [
     "EdgePopup",
     "Gumbel",
     "HardConcrete",
+    "Inputs",
     "Learned",
     "Magnitude",
     "Method",
     "OneShot",
     "Phase",
+    "Prior",
     "Random",
     "Relaxed",
     "Sample",
+    "Wanda",
 ]

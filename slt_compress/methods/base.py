@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from slt_compress.budget import Budget
+
+Prior = Literal["magnitude", "wanda", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +48,37 @@ class Sample:
     rescale: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the weights of one site multiply.
+
+    Attributes:
+        dims: dimensions of the weight over which one output sums.
+        norms: root mean square of the input of each weight (fp64), of a shape that broadcasts to
+            the weight's; None where the inputs cannot be seen.
+    """
+
+    dims: tuple[int, ...]
+    norms: Tensor | None
+
+
 @runtime_checkable
 class Learned(Protocol):
     """A method whose scores are trained through a relaxed gate."""
 
     name: ClassVar[str]
+
+    @property
+    def signed(self) -> bool:
+        """Whether the sign of a score is that of its gate, and its size what the budget ranks."""
+
+    @property
+    def prior(self) -> Prior:
+        """What orders the first scores of a pretrained network."""
+
+    @property
+    def rescales(self) -> bool:
+        """Whether a random init makes up for the removed weights, in the search and after it."""
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
         """First scores (fp32, the weight's shape); `prior` is a rank in [0, 1] or None."""
@@ -68,15 +96,22 @@ class Learned(Protocol):
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` times the sampled gate, in the dtype of `weight`; differentiable in `score`."""
 
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """What the search adds to the loss of a step, differentiable in the scores; or None."""
+
 
 @runtime_checkable
 class OneShot(Protocol):
     """A method that reads its scores off the weights, without training."""
 
     name: ClassVar[str]
+    calibrated: ClassVar[bool]
 
-    def score(self, weight: Tensor, key: int) -> Tensor:
-        """Scores (the weight's shape; fp64 where fp32 is too coarse); `key` orders equal ones."""
+    def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
+        """Scores (the weight's shape; fp64 where fp32 is too coarse); `key` orders equal ones.
+
+        `inputs` is given to a method that is `calibrated`.
+        """
 
 
 Method = Learned | OneShot

@@ -20,11 +20,12 @@ class EdgePopup(Sampled):
 
     The highest scores are kept in the forward pass of every step; the backward pass takes the mask
     for the identity, so that dL/ds = dL/dW_eff * W (section 3, eq. 4). Where this deviates from the
-    paper: scores rank by their value, not their magnitude; the density may be scheduled; the
-    budget's scope decides between the paper's same share in every layer and one global ranking.
+    paper: scores rank by their value, not their magnitude (except where signed); the density may be
+    scheduled; the budget's scope decides between the paper's same share in every layer and one
+    global ranking.
 
     Attributes:
-        spread, prior_spread: of the first scores, see `Sampled`.
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
     """
 
     name: ClassVar[str] = "edge-popup"
@@ -49,7 +50,7 @@ class EdgePopup(Sampled):
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` where the score is above the shift, else 0; the gradient ignores the step."""
         hard = replace(sample, phase=replace(sample.phase, hard=True, noise=False))
-        return sampled_weight(score, weight, hard, self.law(sample.phase))
+        return sampled_weight(score, weight, hard, self.law(sample.phase), signed=self.signed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class HardConcrete(Sampled):
         beta: temperature at the start.
         beta_end: the same at the end, as a fraction of `beta`.
         unit: logits in one unit of the score.
-        spread, prior_spread: of the first scores, see `Sampled`.
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
     """
 
     beta: float = 2.0 / 3.0
@@ -77,6 +77,7 @@ class HardConcrete(Sampled):
     name: ClassVar[str] = "hard-concrete"
 
     def __post_init__(self) -> None:
+        Sampled.__post_init__(self)
         _check(self.name, beta=self.beta, beta_end=self.beta_end, unit=self.unit)
 
     def law(self, phase: Phase) -> LogisticLaw:
@@ -98,7 +99,7 @@ class Gumbel(Sampled):
         temperature_end: at the end.
         unit: kappa at the start, logits in one unit of the score.
         growth: factor of kappa at the end.
-        spread, prior_spread: of the first scores, see `Sampled`.
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
     """
 
     temperature: float = 1.0
@@ -108,6 +109,7 @@ class Gumbel(Sampled):
     name: ClassVar[str] = "gumbel"
 
     def __post_init__(self) -> None:
+        Sampled.__post_init__(self)
         _check(
             self.name, temperature=self.temperature, temperature_end=self.temperature_end,
             unit=self.unit, growth=self.growth,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf, sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from slt_compress.budget import Budget
 from slt_compress.errors import RecipeError
-from slt_compress.methods.base import Phase
+from slt_compress.methods.base import Phase, Sample
 from slt_compress.methods.sampled import Sampled
 
 
@@ -29,26 +31,84 @@ class Relaxed(Sampled):
     * the last phase uses the rounded gate in the forward pass and the same gradient;
     * a random init divides each masked weight by the rms of its gates.
 
+    With `penalty` it does none of this and minimises what the paper prints: loss +
+    penalty * sum Phi(mu / sigma) over all gates (divide the penalty by their number for the mean
+    that others use), with tau = 0, sigma constant, and neither a rounded phase nor a gain. The
+    budget then speaks at the end only: the mask keeps its count of the highest mu, however many
+    gates the penalty left open, and the soft metric beside it is of the gates clamp(mu, 0, 1). The
+    density in the history is the schedule's, which these gates do not follow.
+
     Attributes:
         sigma: standard deviation of the noise at the start.
         sigma_end: the same at the end, as a fraction of `sigma`.
-        spread, prior_spread: of the first scores, see `Sampled`.
+        penalty: lambda of the paper's own objective; None is the exact budget.
+        mu0: mean of the first scores under a penalty, where no prior orders them.
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
     """
 
     sigma: float = 0.5
     sigma_end: float = 0.2
+    penalty: float | None = None
+    mu0: float = 0.5
     name: ClassVar[str] = "relaxed"
 
     def __post_init__(self) -> None:
+        Sampled.__post_init__(self)
         if self.sigma <= 0 or not 0 < self.sigma_end <= 1:
             raise RecipeError(
                 "relaxed needs sigma > 0 and 0 < sigma_end <= 1, "
                 f"not {self.sigma} and {self.sigma_end}"
             )
+        if self.penalty is not None and (not 0.0 <= self.penalty < inf or self.signed):
+            raise RecipeError(
+                f"method.penalty of relaxed must be finite and not negative, not {self.penalty}, "
+                "and goes with signed=false: it is the paper's own objective"
+            )
+
+    @property
+    def rescales(self) -> bool:
+        """Not under a penalty: the paper has no gain."""
+        return self.penalty is None
 
     def law(self, phase: Phase) -> GaussianLaw:
         """The clamped Gaussian at this phase's sigma."""
+        if self.penalty is not None:
+            return GaussianLaw(sigma=self.sigma)
         return GaussianLaw(sigma=self.sigma * (1.0 + phase.annealed * (self.sigma_end - 1.0)))
+
+    # slots=True makes the class anew, and super() without arguments would mean the first one
+
+    def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
+        """As `Sampled.start`; under a penalty around `mu0` where there is no prior."""
+        scores = super(Relaxed, self).start(weight, prior, key)
+        around = self.penalty is not None and prior is None
+        return scores.add_(self.mu0 - 0.5) if around else scores
+
+    def shifts(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        density: float,
+        phase: Phase,
+        last: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Tau of each site: 0 under a penalty, else what meets the density."""
+        if self.penalty is not None:
+            return dict.fromkeys(scores, 0.0)
+        return super(Relaxed, self).shifts(scores, budget, density, phase, last)
+
+    def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
+        """`weight` times the gate, which is never rounded under a penalty."""
+        if self.penalty is not None:
+            sample = replace(sample, phase=replace(sample.phase, hard=False))
+        return super(Relaxed, self).effective(score, weight, sample)
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """penalty * sum Phi(mu / sigma): its gradient is penalty * phi(mu / sigma) / sigma."""
+        if self.penalty is None:
+            return None
+        sums = [torch.special.ndtr(score / self.sigma).sum() for score in scores.values()]
+        return self.penalty * torch.stack([total.to(sums[0].device) for total in sums]).sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

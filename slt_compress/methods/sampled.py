@@ -1,5 +1,8 @@
 """The kernel of every sampled gate: z = squash(score - shift + noise), times the weight.
 
+A signed gate is sign(score) * squash(|score| - shift + noise): its two signs meet twice in the
+chain rule, so that its gradient is the unsigned one at |score|.
+
 The methods differ in the noise and the squashing function, which a `Law` holds. Nothing but score
 and weight is saved for backward: the noise is drawn again.
 """
@@ -8,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from slt_compress.budget import Budget, hard_thresholds, soft_shifts
-from slt_compress.methods.base import Phase, Sample
+from slt_compress.errors import RecipeError
+from slt_compress.methods.base import Phase, Prior, Sample
 
 
 class Law(Protocol):
@@ -45,21 +49,46 @@ class Sampled:
     Attributes:
         spread: standard deviation of the first scores around 1/2 where nothing orders them.
         prior_spread: range of the first scores around 1/2 where a prior orders them.
+        prior: of a pretrained network: `magnitude`, `wanda` (times the norm of the inputs) or
+            `none`; a random init has none.
+        signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget counts
+            by the size of the scores, and the sign of a score is that of its gate. All start as
+            keep, around `signed_start`; the weights of a random init have random signs already.
+        signed_start: what the first scores of a signed gate lie around where no prior orders them;
+            a flip has to come from there through 0.
     """
 
     spread: float = 0.01
     prior_spread: float = 8.0
+    prior: Prior = "magnitude"
+    signed: bool = False
+    signed_start: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.signed_start < inf:
+            raise RecipeError(f"method.signed_start must not be negative, not {self.signed_start}")
+
+    @property
+    def rescales(self) -> bool:
+        """Always: the signal of a random init keeps its scale."""
+        return True
 
     def law(self, phase: Phase) -> Law:
         """Noise and squashing function at this phase of the search."""
         raise TypeError(f"{type(self).__name__} has no law")
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
-        """Scores around 1/2: ordered by `prior` where there is one, else a narrow Gaussian."""
+        """Scores around 1/2: ordered by `prior` where there is one, else a narrow Gaussian.
+
+        Signed ones are not below 0, so that none starts flipped.
+        """
         if prior is not None:
-            return 0.5 + self.prior_spread * (prior.float().cpu() - 0.5)
+            ordered = prior.float().cpu()
+            middle = 0.0 if self.signed else 0.5
+            return self.prior_spread * (ordered if self.signed else ordered - 0.5) + middle
         generator = torch.Generator().manual_seed(key)
-        return 0.5 + self.spread * torch.randn(weight.shape, generator=generator)
+        noise = self.spread * torch.randn(weight.shape, generator=generator)
+        return (self.signed_start + noise).abs() if self.signed else 0.5 + noise
 
     def shifts(
         self,
@@ -71,6 +100,8 @@ class Sampled:
     ) -> dict[str, float]:
         """Tau of each site: of the expected rounded gates, or of the exact order statistic."""
         law = self.law(phase)
+        if self.signed:
+            scores = {name: score.abs() for name, score in scores.items()}
         if phase.hard:
             exact = hard_thresholds(scores, budget, density)
             return {name: value - law.threshold for name, value in exact.items()}
@@ -78,12 +109,18 @@ class Sampled:
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` times the gate; saves nothing for backward but `score` and `weight`."""
-        return sampled_weight(score, weight, sample, self.law(sample.phase))
+        return sampled_weight(score, weight, sample, self.law(sample.phase), signed=self.signed)
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """Nothing: the budget is met by the shifts."""
+        return None
 
 
-def sampled_weight(score: Tensor, weight: Tensor, sample: Sample, law: Law) -> Tensor:
+def sampled_weight(
+    score: Tensor, weight: Tensor, sample: Sample, law: Law, *, signed: bool = False
+) -> Tensor:
     """`weight` times the gate (rounded in a hard phase), over the rms of the gates if asked for."""
-    product: Tensor = _SampledGate.apply(score, weight, sample, law)
+    product: Tensor = _SampledGate.apply(score, weight, sample, law, signed)
     return product
 
 
@@ -91,22 +128,28 @@ class _SampledGate(torch.autograd.Function):
     """Effective weight of one site. The noise is drawn again in backward instead of stored."""
 
     @staticmethod
-    def forward(ctx: Any, score: Tensor, weight: Tensor, sample: Sample, law: Law) -> Tensor:
+    def forward(
+        ctx: Any, score: Tensor, weight: Tensor, sample: Sample, law: Law, signed: bool
+    ) -> Tensor:
+        size = score.abs() if signed else score
         if sample.phase.hard:
-            gate = (score > sample.shift + law.threshold).to(score.dtype)
+            gate = (size > sample.shift + law.threshold).to(score.dtype)
         else:
-            gate = law.gate_(_noisy(score, sample, law))
+            gate = law.gate_(_noisy(size, sample, law))
+        if signed:
+            gate = gate.copysign_(score)
         scale = _inverse_rms(gate) if sample.rescale else 1.0
         ctx.save_for_backward(score, weight)
-        ctx.sample, ctx.law, ctx.scale = sample, law, scale
+        ctx.sample, ctx.law, ctx.scale, ctx.signed = sample, law, scale, signed
         return gate.mul_(weight).mul_(scale).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         score, weight = ctx.saved_tensors
-        slope = ctx.law.slope_(_noisy(score, ctx.sample, ctx.law))
+        size = score.abs() if ctx.signed else score
+        slope = ctx.law.slope_(_noisy(size, ctx.sample, ctx.law))
         gradient = slope.mul_(grads[0]).mul_(weight).mul_(ctx.scale)
-        return gradient, None, None, None
+        return gradient, None, None, None, None
 
 
 def _noisy(score: Tensor, sample: Sample, law: Law) -> Tensor:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from slt_compress.errors import TicketError
 
-KIND = ("slt-ticket", 1)
+# The newest version; a ticket without flips is written as version 1, which says all of it.
+KIND = ("slt-ticket", 2)
 MANIFEST = "ticket.json"
 MASKS = "masks.safetensors"
 HISTORY = "history.jsonl"
 PROBE = "probe.safetensors"
 SCORES = "scores.safetensors"
 ORIGIN = "origin.safetensors"
+FLIP_SUFFIX = ".flip"
 BUFFER_PREFIX = "buffer/"
 STORED_PREFIX = "stored/"
 

@@ -16,6 +16,7 @@ from slt_compress.manifests import Manifest, as_shape, check_manifest
 from slt_compress.masks import Masks, unpack_bits
 from slt_compress.ticket.places import (
     BUFFER_PREFIX,
+    FLIP_SUFFIX,
     HISTORY,
     KIND,
     MANIFEST,
@@ -36,7 +37,7 @@ class Ticket:
     Attributes:
         path: the folder.
         origin: where the frozen weights come from.
-        masks: which weights survive.
+        masks: which weights survive, and which of them with their sign flipped.
         gains: one factor per site of a random init; empty for pretrained weights.
         buffers: buffers that the search changed, such as BatchNorm statistics.
         stored: tensors of a random init that no seed gives.
@@ -46,7 +47,8 @@ class Ticket:
         controls: metrics of random, shuffled and magnitude masks.
         skipped: parameters that were not gated, with the reason.
         summary: the rest of the manifest: `version`, `weights_hash`, `counts`
-            (`kept`, `gated`, `parameters`), `sites`, `files` (hashes), `extra`.
+            (`kept`, `gated`, `parameters`, and `flips` where there are any), `sites`, `files`
+            (hashes), `extra`.
     """
 
     path: Path
@@ -158,12 +160,22 @@ def _take(
 def _unpack_masks(tensors: Mapping[str, Tensor], manifest: Manifest) -> Masks:
     """Unpack the masks of all sites; sizes are compared before a byte is allocated."""
     sites = manifest.object("sites")
-    if tensors.keys() != sites.keys():
-        odd = sorted(tensors.keys() ^ sites.keys())
+    signed = _signed_sites(sites, manifest)
+    expected = {*sites, *(name + FLIP_SUFFIX for name in signed)}
+    if tensors.keys() != expected:
+        odd = sorted(tensors.keys() ^ expected)
         raise manifest.damaged(f"{MASKS} and the sites disagree on {odd[:3]}")
-    masks = Masks({name: _unpack(tensors[name], sites[name], manifest) for name in sorted(sites)})
+    kept = {name: _unpack(tensors[name], sites[name], manifest) for name in sorted(sites)}
+    flips = {
+        name: _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest)
+        for name in signed
+    }
+    masks = Masks(kept, flips)
     counts = manifest.object("counts")
-    for key, found in (("kept", masks.kept), ("gated", masks.total)):
+    wanted = {"kept": masks.kept, "gated": masks.total}
+    if masks.flips or "flips" in counts:
+        wanted["flips"] = masks.flipped
+    for key, found in wanted.items():
         if counts.get(key) != found:
             raise manifest.damaged(f"it counts {counts.get(key)} {key} weights, the masks {found}")
     return masks
@@ -182,6 +194,27 @@ def _unpack(packed: Tensor, site: object, manifest: Manifest) -> Tensor:
     if (site.get("kept"), site.get("total")) != (int(mask.count_nonzero()), mask.numel()):
         raise manifest.damaged(f"the counts of a site of shape {shape} are not those of its mask")
     return mask
+
+
+def _signed_sites(sites: Mapping[str, Any], manifest: Manifest) -> list[str]:
+    """The sites that have flips; only from version 2 on."""
+    if manifest.values["version"] < 2:
+        return []
+    return sorted(n for n, site in sites.items() if isinstance(site, dict) and "flips" in site)
+
+
+def _unpack_flip(
+    packed: Tensor, mask: Tensor, site: Mapping[str, Any], manifest: Manifest
+) -> Tensor:
+    try:
+        flip = unpack_bits(packed, tuple(mask.shape))
+    except ValueError as cause:
+        raise manifest.damaged(str(cause)) from cause
+    if bool((flip & ~mask).any()):
+        raise manifest.damaged("a weight is flipped that its mask does not keep")
+    if not flip.any() or site["flips"] != int(flip.count_nonzero()):
+        raise manifest.damaged(f"it counts {str(site['flips'])[:40]} flips where there are others")
+    return flip
 
 
 def _check_gains(gains: Mapping[str, Any], masks: Masks, manifest: Manifest) -> None:

@@ -21,6 +21,7 @@ from slt_compress.files import (
 from slt_compress.masks import Masks, pack_bits
 from slt_compress.ticket.places import (
     BUFFER_PREFIX,
+    FLIP_SUFFIX,
     HISTORY,
     KIND,
     MANIFEST,
@@ -87,7 +88,7 @@ def write_ticket(
     """
     manifest = {
         "kind": KIND[0],
-        "version": KIND[1],
+        "version": _version(masks),
         "origin": origin,
         "gains": gains,
         "budget": budget,
@@ -109,6 +110,11 @@ def write_ticket(
         write_json(folder / "run.json", run)
         write_json(folder / MANIFEST, {**manifest, "files": files})
     return read_ticket(path)
+
+
+def _version(masks: Masks) -> int:
+    """The oldest version whose readers understand these masks."""
+    return KIND[1] if masks.flips else 1
 
 
 @contextmanager
@@ -138,6 +144,10 @@ def _mask_records(
         for name, mask in masks.items()
     }
     counts = {"kept": masks.kept, "gated": masks.total, "parameters": parameters}
+    for name, flip in masks.flips.items():
+        records[name]["flips"] = int(flip.count_nonzero())
+    if masks.flips:
+        counts["flips"] = masks.flipped
     return {"counts": counts, "sites": records}
 
 
@@ -146,13 +156,15 @@ def _write_masks(
 ) -> None:
     tensors = {
         **{name: pack_bits(mask) for name, mask in masks.items()},
+        **{name + FLIP_SUFFIX: pack_bits(flip) for name, flip in masks.flips.items()},
         **{BUFFER_PREFIX + name: tensor for name, tensor in buffers.items()},
         **{STORED_PREFIX + name: tensor for name, tensor in stored.items()},
     }
-    if len(tensors) != len(masks) + len(buffers) + len(stored):
-        raise TicketError("a site has the name of a stored tensor with its prefix; rename it")
+    if len(tensors) != len(masks) + len(masks.flips) + len(buffers) + len(stored):
+        raise TicketError("a site has the name of another stored tensor; rename it")
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    write_safetensors(path, tensors, {"kind": KIND[0], "version": KIND[1], "shapes": shapes})
+    facts = {"kind": KIND[0], "version": _version(masks), "shapes": shapes}
+    write_safetensors(path, tensors, facts)
 
 
 def _write_groups(
