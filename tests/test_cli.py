@@ -92,7 +92,9 @@ def test_report(capsys, ticket):
     }.items()  # fmt: skip
     assert set(found["metrics"]) == {"dense", "hard", "soft"}
     assert set(found["controls"]) == {"random", "magnitude", "shuffled"}
-    assert set(found["layers"][0]) == {"name", "shape", "total", "kept", "sparsity"}
+    assert set(found["layers"][0]) == {
+        "name", "shape", "total", "kept", "sparsity", "flips"
+    }  # fmt: skip
     assert set(found["skipped"]) == {"fc1.bias", "fc2.bias", "fc3.bias"}
     assert found["sizes"]["sparse-csr"] < found["sizes"]["dense"]
     export = Path("exports") / f"{ticket.name}-dense"

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from slt_compress.gating import Gates, gated, masked_weight, read_once, sample_key, set_buffers
 from slt_compress.masks import Masks
 from slt_compress.methods import METHODS, Learned, Phase, Relaxed
+from slt_compress.methods.sampled import Sampled
 from slt_compress.sites import SitePlan, Targets, find_sites
 from tests.models import PICOS, Pico, conv_net, lstm, mlp
 
@@ -256,8 +257,8 @@ class Counting:
     def __init__(self) -> None:
         self.calls = 0
 
-    start, shifts = Relaxed.start, Relaxed.shifts
-    spread, prior_spread = 0.01, 1.0
+    start, shifts = Sampled.start, Sampled.shifts
+    spread, prior_spread, signed = 0.01, 1.0, False
 
     def effective(self, *arguments: Any) -> Tensor:
         self.calls += 1

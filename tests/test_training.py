@@ -157,6 +157,7 @@ class Spy:
     """The relaxed gate, noting the share of gates above 1/2 at every step."""
 
     name = "spy"
+    signed, prior, rescales = False, "magnitude", True
 
     def __init__(self) -> None:
         self.gate = Relaxed()
@@ -170,6 +171,9 @@ class Spy:
 
     def shifts(self, *arguments: Any) -> dict[str, float]:
         return self.gate.shifts(*arguments)
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        return self.gate.penalty_of(scores, phase)
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         gates = self.gate.effective(score.detach(), torch.ones_like(weight), sample)
