@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from slt_compress.methods import Inputs
 from slt_compress.sites import Site, SitePlan
 
-# Energy of one call: sum of squares of every input (fp64), and over how many rows it is.
+# Energy of one call: sum of squares of every input, and over how many rows it is.
 _Energy = tuple[Tensor, int]
 
 
@@ -26,6 +26,7 @@ class _Sum:
     rows: int = 0
 
     def add(self, energy: Tensor, rows: int) -> None:
+        energy = energy.cpu().double()
         self.energy = energy if self.energy is None else self.energy + energy
         self.rows += rows
 
@@ -53,7 +54,7 @@ class Seen:
             if site.name not in self.sums:
                 reasons[site.name] = f"{type(owner).__name__} has no one input that it multiplies"
             elif not self.sums[site.name].rows:
-                reasons[site.name] = "its module is not called in the forward pass"
+                reasons[site.name] = "the forward pass does not call its module"
         return reasons
 
     def _norms(self, site: Site) -> Tensor | None:
@@ -61,7 +62,7 @@ class Seen:
         if total is None or total.energy is None or not total.rows:
             return None
         owner = self.module.get_submodule(site.module)
-        return _placed((total.energy / total.rows).sqrt().cpu(), owner, site)
+        return _placed((total.energy / total.rows).sqrt(), owner, site)
 
 
 @contextmanager
@@ -126,14 +127,14 @@ def _measure_of(owner: nn.Module, site: Site) -> Callable[[Tensor], _Energy] | N
 def _features(value: Tensor) -> _Energy:
     """Energy of each feature, of [..., features]."""
     rows = value.reshape(-1, value.shape[-1])
-    return rows.double().square().sum(0), len(rows)
+    return rows.float().square().sum(0), len(rows)
 
 
 def _channels(value: Tensor, spatial: int) -> _Energy:
     """Energy of each channel, of [N, C, ...] or [C, ...]."""
     batch = value if value.dim() == spatial + 2 else value[None]
     others = (0, *range(2, batch.dim()))
-    return batch.double().square().sum(others), batch.numel() // batch.shape[1]
+    return batch.float().square().sum(others), batch.numel() // batch.shape[1]
 
 
 def _windows(value: Tensor, conv: _ConvNd) -> _Energy:
@@ -143,7 +144,7 @@ def _windows(value: Tensor, conv: _ConvNd) -> _Energy:
     """
     spatial = len(conv.kernel_size)
     batch = value if value.dim() == spatial + 2 else value[None]
-    energy = batch.double().square().sum(0)
+    energy = batch.float().square().sum(0)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     energy = F.pad(energy[None], conv._reversed_padding_repeated_twice, mode=mode)[0]
     rows = len(batch)

@@ -194,7 +194,7 @@ def _weights(
     Where flips are recorded, as many kept weights have the bits of minus that.
     """
     gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
-    wrong: list[str] = []
+    wrong = sorted(known.flips.keys() - masks.keys())
     for name, mask in masks.items():
         expected, hidden = masked_weight(weights[name], mask, gains.get(name, 1.0)), 0
         if name in known.flips:

@@ -129,7 +129,7 @@ def test_what_cannot_be_seen_is_named_with_the_reason() -> None:
         assert not any(child._forward_pre_hooks for child in pico.module.modules())
     assert len(seen_of(lstm())[2]) == 8
     assert all("experts" in name for name in seen_of(mixtral())[2])
-    assert "not called" in seen_of(attention())[2]["attention.out_proj.weight"]
+    assert "does not call" in seen_of(attention())[2]["attention.out_proj.weight"]
     note = unseen_note("wanda", seen_of(lstm())[2])
     assert note.startswith("wanda ranks 8 sites by magnitude alone (weight_ih_l0: LSTM has no")
     assert note.endswith("and 5 more)")

@@ -76,11 +76,9 @@ class Relaxed(Sampled):
             return GaussianLaw(sigma=self.sigma)
         return GaussianLaw(sigma=self.sigma * (1.0 + phase.annealed * (self.sigma_end - 1.0)))
 
-    # slots=True makes the class anew, and super() without arguments would mean the first one
-
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
         """As `Sampled.start`; under a penalty around `mu0` where there is no prior."""
-        scores = super(Relaxed, self).start(weight, prior, key)
+        scores = Sampled.start(self, weight, prior, key)
         around = self.penalty is not None and prior is None
         return scores.add_(self.mu0 - 0.5) if around else scores
 
@@ -95,20 +93,20 @@ class Relaxed(Sampled):
         """Tau of each site: 0 under a penalty, else what meets the density."""
         if self.penalty is not None:
             return dict.fromkeys(scores, 0.0)
-        return super(Relaxed, self).shifts(scores, budget, density, phase, last)
+        return Sampled.shifts(self, scores, budget, density, phase, last)
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` times the gate, which is never rounded under a penalty."""
         if self.penalty is not None:
             sample = replace(sample, phase=replace(sample.phase, hard=False))
-        return super(Relaxed, self).effective(score, weight, sample)
+        return Sampled.effective(self, score, weight, sample)
 
     def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
         """penalty * sum Phi(mu / sigma): its gradient is penalty * phi(mu / sigma) / sigma."""
         if self.penalty is None:
             return None
         sums = [torch.special.ndtr(score / self.sigma).sum() for score in scores.values()]
-        return self.penalty * torch.stack([total.to(sums[0].device) for total in sums]).sum()
+        return self.penalty * torch.stack(sums).sum()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
