@@ -34,10 +34,23 @@ class Case:
     keys: Mapping[str, Any]
 
 
+# As its authors run it: the same share of every layer, at once, by gradient descent with momentum.
+PUBLISHED = {
+    "scope": "layer",
+    "training": {
+        "optimizer": "sgd", "lr": 0.1, "lr_schedule": "cosine", "weight_decay": 1e-4,
+        "start_density": 0.01, "ema": 0.0,  # below every target: no schedule
+    },
+}  # fmt: skip
 CASES: Mapping[str, Case] = {
     "mnist": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,
-        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 6}},
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 5}},
+    ),
+    "mnist-published": Case(
+        source="lenet-300-100", recipe="mnist-lenet", methods=("edge-popup",),
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3,
+        keys={**PUBLISHED, "training": {**PUBLISHED["training"], "epochs": 5}},
     ),
     "cifar-pretrained": Case(
         source="resnet20-cifar", recipe="distill", methods=LEARNED[:3],
@@ -66,7 +79,7 @@ def main() -> None:
         run_seed(case, arguments)
         return
     side_by_side(case, arguments.jobs)
-    print(json.dumps(collected(arguments.case, arguments.out, case.seeds), indent=2))
+    print(json.dumps(collected(arguments.case, arguments.out), indent=2))
 
 
 def run_seed(case: Case, arguments: argparse.Namespace) -> None:
@@ -81,9 +94,10 @@ def run_seed(case: Case, arguments: argparse.Namespace) -> None:
     if arguments.weights:
         over["weights"] = arguments.weights
     content = merged(merged(read_recipe(case.recipe), case.keys), over)
-    slt_compress.compare(
-        arguments.source or case.source, methods=case.methods, sparsities=case.sparsities,
-        seeds=1, recipe=parse_recipe(content), out=arguments.out / f"seed-{arguments.seed}",
+    for method in case.methods:
+        slt_compress.compare(
+        arguments.source or case.source, methods=[method], sparsities=case.sparsities,
+        seeds=1, recipe=parse_recipe(content), out=arguments.out / f"{method}-{arguments.seed}",
         on_row=lambda row, number, total: print(
             f"seed {arguments.seed} [{number}/{total}] {row.method} {row.sparsity}: "
             f"{row.hard or row.error} {row.seconds:.0f} s", file=sys.stderr, flush=True,
@@ -103,15 +117,15 @@ def side_by_side(case: Case, jobs: int) -> None:
             raise SystemExit("a seed failed; run the same command again to go on")
 
 
-def collected(name: str, folder: Path, seeds: int) -> dict[str, Any]:
+def collected(name: str, folder: Path) -> dict[str, Any]:
     """The rows of all seeds, with the soft metrics and the dense one from the tickets."""
     from surroundings import surroundings
 
     from slt_compress.comparing import Comparison, Row
 
     rows, recipe = [], {}
-    for seed in range(seeds):
-        content = json.loads((folder / f"seed-{seed}" / "compare.json").read_text())
+    for file in sorted(folder.glob("*/compare.json")):
+        content = json.loads(file.read_text())
         recipe = content["recipe"]
         rows += [Row(**row) for row in content["rows"]]
     summary = Comparison(folder=folder, rows=tuple(rows)).summary()

@@ -18,7 +18,7 @@ from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_json
-from slt_compress.methods import Method
+from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
 from slt_compress.provenance import provenance_of
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
@@ -33,7 +33,7 @@ from slt_compress.runtime import (
     refuse_flattened,
 )
 from slt_compress.searching import OnStep, Search
-from slt_compress.settings import Training
+from slt_compress.settings import Training, settled
 from slt_compress.sites import find_sites
 from slt_compress.ticket import Ticket, free_path, newest, read_probe, read_ticket, ticket_hash
 from slt_compress.verifying import Verification, verify_apart, verify_path
@@ -92,6 +92,10 @@ def search(
             raise SltError("batches of your own go with a module of your own; give a data set name")
         checkpoint, prepared = open_source(source, recipe)
         workload = checkpoint_workload(checkpoint, prepared, recipe.objective)
+    random_init = checkpoint.init is not None
+    if isinstance(method, Learned):
+        training = settled(recipe.training, method.name, random_init=random_init)
+        recipe = replace(recipe, training=training)
     plan = find_sites(checkpoint.module, recipe.targets, gate_head=not checkpoint.trained_head)
     result = Search(
         module=checkpoint.module,
@@ -100,7 +104,7 @@ def search(
         budget=recipe.budget(),
         method=method,
         training=recipe.training,
-        random_init=checkpoint.init is not None,
+        random_init=random_init,
     ).run(on_step)
     return record(target, checkpoint, prepared, recipe, result=result, started=started)
 

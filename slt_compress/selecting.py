@@ -32,7 +32,7 @@ class Selection:
         averaged = scores if training.ema > 0.0 else {}
         self._mean = {name: score.detach().clone() for name, score in averaged.items()}
         self._best: tuple[float, Scores] | None = None
-        self._worse = 0
+        self._worse = self._steps = 0
 
     @property
     def exhausted(self) -> bool:
@@ -42,9 +42,11 @@ class Selection:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Let the running mean follow the scores by one step."""
+        """Let the running mean follow the scores by one step, in the first ones faster."""
+        decay = min(self._training.ema, (1.0 + self._steps) / (10.0 + self._steps))
+        self._steps += 1
         for name, mean in self._mean.items():
-            mean.lerp_(self._live[name].detach(), 1.0 - self._training.ema)
+            mean.lerp_(self._live[name].detach(), 1.0 - decay)
 
     def due(self, progress: float) -> bool:
         """Whether a measurement is due where `progress` of the search is over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Literal
 
@@ -25,14 +25,15 @@ class Training:
         epochs: passes over the training split, where `steps` is None.
         batch_size: examples in a step.
         optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9.
-        lr: its learning rate.
+        lr: its learning rate; None is what the bake-off found best for the method and the start
+            (`settled`; docs/bake-off.md).
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
             the way.
         decay: share of the search, at its end, over which a linear `lr` falls.
         weight_decay: pull of the scores to 0, added to their gradient.
         clip: largest norm of the gradient of all scores together; None clips nothing.
-        ema: decay per step of the running mean of the scores that masks are made of; at 0 they
-            are made of the last scores.
+        ema: decay per step of the running mean of the scores that masks are made of, less in the
+            first steps; at 0 they are made of the last scores.
         ramp: share of the search over which the density falls to its target.
         anneal: share of the search, at its end, over which the relaxation is annealed.
         hard: share of the search, at its end, with rounded gates in the forward pass.
@@ -52,15 +53,15 @@ class Training:
     epochs: float | None = None
     batch_size: int = 64
     optimizer: OptimizerName = "adam"
-    lr: float = 3e-2
+    lr: float | None = None
     lr_schedule: LrSchedule = "linear"
     decay: float = 0.3
     weight_decay: float = 0.0
     clip: float | None = None
-    ema: float = 0.0
+    ema: float = 0.99
     ramp: float = 0.6
-    anneal: float = 0.4
-    hard: float = 0.2
+    anneal: float = 0.6
+    hard: float = 0.4
     start_density: float | None = None
     selections: int = 4
     patience: int | None = None
@@ -95,11 +96,26 @@ class Training:
         return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
 
 
-def lr_at(training: Training, progress: float) -> float:
-    """Learning rate where `progress`, a share in [0, 1], of the search is over."""
+def settled(training: Training, method: str, *, random_init: bool) -> Training:
+    """The settings with the learning rate that suits the method and the start, where none is given.
+
+    Raises:
+        RecipeError: none is known, as for plain gradient descent, whose scale no one knows.
+    """
+    if training.lr is not None:
+        return training
+    if training.optimizer != "adam":
+        raise RecipeError(f"training.optimizer={training.optimizer} needs training.lr (or --lr)")
+    if not random_init:
+        return replace(training, lr=5e-2)
+    return replace(training, lr=3e-2 if method == "edge-popup" else 1e-2)
+
+
+def lr_factor(training: Training, progress: float) -> float:
+    """What `lr` is multiplied by where `progress`, a share in [0, 1], of the search is over."""
     if training.lr_schedule == "cosine":
-        return training.lr * 0.5 * (1.0 + cos(pi * progress))
-    return training.lr * min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
+        return 0.5 * (1.0 + cos(pi * progress))
+    return min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
 
 
 def phase_at(training: Training, progress: float, index: int) -> Phase:

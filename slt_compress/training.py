@@ -20,7 +20,7 @@ from slt_compress.errors import RecipeError, SltError
 from slt_compress.gating import Gates, read_once
 from slt_compress.methods import Learned
 from slt_compress.objectives import Answer, Objective, to_device
-from slt_compress.settings import BatchNormPolicy, Training, lr_at, phase_at
+from slt_compress.settings import BatchNormPolicy, Training, lr_factor, phase_at
 from slt_compress.sites import SitePlan
 
 # What accelerate sets on a module that it prepares: the caller's module keeps none of it.
@@ -115,12 +115,18 @@ def train(loop: Loop, training: Training, accelerator: Accelerator) -> Generator
 
 
 def _optimizer(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    decay = training.weight_decay
+    decay, lr = training.weight_decay, _lr(training)
     if training.optimizer == "sgd":
         return torch.optim.SGD(
-            scores, lr=training.lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
+            scores, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
         )
-    return torch.optim.Adam(scores, lr=training.lr, weight_decay=decay, fused=True)
+    return torch.optim.Adam(scores, lr=lr, weight_decay=decay, fused=True)
+
+
+def _lr(training: Training) -> float:
+    if training.lr is None:
+        raise RecipeError("training.lr is not settled: see slt_compress.settings.settled")
+    return training.lr
 
 
 def _steps(
@@ -130,7 +136,7 @@ def _steps(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[Step]:
-    total = training.total_steps(len(loop.batches))
+    total, lr = training.total_steps(len(loop.batches)), _lr(training)
     shifts = dict.fromkeys(loop.gates.by_name, 0.0)
     started = time.monotonic()
     batches = _endless(loop.batches)
@@ -147,7 +153,7 @@ def _steps(
         shifts = loop.method.shifts(scores, loop.budget, density, phase, shifts)
         loop.gates.sample(phase, shifts)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(training, progress)
+            group["lr"] = lr * lr_factor(training, progress)
         batch = _share(next(batches), accelerator)
         target = _target(loop, module, batch, accelerator)
         _search_mode(loop.module, training.batchnorm)

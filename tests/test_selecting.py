@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from slt_compress.errors import RecipeError
 from slt_compress.selecting import Selection
-from slt_compress.settings import Training, lr_at, phase_at
+from slt_compress.settings import Training, lr_factor, phase_at, settled
 
 
 def selection(training: Training, losses: Iterable[float]) -> tuple[Selection, Tensor]:
@@ -20,7 +21,7 @@ def selection(training: Training, losses: Iterable[float]) -> tuple[Selection, T
 
 
 def test_the_best_measured_scores_win_and_the_last_of_equals() -> None:
-    found, score = selection(Training(), [0.5, 0.2, 0.2, 0.9])
+    found, score = selection(Training(ema=0.0), [0.5, 0.2, 0.2, 0.9])
     for value in range(4):
         score.fill_(float(value))
         found.measure()
@@ -28,7 +29,7 @@ def test_the_best_measured_scores_win_and_the_last_of_equals() -> None:
 
 
 def test_without_a_measurement_the_last_scores_are_taken_as_a_copy() -> None:
-    found, score = selection(Training(selections=0), [])
+    found, score = selection(Training(selections=0, ema=0.0), [])
     score.fill_(3.0)
     taken = found.result()["w"]
     score.fill_(4.0)
@@ -36,12 +37,14 @@ def test_without_a_measurement_the_last_scores_are_taken_as_a_copy() -> None:
 
 
 def test_the_running_mean_follows_by_its_decay() -> None:
-    found, score = selection(Training(ema=0.75), [1.0])
-    for value in (4.0, 8.0):
+    found, score = selection(Training(ema=0.15), [1.0])
+    for value in (4.0, 8.0, 2.0):
         score.fill_(value)
         found.follow()
     found.measure()
-    assert found.result()["w"].tolist() == [0.75 * 1.0 + 0.25 * 8.0] * 2
+    # decays of 1/10 and then 0.15, as 2/11 and 3/12 are above it
+    mean = 0.15 * (0.15 * 0.9 * 4.0 + 0.85 * 8.0) + 0.85 * 2.0
+    assert found.result()["w"].tolist() == pytest.approx([mean, mean])
 
 
 def test_patience_counts_measurements_that_are_no_better() -> None:
@@ -64,9 +67,22 @@ def test_measurements_are_spread_over_the_last_phase() -> None:
 
 
 def test_the_learning_rate_falls_as_its_schedule_says() -> None:
-    linear, cosine = Training(lr=1.0, decay=0.5), Training(lr=1.0, lr_schedule="cosine")
-    assert [lr_at(linear, p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
-    assert [lr_at(cosine, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    linear, cosine = Training(decay=0.5), Training(lr_schedule="cosine")
+    assert [lr_factor(linear, p) for p in (0.0, 0.5, 0.75, 1.0)] == [1.0, 1.0, 0.5, 0.0]
+    assert [lr_factor(cosine, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_learning_rate_that_is_not_given_suits_the_method_and_the_start() -> None:
+    def lr(method: str, random_init: bool, **given: Any) -> float | None:
+        return settled(Training(**given), method, random_init=random_init).lr
+
+    assert lr("relaxed", True) == 0.01
+    assert lr("edge-popup", True) == 0.03
+    assert lr("relaxed", False) == lr("edge-popup", False) == 0.05
+    assert lr("relaxed", True, lr=0.2) == 0.2
+    assert lr("relaxed", True, optimizer="sgd", lr=7.0) == 7.0
+    with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):
+        lr("relaxed", True, optimizer="sgd")
 
 
 def test_a_phase_is_soft_then_annealed_then_hard() -> None:

@@ -72,7 +72,7 @@ def network(features: int = 12) -> nn.Module:
     return module.eval()
 
 
-QUICK = Training(steps=20, lr=0.05, batch_size=64, device="cpu")
+QUICK = Training(steps=20, lr=0.05, batch_size=64, ema=0.0, device="cpu")
 
 
 def search_of(module: nn.Module, **changes: Any) -> Search:
@@ -258,7 +258,7 @@ def test_epochs_and_steps_make_the_length() -> None:
     assert Training(epochs=1.5).total_steps(100) == 150
     assert Training(epochs=0.001).total_steps(100) == 1
     assert Training().total_steps(3) == 2_000
-    assert len(steps_of(network(200), Training(epochs=2.0, device="cpu"), Relaxed())) == 12
+    assert len(steps_of(network(200), Training(epochs=2.0, lr=0.1, device="cpu"), Relaxed())) == 12
 
 
 def equal(one: SearchResult, other: SearchResult) -> bool:
