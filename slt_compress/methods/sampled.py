@@ -54,6 +54,8 @@ class Sampled:
         signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget counts
             by the size of the scores, and the sign of a score is that of its gate. All start as
             keep, around `signed_start`; the weights of a random init have random signs already.
+            Where a prior orders them, gates far above the shift are saturated and do not flip: a
+            smaller `prior_spread` lets more of them.
         signed_start: what the first scores of a signed gate lie around where no prior orders them;
             a flip has to come from there through 0.
     """
