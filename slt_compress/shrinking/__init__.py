@@ -1,0 +1,20 @@
+"""Shrinking: make the matrices of a model with empty rows and columns physically smaller."""
+
+from __future__ import annotations
+
+from slt_compress.shrinking.deciding import LayerNote
+from slt_compress.shrinking.planning import TOLERANCE, Shrinking, shrink, shrunken
+from slt_compress.shrinking.records import Fold, Shrunk, Sliced, parse_shrunk, resize_
+
+__all__ = [
+    "TOLERANCE",
+    "Fold",
+    "LayerNote",
+    "Shrinking",
+    "Shrunk",
+    "Sliced",
+    "parse_shrunk",
+    "resize_",
+    "shrink",
+    "shrunken",
+]
