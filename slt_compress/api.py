@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slt_compress.artifact import Artifact, is_artifact, write_artifact
 from slt_compress.budget import Budget
 from slt_compress.cards import artifact_card
+from slt_compress.compacting import export_shrunk
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
@@ -163,26 +164,32 @@ def export(
     ticket: str | Path | None = None,
     *,
     format: str = "dense",
+    shrink: bool = False,
     out: str | Path | None = None,
     origin: str | Path | None = None,
     model: nn.Module | None = None,
+    inputs: tuple[Tensor, ...] | None = None,
 ) -> Artifact:
     """Export the masked model of a ticket (default: the newest) into a new folder.
 
     Args:
-        ticket: the ticket's folder.
         format: a name in `slt_compress.formats.FORMATS`.
+        shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
         origin: where the weights are read from instead of the recorded place.
-        model: the module of your own that the ticket was searched on.
+        model: the module of your own that the ticket was searched on; `inputs` is what it takes.
 
     Raises:
-        SltError: the ticket, its origin or the target cannot be used.
+        SltError: the ticket, its origin or the target cannot be used, or nothing can be shrunk.
     """
     folder = Path(ticket) if ticket is not None else newest(TICKETS)
     if is_artifact(folder):
         raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
-    target = Path(out) if out is not None else EXPORTS / f"{folder.absolute().name}-{format}"
+    name = f"{folder.absolute().name}-{'shrunk' if shrink else format}"
+    target = Path(out) if out is not None else EXPORTS / name
+    if shrink:
+        return export_shrunk(folder, target, format=format, origin=origin, model=model,
+                             inputs=inputs)  # fmt: skip
     opened = open_path(folder, origin=origin, model=model)
     found = opened.ticket
     if found is None or opened.masks is None:

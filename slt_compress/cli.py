@@ -134,6 +134,7 @@ def report(path: Newest = None, as_json: Json = False) -> None:
 def export(
     ticket: Newest = None,
     format: Annotated[str, typer.Option(help="dense or sparse-csr.")] = "dense",
+    shrink: Annotated[bool, typer.Option("--shrink", help="Cut empty rows and columns.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A new folder.")] = None,
     origin: Origin = None,
     as_json: Json = False,
@@ -148,9 +149,9 @@ def export(
     from slt_compress.cards import how_to_load
     from slt_compress.console import print_artifact
 
-    made = api.export(ticket, format=format, out=out, origin=origin)
-    source = api.report(made.path).source
-    print_artifact(made, how_to_load(format, source, str(made.path)))
+    made = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin)
+    found = api.report(made.path)
+    print_artifact(made, how_to_load(made.format, found.source, str(made.path)), found.warnings)
     if as_json:
         _print_json({"path": str(made.path), "format": made.format, "bytes": made.nbytes,
                      "dense_bytes": made.dense_nbytes})  # fmt: skip

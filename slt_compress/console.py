@@ -173,9 +173,12 @@ def _metric_table(report: Report) -> Table:
     return table
 
 
-def print_artifact(artifact: Artifact, loading: list[str]) -> None:
-    """What an export wrote: bytes, ratio to dense, how to load it; on stderr."""
+def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str]) -> None:
+    """What an export wrote: what it shrank, bytes, ratio to dense, how to load it; on stderr."""
     console = Console(stderr=True)
+    for line in notes:
+        if line.startswith(("shrunk:", "not shrunk:")):
+            console.print(Text(line), soft_wrap=True)
     ratio = artifact.nbytes / max(1, artifact.dense_nbytes)
     console.print(
         Text(

@@ -83,9 +83,14 @@ class Objective:
 
 
 def forward_of(family: Family, task: Task) -> Forward:
-    """How a family is called on a batch; gives logits, or hidden states for task `features`."""
+    """How a family is called on a batch; gives logits, or hidden states for task `features`.
+
+    A module of the user's own takes the tensors of the batch in their order.
+    """
     if family == "transformers":
         return _features if task == "features" else _seq2seq if task == "seq2seq" else _logits
+    if family == "module":
+        return lambda module, batch: _tensor(module(*batch.values()))
     return lambda module, batch: _tensor(module(batch["pixel_values"]))
 
 

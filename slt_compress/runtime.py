@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from slt_compress.artifact import is_artifact, read_artifact, read_masks
+from slt_compress.artifact import Proof, is_artifact, read_artifact, read_masks, read_proof
 from slt_compress.checkpoints import Checkpoint, Init, reopen
 from slt_compress.errors import ArtifactError, SltError, SourceError, TicketError
 from slt_compress.files import sha256_tensors
@@ -36,6 +36,7 @@ class Opened:
             which can be used without it.
         entries: stored tensors of an artifact; empty for a ticket.
         ticket: None for an artifact.
+        proof: of a shrunk artifact, what it is proved from; `masks` are of the model before.
         flattened: sites of a ticket whose weight the origin computes by a parametrization (weight
             norm); in this module it is a plain parameter.
     """
@@ -46,6 +47,7 @@ class Opened:
     provenance: object
     entries: Mapping[str, Mapping[str, Any]]
     ticket: Ticket | None
+    proof: Proof | None = None
     flattened: tuple[str, ...] = ()
 
     @property
@@ -76,13 +78,13 @@ def open_path(
     if is_artifact(folder):
         copy = None if model is None else deepcopy(model).cpu()
         loaded = read_artifact(folder, model=copy)
-        provenance = loaded.manifest.get("provenance")
+        provenance, proof = loaded.manifest.get("provenance"), read_proof(loaded)
         # pictures are made for the size that a random init was built for, not its processor's
         checkpoint = replace(loaded.checkpoint, init=_recorded_init(provenance))
         return Opened(
-            path=folder, checkpoint=checkpoint, masks=read_masks(folder),
-            provenance=provenance, entries=loaded.artifact.entries,
-            ticket=None,
+            path=folder, checkpoint=checkpoint,
+            masks=read_masks(folder) if proof is None else proof.masks,
+            provenance=provenance, entries=loaded.artifact.entries, ticket=None, proof=proof,
         )  # fmt: skip
     ticket = read_ticket(folder)
     provenance = provenance_of(ticket)
@@ -124,6 +126,11 @@ def origin_of(
 @contextmanager
 def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
     """The opened module with the weights and buffers of its origin, as long as the block lasts."""
+    if opened.proof is not None:
+        raise ArtifactError(
+            f"{opened.path} is shrunk, so it cannot be compared with its origin on data that has "
+            "other labels: evaluate the ticket"
+        )
     dense = site_weights(source.module, opened.shapes)
     here = site_parameters(opened.module, opened.shapes)
     masked = {name: weight.data for name, weight in here.items()}

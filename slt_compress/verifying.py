@@ -13,27 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.artifact import PROBE, is_artifact
+from slt_compress.artifact import PROBE, Proof, is_artifact
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_safetensors, sha256_tensors
-from slt_compress.gating import masked_weight
+from slt_compress.gating import masked_weight, set_buffers
 from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
 from slt_compress.provenance import Provenance, check_provenance
 from slt_compress.runtime import (
     Opened,
+    apply_masks_,
     environment,
     open_path,
     origin_of,
     shapes_of,
     site_weights,
 )
+from slt_compress.shrinking import TOLERANCE, prove
 from slt_compress.ticket import read_probe, read_ticket
-
-# Largest difference of probe logits, relative to the largest logit, that is still the same model
-# where versions, device or threads differ.
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +129,27 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
         detail=f"{source.source}: the frozen weights "
         + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
     )
+    if opened.proof is not None:
+        yield from _shrunk(opened, opened.proof, known, source)
+        return
     yield _weights(opened, known, masks, weights, unseen)
     yield _others(opened, source, masks)
+
+
+def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint) -> Iterator[Check]:
+    """The checks of a shrunk model, whose tensors are parts of those of the masked origin."""
+    here, there = opened.module.state_dict(), source.module.state_dict()
+    for name in source.stored:  # known to the ticket only
+        if source.init is not None and there[name].shape == here[name].shape:
+            there[name].copy_(here[name])
+    apply_masks_(source.module, proof.masks, known.gains)
+    set_buffers(source.module, proof.buffers)
+    probe = _read_probe(opened)
+    probe.pop("logits", None)
+    run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = (lambda module: run(module, probe)) if probe else None
+    for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
+        yield Check(name=name, ok=ok, detail=detail)
 
 
 def _stored_masks(opened: Opened) -> Masks:
@@ -171,7 +188,9 @@ def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str,
     wanted = max(1, round(density * counts["gated"]))
     kept = {name: int(mask.count_nonzero()) + unseen[name] for name, mask in masks.items()}
     total, zeros = sum(kept.values()), sum(unseen.values())
-    odd = [name for name in kept if opened.entries and _recorded(opened, name) != kept[name]]
+    # a shrunk artifact counts what is left of a site, and the masks are of the whole of it
+    counted = bool(opened.entries) and opened.proof is None
+    odd = [name for name in kept if counted and _recorded(opened, name) != kept[name]]
     return Check(
         name="count",
         ok=total == wanted == counts["kept"] and masks.total == counts["gated"] and not odd,
@@ -261,12 +280,18 @@ def _logits(opened: Opened, known: Provenance) -> Check:
         return Check(name="logits", ok=True, detail=f"bit-identical on {len(wanted)} probe inputs")
     worst = float((found.double() - wanted.double()).abs().max())
     bound = TOLERANCE * float(wanted.double().abs().max())
-    if environment(opened.module) == known.environment:
+    if opened.proof is None and environment(opened.module) == known.environment:
         return _failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
                        "where they must be bit-identical")  # fmt: skip
     detail = (
         f"differ by up to {worst:.2e}, within 1e-4 of the largest logit is {bound:.2e} "
-        "(tested so because versions, device or threads are not those of the search)"
+        "(tested so because "
+        + (
+            "a shrunk model adds fewer numbers"
+            if opened.proof
+            else "versions, device or threads are not those of the search"
+        )
+        + ")"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)
 

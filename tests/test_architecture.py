@@ -23,13 +23,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
     "errors hidden masks reference",
-    "budget files formats initial sites",
+    "budget files formats initial shrinking sites",
     "checkpoints manifests methods",
     "artifact calibration data gating objectives settings ticket",
     "evaluation provenance recipes selecting starting training",
     "comparing cookbook options reporting runtime searching",
     "cards verifying workloads",
-    "console recording",
+    "compacting console recording",
     "api",
     "cli",
     "__init__ __main__",
@@ -48,7 +48,7 @@ FLAGS = {
     "--weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
     "--max-time --recipe --set -o --out --quiet --json",
     "report": "PATH --json",
-    "export": "TICKET --format -o --out --origin --json",
+    "export": "TICKET --format --shrink -o --out --origin --json",
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",
     "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "

@@ -8,16 +8,21 @@ from slt_compress.artifact.reading import (
     read_artifact,
     read_masks,
 )
-from slt_compress.artifact.records import PROBE, Artifact, LoadedArtifact
+from slt_compress.artifact.records import PROBE, SHRUNK, Artifact, LoadedArtifact
+from slt_compress.artifact.shrunken import Proof, read_proof, write_shrunk
 from slt_compress.artifact.writing import write_artifact
 
 __all__ = [
     "PROBE",
+    "SHRUNK",
     "Artifact",
     "LoadedArtifact",
+    "Proof",
     "describe_artifact",
     "is_artifact",
     "read_artifact",
     "read_masks",
+    "read_proof",
     "write_artifact",
+    "write_shrunk",
 ]

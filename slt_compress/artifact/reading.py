@@ -14,11 +14,14 @@ from slt_compress.artifact.records import (
     DENSE_WEIGHTS,
     KIND,
     PROBE,
+    PROOF,
+    SHRUNK,
     SPARSE_INDEX,
     SPARSE_WEIGHTS,
     Artifact,
     LoadedArtifact,
 )
+from slt_compress.artifact.shrunken import cut_down_
 from slt_compress.artifact.tensors import State, fill_, own_shapes
 from slt_compress.checkpoints import TASKS, Checkpoint, Family, build_module, open_checkpoint
 from slt_compress.errors import ArtifactError
@@ -54,7 +57,7 @@ def describe_artifact(path: str | Path) -> Artifact:
 
 def weight_files(folder: Path) -> list[Path]:
     """List the safetensors files of an artifact that hold weights, in the order of their names."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.name != PROBE)
+    return sorted(file for file in folder.glob("*.safetensors") if file.name not in (PROBE, PROOF))
 
 
 def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> LoadedArtifact:
@@ -91,6 +94,8 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
     module = model if family == "module" else build_module(family, task, manifest.object("config"))
     if module is None:  # for the type checker: refused above
         raise ArtifactError(f"{folder} needs model=")
+    if artifact.format == SHRUNK:
+        cut_down_(module, manifest)
     fill_(module, _read_state(folder, manifest, module))
     return LoadedArtifact(
         artifact=artifact,
@@ -100,7 +105,7 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
 
 
 def read_masks(path: str | Path) -> Masks | None:
-    """Read the masks of an artifact; None for a format that stores none (dense).
+    """Read the masks of an artifact; None for one that stores none with its weights (dense).
 
     Raises:
         ArtifactError: the folder is no artifact, or damaged.
@@ -108,7 +113,7 @@ def read_masks(path: str | Path) -> Masks | None:
     folder = Path(path)
     manifest = _open_manifest(folder)
     artifact = _describe(folder, manifest)
-    if not FORMATS[artifact.format].sparse:
+    if artifact.format == SHRUNK or not FORMATS[artifact.format].sparse:
         return None
     parts = _split(_sparse_tensors(folder, manifest), artifact.entries, manifest)
     masks: dict[str, Tensor] = {}
@@ -144,7 +149,7 @@ def _open_manifest(folder: Path) -> Manifest:
 
 def _describe(folder: Path, manifest: Manifest) -> Artifact:
     name = manifest.text("format")
-    if name not in FORMATS:
+    if name not in FORMATS and name != SHRUNK:
         raise ArtifactError(
             f"{folder} is in the format {name[:40]!r}, which this slt-compress lacks; upgrade"
         )

@@ -18,6 +18,8 @@ DENSE_WEIGHTS = "model.safetensors"
 DENSE_MANIFEST = "slt.json"
 CONFIG = "config.json"
 PROBE = "probe.safetensors"
+PROOF = "proof.slt.safetensors"
+SHRUNK = "shrunk"  # a format of whole artifacts and not of tensors, so not in FORMATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +28,11 @@ class Artifact:
 
     Attributes:
         path: the folder.
-        format: a name in `FORMATS`.
+        format: a name in `FORMATS`, or `shrunk`.
         entries: per stored tensor `format`, `shape`, `dtype`, and for sites `kept`.
         nbytes: bytes of its weight files, headers included.
-        dense_nbytes: bytes of the same tensors, each stored whole and once.
+        dense_nbytes: bytes of the same tensors, each stored whole and once; of a shrunk artifact
+            those of the model before.
     """
 
     path: Path

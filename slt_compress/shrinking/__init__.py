@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slt_compress.shrinking.deciding import LayerNote
 from slt_compress.shrinking.planning import TOLERANCE, Shrinking, shrink, shrunken
+from slt_compress.shrinking.proving import prove
 from slt_compress.shrinking.records import Fold, Shrunk, Sliced, parse_shrunk, resize_
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Shrunk",
     "Sliced",
     "parse_shrunk",
+    "prove",
     "resize_",
     "shrink",
     "shrunken",

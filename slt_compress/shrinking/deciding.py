@@ -74,7 +74,6 @@ class Decision:
             zero, known = consumer.constant == 0, ~consumer.constant.isnan()
             movable = known if consumer.exact and consumer.bias is not None else zero
             fine = movable | self._silent(consumer)
-            why = "has other inputs than empty rows at"
             for label, constant, ok in zip(
                 self.roots[consumer.units].tolist(), known.tolist(), fine.tolist(), strict=True
             ):
@@ -85,7 +84,7 @@ class Decision:
                         label,
                         f"its constant output cannot move into {place}, which has {lacks}"
                         if constant
-                        else f"{why} {place}",
+                        else f"its output is not constant where it gets to {place}",
                     )
         return self.candidates - needed.keys(), needed
 
@@ -130,11 +129,14 @@ class Decision:
             moved = self.cut(consumer.units) & ~self._silent(consumer) & (consumer.constant != 0)
             if consumer.bias is not None and bool(moved.any()):
                 columns = moved.nonzero().reshape(-1)
-                yield consumer.bias, Fold(
-                    weight=consumer.weight,
-                    dim=consumer.dim,
-                    columns=tuple(columns.tolist()),
-                    constants=tuple(consumer.constant[columns].tolist()),
+                yield (
+                    consumer.bias,
+                    Fold(
+                        weight=consumer.weight,
+                        dim=consumer.dim,
+                        columns=tuple(columns.tolist()),
+                        constants=tuple(consumer.constant[columns].tolist()),
+                    ),
                 )
 
     def _fewer(self, heads: Heads) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:

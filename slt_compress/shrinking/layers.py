@@ -10,6 +10,9 @@ from torch import Tensor, fx
 from slt_compress.shrinking.flows import Consumer, Flow, Heads, Ledger, Use, Value, unknown
 from slt_compress.shrinking.rules import pinned, plain, values_in
 
+# Arguments of a convolution where they are left out: bias, stride, padding, dilation, groups.
+_CONVOLUTION: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
+
 
 def linear(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """`x @ weight.T + bias`: units of the last dimension end, one begins for each row."""
@@ -42,7 +45,7 @@ def _matrix(
 
 def convolution(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Channels end and begin as in a matrix; in a depthwise one they go on."""
-    value, weight, bias, _, padding, _, groups = (*args, *(None, 1, 0, 1, 1)[len(args) - 2 :])
+    value, weight, bias, _, padding, _, groups = (*args, *_CONVOLUTION[len(args) :])
     if weight.weight is None or (bias is not None and bias.weight is None):
         known = [entry for entry in (value, weight, bias) if entry is not None]
         return pinned(ledger, node, known, "goes into a convolution that is computed")
@@ -83,18 +86,18 @@ def _grouped(
 
 def batch_norm(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Its numbers follow the channels; in eval mode it is one line per channel."""
-    value, weight, bias, mean, variance = args[:5]
+    value = args[0]
     flow, stored = value.flow, [entry for entry in args[1:5] if entry is not None]
     known = all(isinstance(entry, Value) and entry.content is not None for entry in stored)
     if flow.varying != (1,) or not known or len(stored) < 2:
         return pinned(ledger, node, [value], "goes through a batch norm")
     labels = flow.units.reshape(-1)
     ledger.uses += [Use(name=entry.weight, dim=0, units=labels) for entry in stored]
+    scale, shift, mean, variance = (
+        None if entry is None else entry.content.float() for entry in args[1:5]
+    )
     found = torch.nn.functional.batch_norm(
-        flow.constant.reshape(1, -1),
-        *(None if entry is None else entry.content.float() for entry in (mean, variance)),
-        *(None if entry is None else entry.content.float() for entry in (weight, bias)),
-        eps=args[-1],
+        flow.constant.reshape(1, -1), mean, variance, scale, shift, eps=args[-1]
     )
     result = _laid(labels, found.reshape(-1), len(value.shape), 1)
     rest = node.meta["val"][1:]
@@ -108,7 +111,7 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     fit = all(f is not None and set(f.varying) <= {1, 3} and f.units.dim() == 4 for f in flows)
     if not fit or any(entry.flow is not None for entry in others):
         return pinned(ledger, node, list(values_in((args, kwargs))), "goes into an attention")
-    query, key, value = flows
+    values = flows[2]
     heads = args[0].shape[1]
     labels = [
         ledger.join_along(f.units.expand(-1, size, -1, width), 3)
@@ -124,8 +127,8 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
         Heads(queries=labels[0].reshape(-1), keys=labels[1].reshape(-1), width=args[0].shape[3])
     )
     repeated = heads // args[2].shape[1]
-    units = value.units.expand(-1, args[2].shape[1], -1, args[2].shape[3])
-    constant = value.constant.expand(units.shape)
+    units = values.units.expand(-1, args[2].shape[1], -1, args[2].shape[3])
+    constant = values.constant.expand(units.shape)
     if others:  # a query that sees nothing has no mean of constants
         constant = constant.masked_fill(constant != 0, torch.nan)
     result = Flow(
@@ -153,8 +156,8 @@ def product(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if rows > 1:
         return pinned(ledger, node, [left, right], "goes into a product with another activation")
     units = inner[1] if inner[1].numel() > 1 else inner[0]
-    shape = torch.broadcast_shapes(inner[0].shape[:-2], inner[1].shape[:-2])
-    units = units.expand(*shape, 1, columns)
+    outer = torch.broadcast_tensors(inner[0][..., :1, :1], inner[1][..., :1, :1])[0]
+    units = units.expand(*outer.shape[:-2], 1, columns)
     return plain(node.meta["val"], Flow(units=units, constant=unknown(units)))
 
 
@@ -218,7 +221,8 @@ def _produce(
     ledger.uses.append(ledger.rows[name])
     if bias is not None and bias.weight is not None:
         ledger.uses.append(Use(name=bias.weight, dim=0, units=labels))
-    found: Value = plain(node.meta["val"], _laid(labels, constant, len(node.meta["val"].shape), dim))
+    result = _laid(labels, constant, len(node.meta["val"].shape), dim)
+    found: Value = plain(node.meta["val"], result)
     return found
 
 

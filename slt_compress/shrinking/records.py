@@ -174,7 +174,7 @@ def _note_sizes(owner: nn.Module) -> None:
 
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ArtifactError(f"the manifest is damaged: {what[:80]} is {str(value)[:40]}")
+        raise ArtifactError(f"{what[:80]} is {str(value)[:40]}")
     return value
 
 
@@ -182,11 +182,11 @@ def _sliced(name: str, entry: Mapping[str, Any]) -> Sliced:
     shape = entry.get("shape")
     kept = _object(entry.get("kept"), name)
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-        raise ArtifactError(f"the manifest is damaged: {name[:80]} had the shape {str(shape)[:40]}")
+        raise ArtifactError(f"{name[:80]} had the shape {str(shape)[:40]}")
     places = {str(dim): size for dim, size in enumerate(shape)}
     for dim, positions in kept.items():
         if dim not in places or not _rising(positions, places[dim]):
-            raise ArtifactError(f"the manifest is damaged: positions of {name[:80]} are none")
+            raise ArtifactError(f"positions of {name[:80]} are none")
     return Sliced(
         shape=tuple(shape),
         kept={int(dim): tuple(positions) for dim, positions in sorted(kept.items())},
@@ -203,7 +203,7 @@ def _fold(name: str, entry: Mapping[str, Any]) -> Fold:
         or not isinstance(entry.get("weight"), str)
         or entry.get("dim") not in (0, 1)
     ):
-        raise ArtifactError(f"the manifest is damaged: the fold into {name[:80]} is none")
+        raise ArtifactError(f"the fold into {name[:80]} is none")
     return Fold(
         weight=entry["weight"],
         dim=entry["dim"],
@@ -229,5 +229,5 @@ def _counts(name: str, key: str, pair: Sequence[Any]) -> tuple[int, int]:
         or not all(type(count) is int for count in pair)
         or not 1 <= pair[1] <= pair[0]
     ):
-        raise ArtifactError(f"the manifest is damaged: {name[:80]}.{key[:40]} is {str(pair)[:40]}")
+        raise ArtifactError(f"{name[:80]}.{key[:40]} is {str(pair)[:40]}")
     return pair[0], pair[1]

@@ -22,6 +22,7 @@ from slt_compress.shrinking.flows import (
     unknown,
 )
 
+
 def operation(node: fx.Node) -> str:
     """The plain name of an operation: `linear` of `aten.linear.default`."""
     target = node.target
@@ -85,7 +86,7 @@ def elementwise(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
             own = aligned(value.flow.units, dims)
             if units is not None:
                 ledger.join(units, own)
-                own = units.expand(torch.broadcast_shapes(units.shape, own.shape))
+                own = torch.broadcast_tensors(units, own)[0]
             units = own
     if units is None:
         return plain(node.meta["val"])
@@ -115,7 +116,7 @@ def _meet(ledger: Ledger, units: Tensor, value: Value) -> None:
 
 
 def _constant(node: fx.Node, args: Any, kwargs: Any, values: list[Value], dims: int) -> Tensor:
-    """What the operation makes of known values; an unknown one stays unknown, but 0 times it is 0."""
+    """What the operation makes of known values; 0 times an unknown one is 0."""
     tensors = []
     for value in values:
         if value.flow is not None:
@@ -211,4 +212,3 @@ def along_last(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if set(mixed) & set(flow.varying) or others:
         return pinned(ledger, node, [value, *others], f"goes through {operation(node)}")
     return plain(node.meta["val"], Flow(units=flow.units, constant=unknown(flow.units)))
-

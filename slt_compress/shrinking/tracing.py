@@ -123,7 +123,8 @@ def _exported(module: nn.Module, forward: Forward) -> torch.export.ExportedProgr
     try:
         with _silent(), torch.no_grad():
             program = torch.export.export(_Called(module, forward).eval(), (), strict=False)
-            return program.run_decompositions({})
+            functional: torch.export.ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:  # tracing raises whatever the model's own code does under it
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(
@@ -152,7 +153,7 @@ def _stored(
     """Parameters and buffers behind the placeholders of a graph, under their names in `module`."""
     signature = program.graph_signature
     found = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    tensors = dict(module.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors |= dict(module.named_buffers(remove_duplicate=False))
     names = {place: target.removeprefix("model.") for place, target in found.items()}
     return {
