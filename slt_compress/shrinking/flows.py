@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -105,12 +104,12 @@ class Ledger:
 
     def pin(self, units: Tensor, reason: str) -> None:
         """Units that have to stay."""
-        self.pins.append((units.reshape(-1).unique(), reason))
+        self.pins.append((torch.tensor(sorted(set(units.reshape(-1).tolist()))), reason))
 
     def join(self, left: Tensor, right: Tensor) -> None:
         """Units that stay or go together, position by position (broadcast)."""
-        pairs = torch.stack([side.reshape(-1) for side in torch.broadcast_tensors(left, right)])
-        for a, b in _rows(pairs[:, pairs[0] != pairs[1]].unique(dim=1).T):
+        sides = (spread(side, other).reshape(-1) for side, other in ((left, right), (right, left)))
+        for a, b in set(zip(*(side.tolist() for side in sides), strict=True)):
             self._parents[self._root(a)] = self._root(b)
 
     def join_along(self, units: Tensor, dim: int) -> Tensor:
@@ -131,8 +130,9 @@ class Ledger:
         return label
 
 
-def _rows(pairs: Tensor) -> Iterator[tuple[int, int]]:
-    return ((a, b) for a, b in pairs.tolist())
+def spread(tensor: Tensor, other: Tensor) -> Tensor:
+    """Repeat a tensor where `other` has more positions, as broadcasting does."""
+    return tensor + torch.zeros_like(other, dtype=tensor.dtype)
 
 
 def unknown(units: Tensor) -> Tensor:

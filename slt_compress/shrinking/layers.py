@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from slt_compress.shrinking.flows import Consumer, Flow, Heads, Ledger, Use, Value, unknown
+from slt_compress.shrinking.flows import Consumer, Flow, Heads, Ledger, Use, Value, spread, unknown
 from slt_compress.shrinking.rules import pinned, plain, values_in
 
 # Arguments of a convolution where they are left out: bias, stride, padding, dilation, groups.
@@ -45,7 +45,7 @@ def _matrix(
 
 def convolution(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Channels end and begin as in a matrix; in a depthwise one they go on."""
-    value, weight, bias, _, padding, _, groups = (*args, *_CONVOLUTION[len(args) :])
+    value, weight, bias, _, padding, _, groups = tuple(args) + _CONVOLUTION[len(args) :]
     if weight.weight is None or (bias is not None and bias.weight is None):
         known = [entry for entry in (value, weight, bias) if entry is not None]
         return pinned(ledger, node, known, "goes into a convolution that is computed")
@@ -120,8 +120,8 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     shared = [entry.repeat_interleave(heads // entry.shape[1], 1) for entry in labels]
     for entry in shared[1:]:
         ledger.join(shared[0], entry)
-    for entry in others:  # a mask of its own for each head
-        if len(entry.shape) == 4 and entry.shape[1] > 1:
+    for mask in others:  # one of its own for each head
+        if len(mask.shape) == 4 and mask.shape[1] > 1:
             ledger.pin(shared[0], "goes into an attention with a mask for each head")
     ledger.heads.append(
         Heads(queries=labels[0].reshape(-1), keys=labels[1].reshape(-1), width=args[0].shape[3])
@@ -156,7 +156,7 @@ def product(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if rows > 1:
         return pinned(ledger, node, [left, right], "goes into a product with another activation")
     units = inner[1] if inner[1].numel() > 1 else inner[0]
-    outer = torch.broadcast_tensors(inner[0][..., :1, :1], inner[1][..., :1, :1])[0]
+    outer = spread(inner[0][..., :1, :1], inner[1][..., :1, :1])
     units = units.expand(*outer.shape[:-2], 1, columns)
     return plain(node.meta["val"], Flow(units=units, constant=unknown(units)))
 

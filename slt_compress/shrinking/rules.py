@@ -19,6 +19,7 @@ from slt_compress.shrinking.flows import (
     aligned,
     compressed,
     fitted,
+    spread,
     unknown,
 )
 
@@ -86,7 +87,7 @@ def elementwise(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
             own = aligned(value.flow.units, dims)
             if units is not None:
                 ledger.join(units, own)
-                own = torch.broadcast_tensors(units, own)[0]
+                own = spread(units, own)
             units = own
     if units is None:
         return plain(node.meta["val"])
