@@ -30,7 +30,7 @@ from slt_compress.runtime import (
     shapes_of,
     site_weights,
 )
-from slt_compress.shrinking import TOLERANCE, prove
+from slt_compress.shrinking import TOLERANCE, prove, tolerance_of
 from slt_compress.ticket import read_probe, read_ticket
 
 
@@ -279,19 +279,17 @@ def _logits(opened: Opened, known: Provenance) -> Check:
     if torch.equal(found, wanted):
         return Check(name="logits", ok=True, detail=f"bit-identical on {len(wanted)} probe inputs")
     worst = float((found.double() - wanted.double()).abs().max())
-    bound = TOLERANCE * float(wanted.double().abs().max())
-    if opened.proof is None and environment(opened.module) == known.environment:
-        return _failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
-                       "where they must be bit-identical")  # fmt: skip
+    share = TOLERANCE if opened.proof is None else tolerance_of(opened.module)
+    bound = share * float(wanted.double().abs().max())
+    reason = "a shrunk model adds fewer numbers"
+    if opened.proof is None:
+        if environment(opened.module) == known.environment:
+            return _failed("logits", f"differ by up to {worst:.2e} in the environment of the "
+                           "search, where they must be bit-identical")  # fmt: skip
+        reason = "versions, device or threads are not those of the search"
     detail = (
-        f"differ by up to {worst:.2e}, within 1e-4 of the largest logit is {bound:.2e} "
-        "(tested so because "
-        + (
-            "a shrunk model adds fewer numbers"
-            if opened.proof
-            else "versions, device or threads are not those of the search"
-        )
-        + ")"
+        f"differ by up to {worst:.2e}, within {share:.0e} of the largest logit is {bound:.2e} "
+        f"(tested so because {reason})"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slt_compress.shrinking.deciding import LayerNote
-from slt_compress.shrinking.planning import TOLERANCE, Shrinking, shrink, shrunken
+from slt_compress.shrinking.planning import TOLERANCE, Shrinking, shrink, shrunken, tolerance_of
 from slt_compress.shrinking.proving import prove
 from slt_compress.shrinking.records import Fold, Shrunk, Sliced, parse_shrunk, resize_
 
@@ -19,4 +19,5 @@ __all__ = [
     "resize_",
     "shrink",
     "shrunken",
+    "tolerance_of",
 ]

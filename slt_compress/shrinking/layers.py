@@ -208,7 +208,7 @@ def _row_constants(
     added = (weights.double() * torch.where(usable, given, 0.0).double()).sum(1)
     if bias is not None and bias.content is not None:
         added = added + bias.content.double()
-    return added.masked_fill(open_rows, torch.nan).float()
+    return added.masked_fill(open_rows | added.isinf(), torch.nan).float()
 
 
 def _produce(

@@ -18,6 +18,12 @@ from slt_compress.shrinking.tracing import Forward, walk
 TOLERANCE = 1e-4
 
 
+def tolerance_of(module: nn.Module) -> float:
+    """`TOLERANCE`, or what sums in another order may differ by in the narrowest of its dtypes."""
+    floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    return max(TOLERANCE, 2 * max((torch.finfo(dtype).eps for dtype in floating), default=0.0))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shrinking:
     """A masked model without the units that it does not need.
@@ -113,7 +119,7 @@ def _difference(module: nn.Module, forward: Forward, wanted: Tensor) -> float:
         raise ArtifactError(f"the shrunk model has outputs of another shape; {way_out}")
     largest = float(wanted.double().abs().max())
     difference = float((found.double() - wanted.double()).abs().max()) / (largest or 1.0)
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance_of(module):
         raise ArtifactError(
             f"the outputs of the shrunk model differ by {difference:.1e} of the largest; {way_out}"
         )

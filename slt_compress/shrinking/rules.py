@@ -131,6 +131,7 @@ def _constant(node: fx.Node, args: Any, kwargs: Any, values: list[Value], dims: 
     for tensor in tensors:
         lost = lost | tensor.isnan()
     found = found.masked_fill(lost, torch.nan)
+    found = found.masked_fill(found.isinf(), torch.nan)
     if operation(node) == "mul":
         for tensor in tensors:
             found = found.masked_fill(tensor == 0, 0.0)
