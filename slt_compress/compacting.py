@@ -15,7 +15,7 @@ from slt_compress.cards import artifact_card
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.objectives import forward_of
 from slt_compress.provenance import provenance_of
-from slt_compress.reporting import Report, make_report
+from slt_compress.reporting import make_report
 from slt_compress.runtime import Opened, open_path
 from slt_compress.shrinking import Shrinking, shrink
 from slt_compress.ticket import read_probe, ticket_hash
@@ -48,12 +48,19 @@ def export_shrunk(
     forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
     asked = {name: value for name, value in probe.items() if name != "logits"}
     shrinking = shrink(opened.module, partial(_call, forward, asked), opened.masks)
-    report, sizes = _noted(make_report(found), opened.module, shrinking)
+    lines, sizes = _lines(opened.module, shrinking), _sizes(opened.module, shrinking)
+    report = make_report(found)
+    report = replace(
+        report,
+        warnings=(*report.warnings, *lines),
+        sizes={**report.sizes, SHRUNK: sizes["bytes"][1]},
+    )
+    card = artifact_card(report, SHRUNK, found.origin, target.name)
     write_shrunk(
         target, checkpoint=opened.checkpoint, module=shrinking.module,
         proof=Proof(shrunk=shrinking.shrunk, masks=opened.masks, buffers=found.buffers),
         dense_nbytes=sizes["bytes"][0], report=report.to_dict() | {"shrunk": sizes},
-        card=artifact_card(report, SHRUNK, found.origin, target.name),
+        card="\n".join([card, "## What was cut", "", *(f"- {line}" for line in lines), ""]),
         ticket_hash=ticket_hash(folder), provenance=provenance_of(found).to_dict(), probe=probe,
     )  # fmt: skip
     return describe_artifact(target)
@@ -87,35 +94,36 @@ def _call(forward: Any, inputs: dict[str, Tensor], module: nn.Module) -> Tensor:
     return outputs
 
 
-def _noted(report: Report, module: nn.Module, made: Shrinking) -> tuple[Report, dict[str, Any]]:
-    """The report with what was shrunk and what was not; and the same as data."""
-    layers = {name: asdict(note) for name, note in made.layers.items()}
-    parameters = [sum(p.numel() for p in m.parameters()) for m in (module, made.module)]
-    sizes = [_nbytes(m) for m in (module, made.module)]
-    lines = [f"shrunk: {parameters[0]:,} → {parameters[1]:,} parameters"]
+def _lines(module: nn.Module, made: Shrinking) -> list[str]:
+    """What was shrunk and what was not, a sentence each."""
+    before, after = (_count(m) for m in (module, made.module))
+    lines = [f"shrunk: {before:,} → {after:,} parameters"]
     for name, note in made.layers.items():
         if note.after != note.before:
-            lines.append(f"shrunk: {name} {_sizes(note.before)} → {_sizes(note.after)}")
+            sizes = (" by ".join(map(str, shape)) for shape in (note.before, note.after))
+            lines.append(f"shrunk: {name} {' → '.join(sizes)}")
         if note.left:
             lines.append(
                 f"not shrunk: {note.left} empty rows or columns of {name}, as {note.reason}"
             )
-    facts = {
-        "layers": layers,
-        "parameters": parameters,
-        "bytes": sizes,
+    if made.shrunk.folds:
+        lines.append(f"shrunk: constants moved into {', '.join(made.shrunk.folds)}")
+    return lines
+
+
+def _sizes(module: nn.Module, made: Shrinking) -> dict[str, Any]:
+    """The same as data; pairs are before and after."""
+    return {
+        "layers": {name: asdict(note) for name, note in made.layers.items()},
+        "folds": sorted(made.shrunk.folds),
+        "parameters": [_count(m) for m in (module, made.module)],
+        "bytes": [_nbytes(m) for m in (module, made.module)],
         "difference": made.difference,
     }
-    noted = replace(
-        report,
-        warnings=(*report.warnings, *lines),
-        sizes={**report.sizes, SHRUNK: sizes[1]},
-    )
-    return noted, facts
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " by ".join(map(str, shape))
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _nbytes(module: nn.Module) -> int:

@@ -307,16 +307,11 @@ def attentions():
             "model.layers.0.self_attn.o_proj.weight", 8, 1,
             {"input_ids": tokens, "use_cache": False}, transformers.LlamaForCausalLM(config),
         )  # fmt: skip
-    config = transformers.ViTConfig(**SMALL, intermediate_size=24, image_size=16, patch_size=8)
-    model = transformers.ViTForImageClassification(config)
-    ends = ("attention.output.dense.weight", "o_proj.weight", "out_proj.weight")
-    name = next(name for name, _ in model.named_parameters() if name.endswith(ends))
-    yield name, 4, 1, {"pixel_values": torch.randn(2, 3, 16, 16)}, model
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
     yield "blocks.0.attn.proj.weight", 64, 1, {"x": torch.randn(2, 3, 32, 32)}, model
 
 
-@pytest.mark.parametrize("index", range(5), ids=["gpt2", "llama", "llama-eager", "vit", "timm"])
+@pytest.mark.parametrize("index", range(4), ids=["gpt2", "llama", "llama-eager", "timm"])
 def test_heads_of_attentions_go_whole(index):
     name, width, dim, inputs, model = list(attentions())[index]
     model.eval()
@@ -348,7 +343,7 @@ def test_residual_channels_of_a_resnet_go_where_all_that_is_added_is_empty():
         shrink(alone.module, lambda m: m(**alone.inputs), masks)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_any_structured_mask_gives_the_masked_outputs(data):
     torch.manual_seed(data.draw(st.integers(0, 1000)))
@@ -431,22 +426,25 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_record_that_lies_is_refused(damage):
+@pytest.fixture(scope="module")
+def record():
     module = Mlp().eval()
     masks = drop_(module, first=([1, 4], []))
-    content = shrink(module, on(torch.randn(2, 6)), masks).shrunk.to_dict()
-    parse_shrunk(content)
+    return shrink(module, on(torch.randn(2, 6)), masks).shrunk
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_record_that_lies_is_refused(record, damage):
+    content = record.to_dict()
+    assert parse_shrunk(content) == record
     DAMAGE[damage](content)
     with pytest.raises(ArtifactError) as caught:
         parse_shrunk(content)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_does_not_fit_is_not_resized():
-    module = Mlp().eval()
-    masks = drop_(module, first=([1, 4], []))
-    shrunk = shrink(module, on(torch.randn(2, 6)), masks).shrunk
+def test_a_module_that_does_not_fit_is_not_resized(record):
+    module, shrunk = Mlp().eval(), record
     for other in (Gated(), nn.Sequential(nn.Linear(6, 8))):
         with pytest.raises(ArtifactError, match=r"the model has no first"):
             resize_(other, shrunk)

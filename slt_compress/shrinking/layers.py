@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from slt_compress.shrinking.flows import Consumer, Flow, Heads, Ledger, Use, Value, spread, unknown
-from slt_compress.shrinking.rules import pinned, plain, values_in
+from slt_compress.shrinking.rules import any_of, pinned, plain, values_in
 
 # Arguments of a convolution where they are left out: bias, stride, padding, dilation, groups.
 _CONVOLUTION: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
@@ -49,7 +49,7 @@ def convolution(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if weight.weight is None or (bias is not None and bias.weight is None):
         known = [entry for entry in (value, weight, bias) if entry is not None]
         return pinned(ledger, node, known, "goes into a convolution that is computed")
-    exact = padding == "valid" or not (isinstance(padding, str) or _any(padding))
+    exact = padding == "valid" or not (isinstance(padding, str) or any_of(padding))
     inputs = _summed(ledger, value, 1)
     if groups != 1:
         return _grouped(ledger, node, value, weight, bias, inputs, groups=groups, exact=exact)
@@ -58,10 +58,6 @@ def convolution(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
         _consume(ledger, weight, bias, 1, inputs, exact=exact)
     constant = _row_constants(content, mask, bias, inputs, exact=exact)
     return _produce(ledger, node, weight, bias, 0, constant, dim=1)
-
-
-def _any(padding: Any) -> bool:
-    return any(padding) if isinstance(padding, list | tuple) else bool(padding)
 
 
 def _grouped(

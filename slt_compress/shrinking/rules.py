@@ -173,9 +173,15 @@ def pooling(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if any(size > 1 for size in flow.units.shape[-spatial:]):
         return pinned(ledger, node, [value], f"goes through {operation(node)}")
     constant = flow.constant
-    if operation(node).startswith("avg"):  # zeros padded around it count
+    around = args[3] if len(args) > 3 else kwargs.get("padding", 0)
+    if operation(node).startswith("avg") and any_of(around):  # zeros around it count
         constant = constant.masked_fill(constant != 0, torch.nan)
     return plain(node.meta["val"], Flow(units=flow.units, constant=constant))
+
+
+def any_of(widths: Any) -> bool:
+    """Whether a padding adds something."""
+    return any(widths) if isinstance(widths, list | tuple) else bool(widths)
 
 
 def padding(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
