@@ -330,17 +330,31 @@ def test_the_attention_of_torch_itself_stays_whole():
         shrink(pico.module, lambda m: m(**pico.inputs), masks)
 
 
-def test_residual_channels_of_a_resnet_go_where_all_that_is_added_is_empty():
-    pico = models.resnet()
-    names = ["layer4__0__conv2", "layer4__0__downsample__1"]
-    masks = drop_(pico.module, **{name: ([2, 9], []) for name in names})
-    made = shrink(pico.module, lambda m: m(**pico.inputs), masks)
-    assert made.module.fc.weight.shape == (5, 14)
-    assert made.module.layer4[0].bn2.weight.shape == (14,)
-    alone = models.resnet()
-    masks = drop_(alone.module, **{names[0]: ([2, 9], [])})
-    with pytest.raises(ArtifactError, match="not constant"):
-        shrink(alone.module, lambda m: m(**alone.inputs), masks)
+class Residual(nn.Module):
+    """Two convolutions whose outputs are added, with a norm behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.left(x)) + self.right(x))
+        return self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def test_what_is_added_goes_where_everything_that_is_added_is_constant():
+    torch.manual_seed(0)
+    module, x = Residual().eval(), torch.randn(2, 3, 5, 5)
+    masks = drop_(module, left=([1, 2, 4], []), right=([2, 4], []))
+    made = shrink(module, on(x), masks)
+    assert made.module.head.weight.shape == (2, 4)
+    assert made.module.norm.weight.shape == (4,)
+    assert made.module.left.weight.shape == (4, 3, 3, 3)
+    assert made.layers["left.weight"].left == 1
+    assert "not constant" in made.layers["left.weight"].reason
+    assert same(module, made.module, torch.randn(2, 3, 5, 5))
 
 
 @settings(max_examples=5, deadline=None)
