@@ -110,7 +110,7 @@ def test_a_lenet_becomes_smaller(lenet):
         "before": [300, 784], "after": [200, 784], "left": 0, "reason": None,
     }  # fmt: skip
     assert report["shrunk"]["layers"]["fc3.weight"]["left"] == 4
-    assert "output of the model" in report["shrunk"]["layers"]["fc3.weight"]["reason"]
+    assert "that of the model" in report["shrunk"]["layers"]["fc3.weight"]["reason"]
     assert report["sizes"]["shrunk"] == 4 * smaller
     assert any("fc1.weight 300 by 784" in line for line in slt_compress.report(shrunk).warnings)
 

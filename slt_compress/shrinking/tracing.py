@@ -94,7 +94,7 @@ def walk(module: nn.Module, forward: Forward, masks: Mapping[str, Tensor]) -> Le
         elif node.op == "output":
             for value in values_in(fx.node.map_arg(node.args, env.__getitem__)):
                 if value.flow is not None:
-                    ledger.pin(value.flow.units, "is an output of the model")
+                    ledger.pin(value.flow.units, "is that of the model")
         else:
             env[node] = plain(node.meta.get("val"))
     _pin_shared(ledger, program, module, stored)
