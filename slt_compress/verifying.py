@@ -144,9 +144,11 @@ def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint)
             there[name].copy_(here[name])
     apply_masks_(source.module, proof.masks, known.gains)
     set_buffers(source.module, proof.buffers)
-    probe = _read_probe(opened)
-    probe.pop("logits", None)
+    flips = {name: int(flip.count_nonzero()) for name, flip in proof.masks.flips.items()}
+    total = f"{sum(flips.values()):,} kept weights have their sign flipped"
+    yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
     run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    probe = {name: value for name, value in _read_probe(opened).items() if name != "logits"}
     forward = (lambda module: run(module, probe)) if probe else None
     for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
         yield Check(name=name, ok=ok, detail=detail)
@@ -281,15 +283,12 @@ def _logits(opened: Opened, known: Provenance) -> Check:
     worst = float((found.double() - wanted.double()).abs().max())
     share = TOLERANCE if opened.proof is None else tolerance_of(opened.module)
     bound = share * float(wanted.double().abs().max())
-    reason = "a shrunk model adds fewer numbers"
-    if opened.proof is None:
-        if environment(opened.module) == known.environment:
-            return _failed("logits", f"differ by up to {worst:.2e} in the environment of the "
-                           "search, where they must be bit-identical")  # fmt: skip
-        reason = "versions, device or threads are not those of the search"
+    if opened.proof is None and environment(opened.module) == known.environment:
+        return _failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
+                       "where they must be bit-identical")  # fmt: skip
     detail = (
         f"differ by up to {worst:.2e}, within {share:.0e} of the largest logit is {bound:.2e} "
-        f"(tested so because {reason})"
+        f"(tested so because {'it is shrunk' if opened.proof else 'the environment differs'})"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)
 

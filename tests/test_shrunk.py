@@ -15,12 +15,21 @@ from torch import Tensor, nn
 
 import slt_compress
 from slt_compress import Budget, Training, cli
-from slt_compress.artifact import describe_artifact, read_artifact
+from slt_compress.artifact import (
+    Proof,
+    describe_artifact,
+    read_artifact,
+    read_proof,
+    write_shrunk,
+)
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import ArtifactError, SltError
 from slt_compress.files import read_manifest, sha256_tensors
+from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
 from slt_compress.recipes import parse_recipe
+from slt_compress.runtime import apply_masks_, module_checkpoint
+from slt_compress.shrinking import shrink
 from slt_compress.sites import find_sites
 from slt_compress.ticket import read_probe
 
@@ -34,7 +43,9 @@ class Rows:
 
     name: ClassVar[str] = "magnitude"  # recipes know no other names than those of the table
 
-    def score(self, weight: Tensor, key: int) -> Tensor:
+    calibrated: ClassVar[bool] = False
+
+    def score(self, weight: Tensor, key: int, inputs: object = None) -> Tensor:
         kept = torch.arange(len(weight)) % 3 != 0
         return kept.double().reshape(-1, *[1] * (weight.dim() - 1)).expand(weight.shape).clone()
 
@@ -126,7 +137,7 @@ def test_the_same_ticket_gives_the_same_bytes(lenet, tmp_path):
 def test_a_shrunk_folder_is_proved(lenet):
     found = slt_compress.verify(lenet[1], in_process=True)
     assert {check.name: check.ok for check in found.checks} == dict.fromkeys(
-        ("files", "count", "origin", "weights", "ungated", "folds", "cut", "logits"), True
+        ("files", "count", "origin", "flips", "weights", "ungated", "folds", "cut", "logits"), True
     )
 
 
@@ -183,6 +194,26 @@ def test_a_module_of_ones_own_is_shrunk_on_inputs(tmp_path):
     whole = slt_compress.load(found.path, model=module)
     assert torch.allclose(smaller(x), whole(x), atol=1e-6)
     assert slt_compress.verify(tmp_path / "s", model=module).ok
+
+
+def test_flips_are_part_of_the_proof(tmp_path):
+    torch.manual_seed(0)
+    module = Own().eval()
+    mask = torch.ones(9, 4, dtype=torch.bool)
+    mask[::3] = False
+    masks = Masks({"first.weight": mask}, {"first.weight": mask & (torch.rand(9, 4) < 0.5)})
+    apply_masks_(module, masks, {})
+    x = torch.randn(5, 4)
+    made = shrink(module, lambda m: m(x), masks)
+    proof = Proof(shrunk=made.shrunk, masks=masks, buffers={})
+    write_shrunk(
+        tmp_path / "s", checkpoint=module_checkpoint(module), module=made.module, proof=proof,
+        dense_nbytes=1, report={}, card="", ticket_hash="0" * 64, provenance={}, probe={},
+    )  # fmt: skip
+    found = read_proof(read_artifact(tmp_path / "s", model=Own()))
+    assert found.shrunk == made.shrunk
+    assert torch.equal(found.masks["first.weight"], mask)
+    assert torch.equal(found.masks.flips["first.weight"], masks.flips["first.weight"])
 
 
 def test_what_cannot_be_shrunk_is_one_sentence(lenet, tmp_path):

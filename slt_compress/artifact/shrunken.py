@@ -36,7 +36,7 @@ from slt_compress.manifests import Manifest
 from slt_compress.masks import Masks, pack_bits, unpack_bits
 from slt_compress.shrinking import Shrunk, Sliced, parse_shrunk, resize_
 
-_BUFFER = "buffer/"
+_BUFFER, _FLIP = "buffer/", ".flip"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +87,7 @@ def write_shrunk(
     left = Masks({name: _left(proof.shrunk, name, mask) for name, mask in proof.masks.items()})
     state = state_of(module, left)
     expect_masked(state, left)
-    packed = {name: pack_bits(mask) for name, mask in proof.masks.items()}
-    packed |= {_BUFFER + name: tensor for name, tensor in proof.buffers.items()}
+    packed = _packed(proof)
     kept = {name: {"kept": int(mask.count_nonzero())} for name, mask in left.items()}
     facts = {
         name: {"shape": list(t.shape), "dtype": dtype_name(t.dtype), "format": "dense"}
@@ -153,17 +152,36 @@ def read_proof(loaded: LoadedArtifact) -> Proof | None:
         raise manifest.damaged(f"{PROOF} lacks one of the buffers {names[:3]}")
     buffers = {name: stored.pop(_BUFFER + name) for name in names}
     sites = {name for name, entry in entries.items() if "kept" in entry}
-    if sites != stored.keys():
+    if not sites <= stored.keys() <= sites | {name + _FLIP for name in sites}:
         raise manifest.damaged(f"{PROOF} and the entries disagree on the sites")
-    masks = {}
-    for name, packed in stored.items():
-        sliced = shrunk.tensors.get(name)
-        shape = tuple(entries[name]["shape"]) if sliced is None else sliced.shape
-        try:
-            masks[name] = unpack_bits(packed, shape)
-        except ValueError as cause:
-            raise manifest.damaged(f"the mask of {name}: {cause}") from cause
-    return Proof(shrunk=shrunk, masks=Masks(masks), buffers=buffers)
+    shapes = {
+        name: shrunk.tensors[name].shape if name in shrunk.tensors else entries[name]["shape"]
+        for name in sites
+    }
+    try:
+        bits = {
+            name: unpack_bits(packed, tuple(shapes[_site(name, sites)]))
+            for name, packed in stored.items()
+        }
+        flips = {name: bits[name + _FLIP] for name in sites if name + _FLIP in bits}
+        masks = Masks({name: bits[name] for name in sorted(sites)}, flips)
+    except ValueError as cause:
+        raise manifest.damaged(f"{PROOF}: {cause}") from cause
+    return Proof(shrunk=shrunk, masks=masks, buffers=buffers)
+
+
+def _packed(proof: Proof) -> dict[str, Tensor]:
+    """The tensors of the proof's file."""
+    return {
+        **{name: pack_bits(mask) for name, mask in proof.masks.items()},
+        **{name + _FLIP: pack_bits(flip) for name, flip in proof.masks.flips.items()},
+        **{_BUFFER + name: tensor for name, tensor in proof.buffers.items()},
+    }
+
+
+def _site(key: str, sites: set[str]) -> str:
+    """The site that a key of the proof is about."""
+    return key if key in sites else key.removesuffix(_FLIP)
 
 
 def _shrunk(manifest: Manifest) -> Shrunk:
