@@ -11,17 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slt_compress.artifact import Artifact, is_artifact, write_artifact
+from slt_compress.artifact import Artifact, is_artifact
 from slt_compress.budget import Budget
-from slt_compress.cards import artifact_card
-from slt_compress.compacting import export_shrunk
+from slt_compress.compacting import export_shrunk, export_whole
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_json
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
-from slt_compress.provenance import provenance_of
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
 from slt_compress.recording import model_name, record, target_of
 from slt_compress.reporting import Report, make_report
@@ -31,12 +29,11 @@ from slt_compress.runtime import (
     module_checkpoint,
     open_path,
     origin_of,
-    refuse_flattened,
 )
 from slt_compress.searching import OnStep, Search
 from slt_compress.settings import Training, settled
 from slt_compress.sites import find_sites
-from slt_compress.ticket import Ticket, free_path, newest, read_probe, read_ticket, ticket_hash
+from slt_compress.ticket import Ticket, free_path, newest, read_ticket
 from slt_compress.verifying import Verification, verify_apart, verify_path
 from slt_compress.workloads import checkpoint_workload, open_source, own_workload
 
@@ -185,24 +182,12 @@ def export(
     folder = Path(ticket) if ticket is not None else newest(TICKETS)
     if is_artifact(folder):
         raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
-    name = f"{folder.absolute().name}-{'shrunk' if shrink else format}"
-    target = Path(out) if out is not None else EXPORTS / name
+    default = EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}"
+    target = Path(out or default)
     if shrink:
         return export_shrunk(folder, target, format=format, origin=origin, model=model,
                              inputs=inputs)  # fmt: skip
-    opened = open_path(folder, origin=origin, model=model)
-    found = opened.ticket
-    if found is None or opened.masks is None:
-        raise TicketError(f"{folder} is not a ticket")
-    if format == "dense":
-        refuse_flattened(opened)
-    made = make_report(found)
-    return write_artifact(
-        target, format=format, checkpoint=opened.checkpoint, module=opened.module,
-        masks=opened.masks, report=made.to_dict(), ticket_hash=ticket_hash(folder),
-        provenance=provenance_of(found).to_dict(), probe=read_probe(folder),
-        card=artifact_card(made, format, found.origin, target.name),
-    )  # fmt: skip
+    return export_whole(folder, target, format=format, origin=origin, model=model)
 
 
 def load(
