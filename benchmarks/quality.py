@@ -26,7 +26,10 @@ from slt_compress.recipes import merged, parse_recipe, read_recipe
 CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "mnist-lenet-90": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.9}),
     "mnist-lenet-96": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.96}),
+    "mnist-lenet-98": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.98}),
     "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
+    "cifar-resnet20-80": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.8}),
+    "cifar-resnet20-90": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.9}),
 }
 
 
@@ -43,7 +46,7 @@ def main() -> None:
     content = merged(content, {"dataset": arguments.data, "training": {"seed": arguments.seed}})
     if arguments.weights:
         content = merged(content, {"weights": arguments.weights})
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         ticket = slt_compress.search(
             source, recipe=parse_recipe(content), out=Path(folder) / "ticket", on_step=_show
@@ -51,6 +54,7 @@ def main() -> None:
         report = slt_compress.report(ticket.path)
         verified = slt_compress.verify(ticket.path).ok
     seconds = round(time.monotonic() - started, 1)
+    cpu_seconds = round(time.process_time() - worked, 1)
     result = {
         "case": arguments.case,
         "seed": arguments.seed,
@@ -60,6 +64,7 @@ def main() -> None:
         "layers": [dict(layer) for layer in report.layers],
         "verified": verified,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "recipe": {**report.recipe, "dataset": Path(arguments.data).name, "weights": None},
         **surroundings(),
     }

@@ -13,6 +13,8 @@ Precision = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["adam", "sgd"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
+# Methods that want a higher learning rate from a random init.
+_FASTER = ("edge-popup", "hard-concrete")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +109,8 @@ def settled(training: Training, method: str, *, random_init: bool) -> Training:
     if training.optimizer != "adam":
         raise RecipeError(f"training.optimizer={training.optimizer} needs training.lr (or --lr)")
     if not random_init:
-        return replace(training, lr=5e-2)
-    return replace(training, lr=3e-2 if method == "edge-popup" else 1e-2)
+        return replace(training, lr=2e-2)
+    return replace(training, lr=3e-2 if method in _FASTER else 1e-2)
 
 
 def lr_factor(training: Training, progress: float) -> float:

@@ -78,7 +78,7 @@ def test_a_learning_rate_that_is_not_given_suits_the_method_and_the_start() -> N
 
     assert lr("relaxed", True) == 0.01
     assert lr("edge-popup", True) == 0.03
-    assert lr("relaxed", False) == lr("edge-popup", False) == 0.05
+    assert lr("relaxed", False) == lr("edge-popup", False) == 0.02
     assert lr("relaxed", True, lr=0.2) == 0.2
     assert lr("relaxed", True, optimizer="sgd", lr=7.0) == 7.0
     with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):
