@@ -45,12 +45,12 @@ PUBLISHED = {
 CASES: Mapping[str, Case] = {
     "mnist": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,
-        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 5}},
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 3}},
     ),
     "mnist-published": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=("edge-popup",),
         sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3,
-        keys={**PUBLISHED, "training": {**PUBLISHED["training"], "epochs": 5}},
+        keys={**PUBLISHED, "training": {**PUBLISHED["training"], "epochs": 3}},
     ),
     "cifar-pretrained": Case(
         source="resnet20-cifar", recipe="distill", methods=LEARNED[:3],
