@@ -206,8 +206,8 @@ def test_only_the_shuffled_control_has_flips_and_they_move_with_the_mask() -> No
 @pytest.fixture(scope="module")
 def ticket(tmp_path_factory: pytest.TempPathFactory) -> Ticket:
     recipe = parse_recipe(
-        {"init": "random", "target_sparsity": 0.9, "method": FRESH, "training": {"steps": 25},
-         "evaluation": {"limit": 60}}
+        {"init": "random", "target_sparsity": 0.9, "method": FRESH,
+         "training": {"steps": 25, "lr": 0.03, "ema": 0.0}, "evaluation": {"limit": 60}}
     )  # fmt: skip
     path = tmp_path_factory.mktemp("signed") / "ticket"
     return slt_compress.search("lenet-300-100", "digits", recipe=recipe, out=path)
