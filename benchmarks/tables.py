@@ -1,0 +1,54 @@
+"""Print the Markdown table of a bake-off: test accuracy of hard masks, mean and spread over seeds.
+
+python benchmarks/tables.py benchmarks/results/bakeoff-mnist.json …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+
+def main() -> None:
+    """Parse, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    rows = [row for file in parser.parse_args().results for row in labelled(file)]
+    sparsities = sorted({row["sparsity"] for row in rows})
+    print("| method | " + " | ".join(f"{100 * value:g} %" for value in sparsities) + " |")
+    print("|---|" + "---|" * len(sparsities))
+    for label in dict.fromkeys(row["label"] for row in rows):
+        cells = [
+            cell([row for row in rows if (row["label"], row["sparsity"]) == (label, value)])
+            for value in sparsities
+        ]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def labelled(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file; those of a case with a suffix (`mnist-published`) say so."""
+    content = json.loads(file.read_text())
+    suffix = content["case"].partition("-published")[1].removeprefix("-")
+    return [
+        {**row, "label": f"`{row['method']}`" + (f", as {suffix}" if suffix else "")}
+        for row in content["rows"]
+    ]
+
+
+def cell(rows: list[dict[str, Any]]) -> str:
+    """Mean and sample deviation of the first of accuracy and perplexity that the rows have."""
+    found = [row["hard"] for row in rows if row["hard"]]
+    if not found:
+        return ""
+    if "accuracy" in found[0]:
+        values = [100 * metrics["accuracy"] for metrics in found]
+    else:
+        values = [metrics["perplexity"] for metrics in found]
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
