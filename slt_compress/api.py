@@ -18,6 +18,7 @@ from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_json
+from slt_compress.fitting import plan_sites
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
@@ -32,7 +33,6 @@ from slt_compress.runtime import (
 )
 from slt_compress.searching import OnStep, Search
 from slt_compress.settings import Training, settled
-from slt_compress.sites import find_sites
 from slt_compress.ticket import Ticket, free_path, newest, read_ticket
 from slt_compress.verifying import Verification, verify_apart, verify_path
 from slt_compress.workloads import checkpoint_workload, open_source, own_workload
@@ -74,7 +74,7 @@ def search(
         SltError: the source, data, budget or recipe cannot be used, or the search diverged.
     """
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
-    method = method or recipe.method_instance()
+    method, budget = method or recipe.method_instance(), recipe.budget()
     if isinstance(data, str):
         recipe = replace(recipe, dataset=data)
     target = target_of(source, recipe, out, TICKETS)
@@ -94,12 +94,14 @@ def search(
     if isinstance(method, Learned):
         training = settled(recipe.training, method.name, random_init=random_init)
         recipe = replace(recipe, training=training)
-    plan = find_sites(checkpoint.module, recipe.targets, gate_head=not checkpoint.trained_head)
+    plan = plan_sites(
+        checkpoint.module, recipe.targets, budget, gate_head=not checkpoint.trained_head
+    )
     result = Search(
         module=checkpoint.module,
         plan=plan,
         workload=workload,
-        budget=recipe.budget(),
+        budget=budget,
         method=method,
         training=recipe.training,
         random_init=random_init,
@@ -135,7 +137,7 @@ def compare(
     """
     recipe = recipe or Recipe()
     recipe = recipe if data is None else replace(recipe, dataset=data)
-    recipes = planned(recipe, methods, sparsities or (recipe.target_sparsity,), seeds)
+    recipes = planned(recipe, methods, sparsities or (recipe.sparsity,), seeds)
     folder = Path(out) if out is not None else free_path(COMPARISONS, model_name(source))
 
     def one(recipe: Recipe, path: Path) -> Ticket:

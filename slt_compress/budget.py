@@ -1,106 +1,127 @@
 """The budget: how many weights may be kept, met at every step and exactly at the end.
 
-Pure functions on mappings from site names to score tensors. A higher score is kept first.
+Pure functions on mappings from site names to score tensors, one score per unit. A higher score is
+kept first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import floor, isfinite
+from dataclasses import dataclass, field
+from math import isfinite, sqrt
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slt_compress.errors import BudgetError
+from slt_compress.layouts import ELEMENTWISE, Layout
 from slt_compress.masks import Masks
+from slt_compress.names import own_densities, type_of
+from slt_compress.patterns import Pattern, parse_pattern
+from slt_compress.selection import histogram, root, threshold, top
 
-Scope = Literal["global", "layer"]
+Scope = Literal["global", "type", "layer"]
+Normalise = Literal["none", "rms"]
 Scores = Mapping[str, Tensor]
 # (score - shift) -> probability that the gate ends kept, elementwise
 KeepProbability = Callable[[Tensor], Tensor]
 
-PATTERNS = ("unstructured",)
-_BINS = 1024
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How many of the gated weights may be kept.
+    """How many of the gated weights, or of the units of a pattern, may be kept.
 
     Attributes:
         density: kept fraction of the gated weights, in (0, 1].
-        scope: `global` ranks all sites together; `layer` keeps the same fraction of each.
-        pattern: shape of the mask; only `unstructured` is available.
-        floor: no site is left with less than this fraction of the target density (scope
-            `global`), so that a greedy ranking cannot empty a layer; in [0, 1].
+        scope: which sites compete: all of them (`global`), those of one type (`type`, such as all
+            `q_proj`), or none (`layer`: each keeps the same fraction).
+        pattern: shape of the mask, see `slt_compress.patterns`.
+        floor: where sites compete, none is left with less than this fraction of the density, so
+            that a greedy ranking cannot empty a layer; in [0, 1].
+        densities: density of each site that a pattern of names (as in `Targets`) matches; the
+            other sites share what remains.
+        normalise: `rms` divides the scores of a site by their rms before they compete with others.
     """
 
     density: float
     scope: Scope = "global"
     pattern: str = "unstructured"
     floor: float = 0.1
+    densities: Mapping[str, float] = field(default_factory=dict)
+    normalise: Normalise = "none"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.density <= 1.0:
-            raise BudgetError(
-                f"a density of {self.density} is outside (0, 1] "
-                f"(a sparsity of {1 - self.density:g} is outside [0, 1))"
-            )
-        if self.scope not in ("global", "layer"):
-            raise BudgetError(f"unknown scope {self.scope!r}; known: global, layer")
-        if self.pattern not in PATTERNS:
-            raise BudgetError(f"unknown pattern {self.pattern!r}; known: {', '.join(PATTERNS)}")
+        for density in (self.density, *self.densities.values()):
+            if not 0.0 < density <= 1.0:
+                raise BudgetError(
+                    f"a density of {density} is outside (0, 1] "
+                    f"(a sparsity of {1 - density:g} is outside [0, 1))"
+                )
+        if self.scope not in ("global", "type", "layer"):
+            raise BudgetError(f"unknown scope {self.scope!r}; known: global, type, layer")
+        if self.normalise not in ("none", "rms"):
+            raise BudgetError(f"unknown normalise {self.normalise!r}; known: none, rms")
         if not 0.0 <= self.floor <= 1.0:
             raise BudgetError(f"a floor of {self.floor} is outside [0, 1]")
+        pattern = self.shape
+        if pattern.contradicts(self.density):
+            raise BudgetError(
+                f"the pattern {pattern.text} keeps {pattern.first} of {pattern.second} weights, a "
+                f"sparsity of {1 - (pattern.density or 0):g}: a target of {1 - self.density:g} "
+                "contradicts it"
+            )
+        if pattern.density is not None and self.densities:
+            raise BudgetError(f"the pattern {pattern.text} has one density and takes no densities")
+
+    @property
+    def shape(self) -> Pattern:
+        """The pattern, parsed."""
+        return parse_pattern(self.pattern)
 
 
-def cubic_density(progress: float, *, start: float, target: float, ramp: float) -> float:
-    """Density at `progress` in [0, 1]: from `start` to `target` over the first `ramp` of it.
+def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | None = None) -> Masks:
+    """Round scores to masks of the weights that keep exactly `round(density x units)` units.
 
-    The cubic of gradual pruning (Zhu & Gupta 2017, "To prune, or not to prune", eq. 1), in
-    densities instead of sparsities.
-    """
-    if progress >= ramp:
-        return target
-    return target + (start - target) * (1.0 - progress / ramp) ** 3
-
-
-def binarize(scores: Scores, budget: Budget) -> Masks:
-    """Round scores to masks that keep exactly `round(density x gated)` weights.
-
-    With scope `layer` every site keeps its share, rounded by largest remainder so that the total
-    is exact. Equal scores are kept in the order of the sites, then row-major.
+    Without `layouts` a unit is a weight. N:M keeps the N highest scores of every group. With
+    scope `layer` every site keeps its share, rounded by largest remainder so that the total is
+    exact. Equal scores are kept in the order of the sites, then row-major.
 
     Raises:
-        BudgetError: a score is NaN.
+        BudgetError: a score is NaN, or the budget does not fit the sites.
     """
     for name, score in scores.items():
         if bool(score.isnan().any()):
             raise BudgetError(f"the scores of {name} hold NaN: the search diverged, lower its lr")
+    if layouts is None:
+        layouts = dict.fromkeys(scores, ELEMENTWISE)
+    if budget.shape.density is not None:
+        return Masks({name: layouts[name].centre(score) > 0.0 for name, score in scores.items()})
     masks: dict[str, Tensor] = {}
     for names, kept in _integer_groups(scores, budget, budget.density):
         flat = torch.cat([scores[name].detach().reshape(-1) for name in names])
-        pieces = torch.split(_top(flat, kept), [scores[name].numel() for name in names])
+        pieces = torch.split(top(flat, kept), [scores[name].numel() for name in names])
         for name, piece in zip(names, pieces, strict=True):
-            masks[name] = piece.reshape(scores[name].shape)
+            masks[name] = layouts[name].expand(piece.reshape(scores[name].shape))
     return Masks({name: masks[name] for name in scores})
 
 
-def binarize_signed(scores: Scores, budget: Budget) -> Masks:
-    """As `binarize` by the size of the scores; kept weights of a negative score are flipped."""
-    masks = binarize({name: score.abs() for name, score in scores.items()}, budget)
-    flips = {name: score.detach().cpu().signbit() & masks[name] for name, score in scores.items()}
-    return Masks(masks, flips)
+def binarize_signed(
+    scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | None = None
+) -> Masks:
+    """As `binarize` by the size of the scores; kept units of a negative score are flipped."""
+    masks = binarize({name: score.abs() for name, score in scores.items()}, budget, layouts)
+    negative = {name: score.detach().cpu().signbit() for name, score in scores.items()}
+    if layouts is not None:
+        negative = {name: layouts[name].expand(sign) for name, sign in negative.items()}
+    return Masks(masks, {name: sign & masks[name] for name, sign in negative.items()})
 
 
 def hard_thresholds(scores: Scores, budget: Budget, density: float) -> dict[str, float]:
     """The exact order statistic of each site: scores above it are kept at `density`."""
     thresholds: dict[str, float] = {}
     for names, kept in _integer_groups(scores, budget, density):
-        value = _threshold(torch.cat([scores[name].detach().reshape(-1) for name in names]), kept)
+        value = threshold(torch.cat([scores[name].detach().reshape(-1) for name in names]), kept)
         thresholds.update(dict.fromkeys(names, value))
     return thresholds
 
@@ -112,24 +133,28 @@ def soft_shifts(
     keep_probability: KeepProbability,
     start: Mapping[str, float],
 ) -> dict[str, float]:
-    """The shift of each site at which the expected number of kept weights meets `density`.
+    """The shift of each site at which the expected number of kept units meets `density`.
 
-    One scalar per group of sites, solved by a bracketed secant search from the last step's
-    `start` on histograms of the scores; the relative error of the count is below 1e-2 where
-    `keep_probability` rises over more than a hundredth of the range of the scores. At density 1
-    the shift is -inf.
+    One scalar per group of sites (times the scale of the site's scores, where they are
+    normalised), solved by a bracketed secant search from the last step's `start` on histograms of
+    the scores; the relative error of the count is below 1e-2 where `keep_probability` rises over
+    more than a hundredth of the range of the scores. At density 1 the shift is -inf.
     """
     if density >= 1.0:
         return dict.fromkeys(scores, float("-inf"))
-    histograms = {name: _histogram(score) for name, score in scores.items()}
+    histograms = {name: histogram(score) for name, score in scores.items()}
+    scales = _scales(scores, budget)
 
     def expected(names: Iterable[str], shift: float) -> float:
-        parts = (histograms[name] for name in names)
-        return sum(float(counts @ keep_probability(values - shift)) for values, counts in parts)
+        parts = ((*histograms[name], shift * scales[name]) for name in names)
+        return sum(float(counts @ keep_probability(values - at)) for values, counts, at in parts)
 
     def solve(names: Sequence[str], kept: float) -> float:
-        guess = start[names[0]] if isfinite(start[names[0]]) else 0.0
-        return _root(lambda shift: expected(names, shift) - kept, guess, tolerance=1e-5 * kept)
+        if kept >= sum(scores[name].numel() for name in names):
+            return float("-inf")
+        guess = start[names[0]] / scales[names[0]]
+        guess = guess if isfinite(guess) else 0.0
+        return root(lambda shift: expected(names, shift) - kept, guess, tolerance=1e-5 * kept)
 
     def mass(group: Scores, kept: float) -> dict[str, float]:
         shift = solve(list(group), kept)
@@ -137,26 +162,40 @@ def soft_shifts(
 
     shifts: dict[str, float] = {}
     for names, kept in _groups(scores, budget, density, mass):
-        shifts.update(dict.fromkeys(names, solve(names, kept)))
+        shift = solve(names, kept)
+        shifts.update({name: shift * scales[name] for name in names})
     return shifts
 
 
-def _histogram(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and how often each occurs (float64, CPU): the scores, or the centres of their bins.
+def pools(
+    sizes: Mapping[str, int], budget: Budget, density: float
+) -> list[tuple[list[str], float]]:
+    """Split sites of so many units into those that compete, each pool with its own density.
 
-    One pass over the scores; the search for a shift then costs the same for any model.
+    In front the sites with a density of their own, then the others by scope. While `density` is
+    above the budget's, those of its own are as far from 1 as the whole is.
+
+    Raises:
+        BudgetError: a pattern of names matches no site, two of them contradict each other, or
+            they leave too little or too much to the other sites.
     """
-    if score.numel() <= _BINS:
-        values = score.detach().reshape(-1).double().cpu()
-        return values, torch.ones_like(values)
-    low, high = (float(bound) for bound in score.detach().aminmax())
-    if low == high:
-        return torch.tensor([low]).double(), torch.tensor([score.numel()]).double()
-    # bincount of the bin numbers: several times faster than histc on a CPU
-    bins = (score.detach().float() - low).mul_(_BINS / (high - low)).int().clamp_(max=_BINS - 1)
-    counts = bins.reshape(-1).bincount(minlength=_BINS).double().cpu()
-    centres = low + (torch.arange(_BINS).double() + 0.5) * ((high - low) / _BINS)
-    return centres, counts
+    total = sum(sizes.values())
+    own = own_densities(sizes, budget.densities, budget.density)
+    if own and budget.density < 1.0:
+        extra = (density - budget.density) / (1.0 - budget.density)
+        own = {name: share + extra * (1.0 - share) for name, share in own.items()}
+    others = [name for name in sizes if name not in own]
+    taken = sum(share * sizes[name] for name, share in own.items())
+    if not others:  # their densities make up the whole but for rounding
+        return [([name], min(1.0, share * density * total / taken)) for name, share in own.items()]
+    found = [([name], share) for name, share in own.items()]
+    room = sum(sizes[name] for name in others)
+    share = (density * total - taken) / room if own else density
+    members: dict[str, list[str]] = {}
+    for name in others:
+        rivals = {"global": "", "type": type_of(name), "layer": name}[budget.scope]
+        members.setdefault(rivals, []).append(name)
+    return [*found, *((names, share) for names in members.values())]
 
 
 def _groups(
@@ -168,94 +207,79 @@ def _groups(
     """Split the sites into groups that share one threshold, each with the count it may keep.
 
     `mass(group, kept)` says how much of `kept` each site of a group takes when all compete.
-    Sites that would fall below their floor form groups of their own at exactly the floor.
     """
-    if budget.scope == "layer" or len(scores) == 1:
-        return [([name], density * score.numel()) for name, score in scores.items()]
-    free, alone = dict(scores), []
-    kept = density * sum(score.numel() for score in scores.values())
-    # one weight each, where the budget has that many beside the floors: together they fit in it
-    least = min(1.0, (1.0 - budget.floor) * kept / len(scores))
-    floors = {n: max(least, budget.floor * density * s.numel()) for n, s in scores.items()}
-    while budget.floor > 0.0:
+    sizes = {name: score.numel() for name, score in scores.items()}
+    found: list[tuple[list[str], float]] = []
+    for names, share in pools(sizes, budget, density):
+        found += _above_floors({name: scores[name] for name in names}, budget.floor, share, mass)
+    return found
+
+
+def _above_floors(
+    pool: Scores,
+    floor: float,
+    density: float,
+    mass: Callable[[Scores, float], Mapping[str, float]],
+) -> list[tuple[list[str], float]]:
+    """A pool of sites that compete, less those that would fall below their floor.
+
+    These form groups of their own at exactly the floor.
+    """
+    free = dict(pool)
+    alone: list[tuple[list[str], float]] = []
+    kept = density * sum(score.numel() for score in pool.values())
+    if len(pool) == 1 or floor == 0.0:
+        return [(list(pool), kept)]
+    # one unit each, where the budget has that many beside the floors: together they fit in it
+    least = min(1.0, (1.0 - floor) * kept / len(pool))
+    floors = {n: max(least, floor * density * s.numel()) for n, s in pool.items()}
+    while True:
         taken = mass(free, kept)
         short = [name for name in free if taken[name] < floors[name]]
         # the floors sum to at most what is kept: all short happens by rounding only
         if not short or len(short) == len(free):
-            break
+            return [(list(free), kept), *alone]
         for name in short:
             alone.append(([name], floors[name]))
             kept -= floors[name]
             del free[name]
-    return [(list(free), kept), *alone]
 
 
 def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tuple[list[str], int]]:
-    """`_groups` by exact order statistics, rounded by largest remainder to an exact total."""
-    groups = _groups(scores, budget, density, _count_top)
+    """`_groups` by exact order statistics, rounded by largest remainder to an exact total.
+
+    Normalised scores only decide how many units each site keeps: within a site the order is that
+    of the scores themselves, whatever the division rounds to.
+    """
+    scales = _scales(scores, budget)
+    ranked = {n: s if scales[n] == 1.0 else s.detach() / scales[n] for n, s in scores.items()}
+    groups = _groups(ranked, budget, density, _count_top)
     total = max(1, round(density * sum(score.numel() for score in scores.values())))
     sizes = [sum(scores[name].numel() for name in names) for names, _ in groups]
-    counts = [max(0, floor(kept)) for _, kept in groups]
+    counts = [min(size, max(0, int(kept))) for (_, kept), size in zip(groups, sizes, strict=True)]
     room = [i for i, count in enumerate(counts) if count < sizes[i]]
     by_remainder = sorted(room, key=lambda i: counts[i] - groups[i][1])
-    for i in by_remainder[: total - sum(counts)]:
+    for i in by_remainder[: max(0, total - sum(counts))]:
         counts[i] += 1
-    return [(names, count) for (names, _), count in zip(groups, counts, strict=True)]
+    exact = [(names, count) for (names, _), count in zip(groups, counts, strict=True)]
+    if budget.normalise == "none":
+        return exact
+    return [
+        ([name], int(taken))
+        for names, count in exact
+        for name, taken in _count_top({name: ranked[name] for name in names}, count).items()
+    ]
+
+
+def _scales(scores: Scores, budget: Budget) -> dict[str, float]:
+    """What the scores of each site are divided by before they compete: their rms, or 1."""
+    if budget.normalise == "none":
+        return dict.fromkeys(scores, 1.0)
+    squares = {name: float(score.detach().square().mean()) for name, score in scores.items()}
+    return {n: sqrt(s) if isfinite(s) and s > 0.0 else 1.0 for n, s in squares.items()}
 
 
 def _count_top(group: Scores, kept: float) -> dict[str, float]:
     flat = torch.cat([score.detach().reshape(-1) for score in group.values()])
-    pieces = torch.split(_top(flat, round(kept)), [score.numel() for score in group.values()])
+    pieces = torch.split(top(flat, round(kept)), [score.numel() for score in group.values()])
     return {name: float(piece.sum()) for name, piece in zip(group, pieces, strict=True)}
-
-
-def _threshold(flat: Tensor, kept: int) -> float:
-    """The largest value with at most `kept` scores above it; fewer where equal scores straddle."""
-    if kept >= flat.numel():
-        return float("-inf")
-    rank = flat.numel() - kept - 1
-    if flat.device.type == "cpu":  # numpy's introselect is several times faster than kthvalue
-        return float(np.partition(flat.numpy(), rank)[rank])
-    return float(flat.kthvalue(rank + 1).values)
-
-
-def _top(flat: Tensor, kept: int) -> Tensor:
-    """Mask of the `kept` highest scores; equal scores are taken in order."""
-    threshold = _threshold(flat, kept)
-    keep = flat > threshold
-    missing = kept - int(keep.count_nonzero())
-    if missing:
-        keep[(flat == threshold).nonzero().reshape(-1)[:missing]] = True
-    return keep
-
-
-def _root(excess: Callable[[float], float], guess: float, *, tolerance: float) -> float:
-    """Root of a decreasing function by the Illinois variant of the secant search."""
-    width = 0.05
-    low = high = guess
-    at_low = at_high = excess(guess)
-    if abs(at_low) <= tolerance:
-        return guess
-    while at_low < 0.0:
-        high, at_high = low, at_low
-        low, width = low - width, width * 2
-        at_low = excess(low)
-    while at_high > 0.0:
-        low, at_low = high, at_high
-        high, width = high + width, width * 2
-        at_high = excess(high)
-    middle, side = guess, 0
-    for _ in range(60):
-        middle = (low * at_high - high * at_low) / (at_high - at_low)
-        value = excess(middle)
-        if abs(value) <= tolerance or high - low < 1e-9:
-            break
-        if value > 0.0:
-            low, at_low = middle, value
-            at_high *= 0.5 if side == 1 else 1.0
-            side = 1
-        else:
-            high, at_high = middle, value
-            at_low *= 0.5 if side == -1 else 1.0
-            side = -1
-    return middle

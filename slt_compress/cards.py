@@ -22,8 +22,9 @@ def ticket_card(
         f"# {_title(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
-        f"({1 - masks.density:.2%} sparse), found by the method `{recipe.method['name']}`. "
-        "No weight was trained: this folder holds masks, not weights.",
+        f"({1 - masks.density:.2%} sparse), found by the method `{recipe.method['name']}`"
+        + (f" in the pattern `{recipe.pattern}`. " if recipe.pattern != "unstructured" else ". ")
+        + "No weight was trained: this folder holds masks, not weights.",
         "",
         *_flips(masks.flipped, masks.kept),
         *_metric_table(metrics),
@@ -44,7 +45,8 @@ def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder
         f"# {_title(origin)}, {sparsity['achieved']:.2%} sparse",
         "",
         f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
-        f"{sparsity['parameters']:,} parameters in all. Every kept weight is the origin's"
+        f"{sparsity['parameters']:,} parameters in all{_pattern_clause(report)}. Every kept weight "
+        "is the origin's"
         + (" times the recorded gain of its layer." if origin.get("init") else ", bit for bit."),
         "",
         *_flips(sparsity.get("flips", 0), sparsity["kept"]),
@@ -65,6 +67,15 @@ def _flips(flipped: int, kept: int) -> list[str]:
     if not flipped:
         return []
     return [f"Flips: {flipped:,} of the {kept:,} kept weights have their sign flipped.", ""]
+
+
+def _pattern_clause(report: Report) -> str:
+    pattern, units = report.recipe.get("pattern"), report.sparsity.get("units")
+    if pattern in (None, "unstructured"):
+        return ""
+    if units is None:
+        return f". The masks have the pattern `{pattern}`"
+    return f". The pattern `{pattern}` keeps {units['kept']:,} of {units['gated']:,} units"
 
 
 def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str]:

@@ -74,8 +74,13 @@ def search(
         str | None,
         typer.Option(help="relaxed, hard-concrete, gumbel, edge-popup, magnitude or random."),
     ] = None,
-    pattern: Annotated[str | None, typer.Option(help="unstructured.")] = None,
-    scope: Annotated[str | None, typer.Option(help="global or layer.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="unstructured, N:M (2:4), block:RxC, neuron, channel or head."),
+    ] = None,
+    scope: Annotated[
+        str | None, typer.Option(help="What competes: global (all), type (like layers) or layer.")
+    ] = None,
     objective: Annotated[str | None, typer.Option(help="auto, task, distill or lm.")] = None,
     dataset: Dataset = None,
     init: Init = None,
@@ -235,7 +240,7 @@ def compare(
     names = listed(methods, "--methods")
     content = start_of(recipe)
     resolved = resolve(content, set_, flags)
-    targets = [resolved.target_sparsity]
+    targets = [resolved.sparsity]
     if target_sparsity is not None:
         targets = numbers(target_sparsity, "--target-sparsity")
     for name in names:

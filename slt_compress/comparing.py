@@ -194,7 +194,7 @@ def _row(key: Key, recipe: Recipe, path: Path, search: RunSearch) -> Row:
 
 
 def _key(recipe: Recipe) -> Key:
-    return recipe.method["name"], recipe.target_sparsity, recipe.training.seed
+    return recipe.method["name"], recipe.sparsity, recipe.training.seed
 
 
 def _settings(source: str, recipes: Sequence[Recipe]) -> dict[str, Any]:

@@ -154,6 +154,9 @@ def _totals(report: Report) -> Text:
     found = report.sparsity
     flips = found.get("flips", 0)
     signed = f"flips: {flips:,} of the kept weights have their sign flipped\n" if flips else ""
+    pattern, units = report.recipe.get("pattern"), found.get("units", {})
+    if units:
+        signed += f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}\n"
     return Text(
         f"kept {found['kept']:,} of {found['gated']:,} gated weights: "
         f"{found['achieved']:.4%} sparse (target {found['target']:.4%}); removed "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from itertools import islice
 from math import exp, sqrt
@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slt_compress.checkpoints import Task
-from slt_compress.gating import evaluating, sample_key
-from slt_compress.masks import Masks
-from slt_compress.methods import Magnitude
+from slt_compress.gating import evaluating
 from slt_compress.objectives import (
     LANGUAGE_TASKS,
     Batch,
@@ -155,41 +153,3 @@ def reestimate_batchnorm(
         for name, norm in norms.items()
         for key, buffer in norm.named_buffers(recurse=False)
     }
-
-
-def control_masks(masks: Masks, weights: Mapping[str, Tensor], seed: int) -> dict[str, Masks]:
-    """The masks that a learned mask is compared with, each keeping the same count in each layer.
-
-    `random` is uniform within each layer; `shuffled` permutes the mask within each output row
-    (first dimension), so that row counts stay, and its flips along with it; `magnitude` keeps the
-    largest weights, equal ones in a seeded order.
-    """
-    return {
-        "random": Masks({n: _shuffled(m.reshape(1, -1), seed, f"random:{n}").reshape(m.shape)
-                         for n, m in masks.items()}),
-        "shuffled": Masks(_shuffled_rows(masks, seed), _shuffled_rows(masks.flips, seed)),
-        "magnitude": Masks({n: _largest(weights[n], m, sample_key(seed, f"magnitude:{n}"))
-                            for n, m in masks.items()}),
-    }  # fmt: skip
-
-
-def _shuffled_rows(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Permute within each row; the masks and the flips of a site by the same permutation."""
-    return {
-        n: _shuffled(m.reshape(len(m), -1), seed, f"shuffled:{n}").reshape(m.shape)
-        for n, m in masks.items()
-    }
-
-
-def _shuffled(rows_: Tensor, seed: int, text: str) -> Tensor:
-    """Permute every row of a mask on its own."""
-    generator = torch.Generator().manual_seed(sample_key(seed, text))
-    order = torch.rand(rows_.shape, generator=generator).argsort(dim=1)
-    return rows_.gather(1, order)
-
-
-def _largest(weight: Tensor, mask: Tensor, key: int) -> Tensor:
-    score = Magnitude().score(weight, key).reshape(-1)
-    kept = torch.zeros(mask.numel(), dtype=torch.bool)
-    kept[score.topk(int(mask.count_nonzero())).indices] = True
-    return kept.reshape(mask.shape)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from slt_compress.layouts import Layout
 from slt_compress.masks import Masks
 from slt_compress.methods.base import Learned, Phase, Sample
 from slt_compress.sites import Site, SitePlan
@@ -23,10 +24,13 @@ Mode = Literal["open", "sampled", "masked"]
 class Gate(nn.Module):
     """The parametrization of one site: open (the weight), sampled, or masked."""
 
-    def __init__(self, method: Learned | None, score: Tensor | None, *, rescale: bool) -> None:
+    def __init__(
+        self, method: Learned | None, score: Tensor | None, layout: Layout, *, rescale: bool
+    ) -> None:
         super().__init__()
         self.score = None if score is None else nn.Parameter(score)
         self.method = method
+        self.layout = layout
         self.rescale = rescale
         self.mode: Mode = "open"
         self.sample: Sample | None = None
@@ -73,11 +77,30 @@ class Gates:
         """The trainable scores; empty where no method was given."""
         return {n: gate.score for n, gate in self.by_name.items() if gate.score is not None}
 
+    def ranked_(self) -> dict[str, Tensor]:
+        """The scores as they compete, detached: their size where they are signed.
+
+        Scores of groups (N:M) are put around their boundary, in place but for signed ones. No
+        choice changes by that: a group decides by the differences within it. The boundary passes
+        no gradient.
+        """
+        ranked: dict[str, Tensor] = {}
+        for name, score in self.scores.items():
+            gate, found = self.by_name[name], score.detach()
+            if gate.method is not None and gate.method.signed:
+                ranked[name] = gate.layout.centre(found.abs())
+                continue
+            centred = gate.layout.centre(found)
+            ranked[name] = found if centred is found else found.copy_(centred)
+        return ranked
+
     def sample(self, phase: Phase, shifts: Mapping[str, float]) -> None:
         """From now on every forward reads this step's sample."""
         for name, gate in self.by_name.items():
             key = sample_key(phase.seed, f"{phase.step}:{name}")
-            gate.sample = Sample(phase=phase, shift=shifts[name], key=key, rescale=gate.rescale)
+            gate.sample = Sample(
+                phase=phase, shift=shifts[name], key=key, rescale=gate.rescale, layout=gate.layout
+            )
             gate.mode = "sampled"
 
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
@@ -170,7 +193,8 @@ def gated(
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for site in plan.sites:
-            gate = Gate(method, None if scores is None else scores[site.name], rescale=rescale)
+            score = None if scores is None else scores[site.name]
+            gate = Gate(method, score, site.layout, rescale=rescale)
             owner = module.get_submodule(site.module)
             # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
             parametrize.register_parametrization(owner, site.param, gate, unsafe=True)

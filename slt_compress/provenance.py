@@ -23,7 +23,8 @@ class Provenance:
         flips: how many kept weights have their sign flipped, for the sites that have any.
         budget: as asked for; `density` is a number in (0, 1].
         weights_hash: hash of the frozen weights of all sites.
-        counts: `kept` and `gated` weights, and `parameters` of the model.
+        counts: `kept` and `gated` weights, and `parameters` of the model; under `units`, where
+            the pattern has larger ones, how many of them are `kept` and `gated`.
         environment: what bit-identical outputs depend on beside the model.
     """
 
@@ -32,7 +33,7 @@ class Provenance:
     flips: Mapping[str, int]
     budget: Mapping[str, Any]
     weights_hash: str
-    counts: Mapping[str, int]
+    counts: Mapping[str, Any]
     environment: Mapping[str, Any]
 
     @property
@@ -77,6 +78,11 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
     for key in ("kept", "gated", "parameters"):
         if type(counts.get(key)) is not int or not counts[key] > 0:
             raise manifest.damaged(f"it counts {str(counts.get(key))[:40]} {key} weights")
+    units = counts.get("units", {"kept": 1, "gated": 1})
+    if not isinstance(units, dict) or not all(
+        type(units.get(key)) is int and units[key] > 0 for key in ("kept", "gated")
+    ):
+        raise manifest.damaged(f"it counts {str(units)[:40]} units")
     if not _is_number(budget.get("density")) or not 0.0 < budget["density"] <= 1.0:
         raise manifest.damaged(f"the density of its budget is {str(budget.get('density'))[:40]}")
     for name, gain in gains.items():

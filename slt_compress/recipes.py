@@ -10,11 +10,12 @@ from typing import Annotated, Any, get_type_hints
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
-from slt_compress.budget import Budget, Scope
+from slt_compress.budget import Budget, Normalise, Scope
 from slt_compress.data import DataOptions
 from slt_compress.errors import RecipeError
 from slt_compress.methods import METHODS, Method
 from slt_compress.objectives import ObjectiveName, ObjectiveOptions
+from slt_compress.patterns import parse_pattern
 from slt_compress.settings import Training
 from slt_compress.sites import Targets
 
@@ -35,9 +36,10 @@ class Recipe:
     """Everything a search is told beside its source.
 
     Attributes:
-        target_sparsity: share of the gated weights to remove, in [0, 1).
+        target_sparsity: share of the gated weights to remove, in [0, 1); None takes what the
+            pattern fixes, else 0.9.
         method: name of the method and its options.
-        pattern, scope, floor: of the budget.
+        pattern, scope, floor, densities, normalise: of the budget.
         init: scheme of a random init (`random`, `default`, `kaiming-normal`, …); None: pretrained.
         revision, weights: of the source.
         model: free configuration or timm arguments for the architecture.
@@ -45,11 +47,13 @@ class Recipe:
         save_scores: keep the scores in the ticket.
     """
 
-    target_sparsity: float = 0.9
+    target_sparsity: float | None = None
     method: Mapping[str, Any] = field(default_factory=lambda: {"name": "relaxed"})
     pattern: str = "unstructured"
     scope: Scope = "global"
     floor: float = 0.1
+    densities: Mapping[str, float] = field(default_factory=dict)
+    normalise: Normalise = "none"
     init: str | None = None
     revision: str | None = None
     weights: str | None = None
@@ -62,12 +66,24 @@ class Recipe:
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     save_scores: bool = False
 
+    @property
+    def sparsity(self) -> float:
+        """`target_sparsity`, or what it is by default.
+
+        Raises:
+            BudgetError: there is no such pattern.
+        """
+        if self.target_sparsity is not None:
+            return self.target_sparsity
+        fixed = parse_pattern(self.pattern).density
+        return 0.9 if fixed is None else round(1.0 - fixed, 12)
+
     def budget(self) -> Budget:
         """The budget, in densities."""
-        density = 1.0 - self.target_sparsity
         return Budget(
             # 1 - 0.9 is 0.0999…98: the user's decimal is what was meant
-            density=round(density, 12), scope=self.scope, pattern=self.pattern, floor=self.floor
+            density=round(1.0 - self.sparsity, 12), scope=self.scope, pattern=self.pattern,
+            floor=self.floor, densities=self.densities, normalise=self.normalise,
         )  # fmt: skip
 
     def method_instance(self) -> Method:
@@ -84,8 +100,8 @@ class Recipe:
         return method
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings, as YAML and the ticket hold them."""
-        return asdict(self)
+        """Plain mappings with every key resolved, as YAML and the ticket hold them."""
+        return asdict(replace(self, target_sparsity=self.sparsity))
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key resolved."""
@@ -98,13 +114,18 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: an unknown key or a wrong value, named by its path.
     """
-    if isinstance(content.get("method"), str):
-        content = {**content, "method": {"name": content["method"]}}
+    method = content.get("method")
+    if isinstance(method, str):
+        content = {**content, "method": {"name": method}}
+    elif isinstance(method, Mapping):
+        content = {**content, "method": {"name": "relaxed", **method}}
     if isinstance(content.get("objective"), str):
         content = {**content, "objective": {"name": content["objective"]}}
+    if type(content.get("pattern")) is int:  # YAML 1.1 reads an unquoted 2:4 in base 60
+        content = {**content, "pattern": "{}:{}".format(*divmod(content["pattern"], 60))}
     recipe: Recipe = _build(Recipe, content, "")
-    if not 0.0 <= recipe.target_sparsity < 1.0:
-        raise RecipeError(f"target_sparsity is {recipe.target_sparsity}; it lies in [0, 1)")
+    if not 0.0 <= recipe.sparsity < 1.0:
+        raise RecipeError(f"target_sparsity is {recipe.sparsity}; it lies in [0, 1)")
     recipe.budget()
     recipe.method_instance()
     return recipe
@@ -121,7 +142,8 @@ def with_arguments(
     if budget is not None:
         recipe = replace(
             recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
-            scope=budget.scope, floor=budget.floor,
+            scope=budget.scope, floor=budget.floor, densities=budget.densities,
+            normalise=budget.normalise,
         )  # fmt: skip
     if method is not None:
         recipe = replace(recipe, method=method_section(method))

@@ -17,9 +17,11 @@ from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.files import sha256_tensors
+from slt_compress.layouts import kept_units
 from slt_compress.recipes import Recipe
 from slt_compress.runtime import environment
 from slt_compress.searching import SearchResult
+from slt_compress.silencing import silenced
 from slt_compress.ticket import Ticket, check_target, free_path, write_ticket
 
 
@@ -53,7 +55,7 @@ def target_of(
     """`out`, else a free `parent/<model>-<method>-<sparsity>`."""
     if out is not None:
         return Target(parent=Path(out).parent, stem=Path(out).name, free=False)
-    stem = f"{model_name(source)}-{recipe.method['name']}-{recipe.target_sparsity}"
+    stem = f"{model_name(source)}-{recipe.method['name']}-{recipe.sparsity}"
     return Target(parent=parent, stem=stem, free=True)
 
 
@@ -114,6 +116,7 @@ def _parts(
         "skipped": result.plan.skipped,
         "weights_hash": sha256_tensors(result.weights),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "units": _unit_counts(result) if recipe.budget().shape.counts_units else None,
         "probe": result.probe,
         "history": result.history,
         "sites": _site_facts(result),
@@ -123,6 +126,7 @@ def _parts(
             "dense_nbytes": _nbytes(module),
             "data": _data_facts(prepared),
             "notes": [*_notes(prepared), *result.notes],
+            **_silenced(module, recipe, result),
         },
         "card": ticket_card(origin, recipe, result.masks, result.metrics),
     }
@@ -136,6 +140,23 @@ def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
         site.name: {"index": index, "kind": site.kind, "dtype": dtype(site.name)}
         for index, site in enumerate(result.plan.sites)
     }
+
+
+def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
+    """Kept and gated units of each site."""
+    return {
+        site.name: (int(kept_units(site.layout, result.masks[site.name]).sum()), site.units)
+        for site in result.plan.sites
+    }
+
+
+def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
+    """Kept weights without effect, of patterns that remove whole outputs or heads."""
+    kind = recipe.budget().shape.kind
+    if kind not in ("neuron", "channel", "head"):
+        return {}
+    found, unknown = silenced(module, result.plan, result.masks, heads=kind == "head")
+    return {"silenced": found, "neighbours_unknown": unknown}
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:

@@ -31,11 +31,13 @@ class Report:
         source: where the weights come from.
         sparsity: `target`, `achieved` (share of the gated weights removed), `kept`, `gated`, and
             `parameters` (of the whole model, the other denominator) with `achieved_parameters`;
-            `flips` of the kept weights have their sign flipped, which removes nothing.
+            `flips` of the kept weights have their sign flipped, which removes nothing; with a
+            pattern of larger units also `units`, how many of them are `kept` and `gated`, and
+            `silenced`, kept weights without effect by parameter.
         metrics: of the `dense`, the `hard`-masked and the `soft`-gated model.
         controls: metrics of masks with the same counts per layer: `random`, `magnitude`,
             `shuffled`.
-        layers: per site `name`, `shape`, `total`, `kept`, `sparsity`, `flips`.
+        layers: per site `name`, `shape`, `total`, `kept`, `sparsity`, `flips`, and `units`.
         skipped: parameters that were not gated, with the reason.
         sizes: bytes of the tensors of the model in each format.
         warnings: what a reader should know before trusting the rest.
@@ -128,6 +130,8 @@ def make_report(ticket: Ticket) -> Report:
             "parameters": parameters,
             "achieved_parameters": (gated - kept) / parameters,
             "flips": ticket.masks.flipped,
+            **({"units": counts["units"]} if "units" in counts else {}),
+            **({"silenced": _extra(ticket)["silenced"]} if "silenced" in _extra(ticket) else {}),
         },
         "metrics": ticket.metrics,
         "controls": ticket.controls,
@@ -135,7 +139,7 @@ def make_report(ticket: Ticket) -> Report:
         "skipped": ticket.skipped,
         "sizes": sizes,
         "warnings": _warnings(ticket, layers),
-        "expectations": list(_expectations(sizes)),
+        "expectations": list(_expectations(sizes, str(ticket.budget.get("pattern")))),
         "recipe": ticket.recipe,
     }
     return Report.from_dict(content, ticket.path, TicketError)
@@ -156,6 +160,7 @@ def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
         "kept": kept,
         "sparsity": 1.0 - kept / total,
         "flips": site.get("flips", 0),
+        **({"units": site["units"]} if "units" in site else {}),
     }
 
 
@@ -186,6 +191,7 @@ def _warnings(ticket: Ticket, layers: list[dict[str, Any]]) -> list[str]:
     found += partly[:_LISTED]
     if len(partly) > _LISTED:
         found.append(f"{len(partly) - _LISTED} more layers have empty rows")
+    found += _without_effect(ticket)
     init = ticket.origin.get("init")
     if isinstance(init, dict) and init.get("scheme") in _EQUAL_MAGNITUDES:
         found.append(
@@ -198,6 +204,8 @@ def _warnings(ticket: Ticket, layers: list[dict[str, Any]]) -> list[str]:
 def _empty_rows(ticket: Ticket) -> list[str]:
     """A sentence per layer that lost some of its rows, all of whose weights are removed."""
     found: list[str] = []
+    if ticket.budget.get("pattern") in ("neuron", "channel"):
+        return found  # the rows are what was to be removed: `units` counts them
     for name, mask in ticket.masks.items():
         rows = mask.reshape(len(mask), -1)
         dead = int((~rows.any(dim=1)).sum())
@@ -206,13 +214,36 @@ def _empty_rows(ticket: Ticket) -> list[str]:
     return found
 
 
-def _expectations(sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """What unstructured zeros buy on disk and in the runtimes that people use."""
+def _without_effect(ticket: Ticket) -> list[str]:
+    """What the removed units of a pattern leave without effect elsewhere."""
+    extra = _extra(ticket)
+    silenced, unknown = extra.get("silenced"), extra.get("neighbours_unknown")
+    found: list[str] = []
+    if isinstance(silenced, dict) and silenced and _numeric(silenced):
+        found.append(
+            f"{sum(silenced.values()):,} kept weights of {len(silenced)} layers have no effect: "
+            "they read or feed removed units only"
+        )
+    if isinstance(unknown, list) and unknown:
+        found.append(
+            f"the neighbours of {len(unknown)} layers ({unknown[0]}, …) are not known: weights "
+            "that their removed units leave without effect are not counted"
+        )
+    return found
+
+
+def _expectations(sizes: Mapping[str, int], pattern: str) -> tuple[str, ...]:
+    """What the zeros of a pattern buy on disk and in the runtimes that people use."""
     smaller = "smaller" if sizes["sparse-csr"] < sizes["dense"] else "NOT smaller"
+    gpu = "unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels"
+    if pattern == "2:4":
+        gpu = "the 2:4 pattern has kernels in half precision; a dense export does not use them"
+    elif pattern in ("neuron", "channel", "head"):
+        gpu = "whole units are zero, so that smaller matrices could do the same work"
     return (
         f"disk: the sparse-csr file is {smaller} than the dense one; the dense export is not, as "
         "zeros take as many bytes as other numbers",
         "speed: dense kernels (PyTorch, ONNX Runtime, TensorRT) run at the same speed and in the "
         "same memory as before; zeros alone make nothing faster",
-        "GPU: unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels",
+        f"GPU: {gpu}",
     )

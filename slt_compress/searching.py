@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.budget import Budget, binarize, binarize_signed
-from slt_compress.evaluation import Metrics, control_masks, reestimate_batchnorm
+from slt_compress.controls import control_masks
+from slt_compress.evaluation import Metrics, reestimate_batchnorm
 from slt_compress.gating import Gates, evaluating, gated, kept_buffers
 from slt_compress.masks import Masks
 from slt_compress.methods import Learned, Method, Phase
@@ -130,7 +131,7 @@ class Search:
 
     def _binarize(self, scores: Mapping[str, Tensor]) -> Masks:
         signed = isinstance(self.method, Learned) and self.method.signed
-        return (binarize_signed if signed else binarize)(scores, self.budget)
+        return (binarize_signed if signed else binarize)(scores, self.budget, self.plan.layouts)
 
     def _loop(self, gates: Gates, method: Learned) -> Loop:
         start = self.training.start_density
@@ -186,9 +187,10 @@ class Search:
         masks = self._binarize(scores)
         gains = self._gains(masks)
         test = self.workload.test
+        others = control_masks(masks, weights, self.training.seed, self.plan.layouts)
         controls = {
             name: self._masked(gates, control, self._gains(control), test)
-            for name, control in control_masks(masks, weights, self.training.seed).items()
+            for name, control in others.items()
         }
         soft = None
         if isinstance(self.method, Learned):
@@ -235,6 +237,7 @@ class Search:
         with torch.no_grad():
             for name, score in gates.scores.items():
                 score.copy_(scores[name])
+        scores = gates.ranked_()
         start = dict.fromkeys(scores, 0.0)
         shifts = method.shifts(scores, self.budget, self.budget.density, phase, start)
         with kept_buffers(self.module):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from slt_compress.errors import RecipeError
 from slt_compress.methods import Phase
+from slt_compress.schedules import Schedule
 
 Precision = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["adam", "sgd"]
@@ -37,6 +38,7 @@ class Training:
         ema: decay per step of the running mean of the scores that masks are made of, less in the
             first steps; at 0 they are made of the last scores.
         ramp: share of the search over which the density falls to its target.
+        schedule: how it falls: `cubic`, `linear`, `exponential`, or not at all (`constant`).
         anneal: share of the search, at its end, over which the relaxation is annealed.
         hard: share of the search, at its end, with rounded gates in the forward pass.
         start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
@@ -62,6 +64,7 @@ class Training:
     clip: float | None = None
     ema: float = 0.99
     ramp: float = 0.6
+    schedule: Schedule = "cubic"
     anneal: float = 0.6
     hard: float = 0.4
     start_density: float | None = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.errors import TargetError
+from slt_compress.layouts import ELEMENTWISE, Layout
+from slt_compress.names import matcher
+from slt_compress.outputs import head_names
 
 # Parameters that modules other than the known matrix types add to, or look up from, activations.
 # They are told apart by name: libraries keep them as bare parameters without a type of their own.
@@ -46,7 +48,8 @@ class Targets:
 class Site:
     """One weight that is gated.
 
-    `input_dim` is the dimension along which the weight sums over its inputs.
+    `input_dim` is the dimension along which the weight sums over its inputs; `layout` says how
+    its scores lie on it.
     """
 
     module: str
@@ -54,6 +57,7 @@ class Site:
     shape: tuple[int, ...]
     kind: str
     input_dim: int = 1
+    layout: Layout = ELEMENTWISE
 
     @property
     def name(self) -> str:
@@ -62,8 +66,13 @@ class Site:
 
     @property
     def numel(self) -> int:
-        """How many weights, hence gates."""
+        """How many weights."""
         return prod(self.shape)
+
+    @property
+    def units(self) -> int:
+        """How many units, hence scores."""
+        return prod(self.layout.grid(self.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +86,11 @@ class SitePlan:
     def gated(self) -> int:
         """How many weights are gated."""
         return sum(site.numel for site in self.sites)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Name of a site -> how its scores lie on it."""
+        return {site.name: site.layout for site in self.sites}
 
 
 def find_sites(
@@ -95,7 +109,7 @@ def find_sites(
     parameters = tuple(_parameters(module))
     included = _matching(targets.include, parameters)
     excluded = _matching(targets.exclude, parameters)
-    heads = frozenset() if gate_head else _head_names(module)
+    heads = frozenset() if gate_head else head_names(module)
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     for entry in parameters:
@@ -175,7 +189,7 @@ def _parametrized(owner: nn.Module, param: str) -> Tensor:
 def _matching(patterns: Sequence[str], parameters: Sequence[_Parameter]) -> frozenset[str]:
     found: set[str] = set()
     for pattern in patterns:
-        matches = _matcher(pattern)
+        matches = matcher(pattern)
         hits = {entry.name for entry in parameters if matches(entry.name)}
         if not hits:
             known = ", ".join(entry.name for entry in parameters[:4])
@@ -184,16 +198,6 @@ def _matching(patterns: Sequence[str], parameters: Sequence[_Parameter]) -> froz
             )
         found |= hits
     return frozenset(found)
-
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise TargetError(f"{pattern!r} is not a regular expression: {error}") from None
-        return lambda name: expression.search(name) is not None
-    return lambda name: fnmatch.fnmatchcase(name, pattern)
 
 
 def _impossible(entry: _Parameter) -> str | None:
@@ -238,29 +242,6 @@ def _is_router(entry: _Parameter) -> bool:
     beside_experts = entry.parent is not None and hasattr(entry.parent, "experts")
     named = bool(_ROUTER.search(leaf)) or bool(_ROUTER.search(type(entry.owner).__name__))
     return named or (leaf == "gate" and beside_experts)
-
-
-def _head_names(module: nn.Module) -> frozenset[str]:
-    """Names of the parameters of the task head.
-
-    transformers: what lies outside the base model, and the output embeddings (T5 has no base
-    model); timm: what `get_classifier()` gives; any other module: its last Linear.
-    """
-    base = getattr(module, "base_model", None)
-    if isinstance(base, nn.Module):
-        inside = {id(parameter) for parameter in base.parameters()}
-        outputs = getattr(module, "get_output_embeddings", lambda: None)()
-        if isinstance(outputs, nn.Module):
-            inside -= {id(parameter) for parameter in outputs.parameters()}
-        return frozenset(n for n, p in module.named_parameters() if id(p) not in inside)
-    get_classifier = getattr(module, "get_classifier", None)
-    if callable(get_classifier):
-        found = get_classifier()
-        members = found if isinstance(found, tuple | list) else (found,)
-    else:
-        members = [child for child in module.modules() if isinstance(child, nn.Linear)][-1:]
-    head = {id(p) for m in members if isinstance(m, nn.Module) for p in m.parameters()}
-    return frozenset(n for n, p in module.named_parameters() if id(p) in head)
 
 
 def _site(entry: _Parameter) -> Site:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slt_compress.calibration import seen_inputs, unseen_note
 from slt_compress.gating import evaluating, sample_key
+from slt_compress.layouts import Blocks, norms
 from slt_compress.methods import Inputs, Learned, Magnitude, Method, OneShot, Prior, Wanda
 from slt_compress.objectives import to_device
 from slt_compress.sites import SitePlan
@@ -46,14 +47,23 @@ def first_scores(
         inputs, unseen = seen.inputs(), seen.unseen()
         notes = (unseen_note(ranking.name, unseen),) if unseen else ()
     scores: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        key = sample_key(seed, f"start:{name}")
-        ranked = None if ranking is None else ranking.score(weight, key, inputs.get(name))
+    for name, layout in plan.layouts.items():
+        key, seen_here = sample_key(seed, f"start:{name}"), inputs.get(name)
+        weight = norms(layout, weights[name])
+        if seen_here is not None and isinstance(layout, Blocks):
+            # a unit is ranked by the norm of its products: rows and norms of inputs are no more
+            weight, seen_here = norms(layout, _products(weights[name], seen_here)), None
+        ranked = None if ranking is None else ranking.score(weight, key, seen_here)
         if isinstance(method, Learned):
             scores[name] = method.start(weight, None if ranked is None else _rank(ranked), key)
         elif ranked is not None:
             scores[name] = ranked
     return scores, notes
+
+
+def _products(weight: Tensor, inputs: Inputs) -> Tensor:
+    """Each weight times the norm of its input, as far as that was seen."""
+    return weight.float() if inputs.norms is None else weight.float() * inputs.norms.float()
 
 
 def _ranking(method: Method, *, random_init: bool) -> OneShot | None:

@@ -15,11 +15,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slt_compress.budget import Budget, cubic_density
+from slt_compress.budget import Budget
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.gating import Gates, read_once
 from slt_compress.methods import Learned
 from slt_compress.objectives import Answer, Objective, to_device
+from slt_compress.schedules import density_at
 from slt_compress.settings import BatchNormPolicy, Training, lr_factor, phase_at
 from slt_compress.sites import SitePlan
 
@@ -143,13 +144,11 @@ def _steps(
     for index in range(total):
         progress = _progress(index, total, started, training.max_time)
         phase = phase_at(training, progress, index)
-        density = cubic_density(
-            progress,
-            start=loop.start_density,
-            target=loop.budget.density,
-            ramp=training.ramp,
-        )
-        scores = {name: score.detach() for name, score in loop.gates.scores.items()}
+        density = density_at(
+            progress, training.schedule,
+            start=loop.start_density, target=loop.budget.density, ramp=training.ramp,
+        )  # fmt: skip
+        scores = loop.gates.ranked_()
         shifts = loop.method.shifts(scores, loop.budget, density, phase, shifts)
         loop.gates.sample(phase, shifts)
         for group in optimizer.param_groups:

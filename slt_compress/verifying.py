@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.artifact import PROBE, Proof, is_artifact
+from slt_compress.bits import bits, same_bits
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import read_safetensors, sha256_tensors
 from slt_compress.gating import masked_weight, set_buffers
 from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
+from slt_compress.pattern_checks import counts_units, pattern_held
 from slt_compress.provenance import Provenance, check_provenance
 from slt_compress.runtime import (
     Opened,
@@ -129,6 +131,8 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
         detail=f"{source.source}: the frozen weights "
         + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
     )
+    ok, detail = pattern_held(known, source.module, masks, weights, stored=opened.masks is not None)
+    yield Check(name="pattern", ok=ok, detail=detail)
     if opened.proof is not None:
         yield from _shrunk(opened, opened.proof, known, source)
         return
@@ -157,7 +161,7 @@ def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint)
 def _stored_masks(opened: Opened) -> Masks:
     """Masks of a dense export, which stores none: whatever is not the +0.0 of a removed weight."""
     here = site_weights(opened.module, opened.shapes)
-    return Masks({name: _bits(weight) != 0 for name, weight in here.items()})
+    return Masks({name: bits(weight) != 0 for name, weight in here.items()})
 
 
 def _unseen(
@@ -172,7 +176,7 @@ def _unseen(
         whole = torch.ones_like(mask)
         origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
         missing = _recorded(opened, name) - int(mask.count_nonzero())
-        zeros = origin == 0 if name in known.flips else _bits(origin) == 0
+        zeros = origin == 0 if name in known.flips else bits(origin) == 0
         unseen[name] = max(0, min(missing, int(zeros.sum())))
     return unseen
 
@@ -187,7 +191,8 @@ def _recorded(opened: Opened, name: str) -> int:
 def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str, int]) -> Check:
     """The exact count, in all and, as far as it is recorded, at every site."""
     counts, density = known.counts, known.density
-    wanted = max(1, round(density * counts["gated"]))
+    # where units are larger, the check of the pattern counts them: the weights are those recorded
+    wanted = counts["kept"] if counts_units(known) else max(1, round(density * counts["gated"]))
     kept = {name: int(mask.count_nonzero()) + unseen[name] for name, mask in masks.items()}
     total, zeros = sum(kept.values()), sum(unseen.values())
     # a shrunk artifact counts what is left of a site, and the masks are of the whole of it
@@ -225,7 +230,7 @@ def _weights(
             hidden = known.flips[name] - int(flip.count_nonzero())
             expected = torch.where(flip, -expected, expected)
         # a flipped -0 cannot be told from a removed weight
-        if not 0 <= hidden <= unseen[name] or not _same_bits(here[name], expected):
+        if not 0 <= hidden <= unseen[name] or not same_bits(here[name], expected):
             wrong.append(name)
     times = "the origin's times the recorded gain" if gains else "the origin's"
     signs = f" ({sum(known.flips.values()):,} with their sign flipped)" if known.flips else ""
@@ -242,7 +247,7 @@ def _others(opened: Opened, source: Checkpoint, masks: Masks) -> Check:
         stored = set(source.stored)  # known to the ticket only
         there = {name: value for name, value in there.items() if name not in stored}
     others = [name for name in there if name not in masks and not _below(name, masks)]
-    wrong = [name for name in others if name not in here or not _same_bits(here[name], there[name])]
+    wrong = [name for name in others if name not in here or not same_bits(here[name], there[name])]
     detail = f"{len(others) - len(wrong)} of {len(others)} ungated parameters are the origin's bits"
     return Check(
         name="ungated", ok=not wrong, detail=detail + "".join(f"; not {n}" for n in wrong[:1])
@@ -253,16 +258,6 @@ def _below(name: str, masks: Masks) -> bool:
     """Whether a parameter is only read by the parametrization of a site (weight norm's parts)."""
     module, marker, rest = name.partition("parametrizations.")
     return bool(marker) and module + rest.partition(".")[0] in masks
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.dtype is b.dtype and a.shape == b.shape and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    size = tensor.element_size()
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
-    return tensor.detach().contiguous().view(integer)
 
 
 def _logits(opened: Opened, known: Provenance) -> Check:

@@ -22,14 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "errors hidden masks reference",
-    "budget files formats initial shrinking sites",
-    "checkpoints manifests methods",
-    "artifact calibration data gating objectives settings ticket",
-    "evaluation provenance recipes selecting starting training",
-    "comparing cookbook options reporting runtime searching",
-    "cards verifying workloads",
-    "compacting console recording",
+    "attentions bits errors hidden layouts masks outputs reference schedules selection",
+    "files formats initial names patterns shrinking",
+    "budget checkpoints manifests sites",
+    "artifact data fitting methods objectives silencing ticket",
+    "calibration gating provenance settings",
+    "controls evaluation pattern_checks recipes reporting runtime selecting starting training",
+    "cards comparing cookbook options searching verifying",
+    "compacting console recording workloads",
     "api",
     "cli",
     "__init__ __main__",

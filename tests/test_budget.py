@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf, sqrt
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from slt_compress.budget import Budget, binarize, cubic_density, hard_thresholds, soft_shifts
+from slt_compress.budget import Budget, binarize, hard_thresholds, pools, soft_shifts
 from slt_compress.errors import BudgetError
 
 exactly = settings(deadline=None, derandomize=True, max_examples=80)
@@ -18,7 +19,7 @@ exactly = settings(deadline=None, derandomize=True, max_examples=80)
 # few values, so that equal scores straddle every threshold
 VALUES = [-inf, -1.0, 0.0, 0.25, 0.5, 1.0, inf]
 DENSITIES = st.one_of(st.floats(1e-3, 1.0), st.sampled_from([0.1, 0.29, 0.5, 0.7, 0.9, 1.0]))
-SCOPES = st.sampled_from(["global", "layer"])
+SCOPES = st.sampled_from(["global", "type", "layer"])
 FLOORS = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 
 
@@ -150,8 +151,8 @@ def test_nan_scores_are_refused() -> None:
         ({"density": 0.0}, r"a density of 0\.0 is outside \(0, 1\]"),
         ({"density": 1.5}, "sparsity of -0.5"),
         ({"density": float("nan")}, "density of nan"),
-        ({"density": 0.5, "scope": "row"}, "unknown scope 'row'; known: global, layer"),
-        ({"density": 0.5, "pattern": "5:3"}, "unknown pattern '5:3'; known: unstructured"),
+        ({"density": 0.5, "scope": "row"}, "unknown scope 'row'; known: global, type, layer"),
+        ({"density": 0.5, "pattern": "rows"}, "unknown pattern 'rows'; known: unstructured, N:M"),
         ({"density": 0.5, "floor": 1.01}, r"a floor of 1\.01"),
         ({"density": 0.5, "floor": float("nan")}, "a floor of nan"),
     ],
@@ -159,15 +160,6 @@ def test_nan_scores_are_refused() -> None:
 def test_a_budget_that_cannot_be_met_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(BudgetError, match=message):
         Budget(**values)
-
-
-def test_the_cubic_schedule_starts_and_ends_where_it_should() -> None:
-    densities = [cubic_density(i / 100, start=1.0, target=0.1, ramp=0.5) for i in range(101)]
-    assert densities[0] == 1.0
-    assert densities[25] == pytest.approx(0.1 + 0.9 * 0.5**3)
-    assert densities[50:] == [0.1] * 51
-    assert densities == sorted(densities, reverse=True)
-    assert cubic_density(0.0, start=1.0, target=0.1, ramp=0.0) == 0.1
 
 
 @exactly
@@ -241,3 +233,127 @@ def test_at_density_one_every_gate_is_open() -> None:
     chance = keep_probability(0.3)
     found = soft_shifts({"a": torch.zeros(3)}, Budget(density=0.5), 1.0, chance, {"a": 0.0})
     assert found == {"a": -inf}
+
+
+NAMES = [f"blocks.{i}.{leaf}.weight" for i in range(3) for leaf in ("fc1", "fc2")]
+
+
+def named(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [200, 100, 300, 100, 77, 20]
+    return {
+        name: scale**i * torch.randn(size, generator=generator)
+        for i, (name, size) in enumerate(zip(NAMES, sizes, strict=True))
+    }
+
+
+def kept_of(masks: Mapping[str, Tensor], part: str) -> int:
+    return sum(int(mask.sum()) for name, mask in masks.items() if part in name)
+
+
+@exactly
+@given(st.integers(0, 99), DENSITIES, FLOORS)
+def test_scope_type_gives_every_type_the_target(seed: int, density: float, floor: float) -> None:
+    scores = named(seed, scale=10.0)
+    masks = binarize(scores, Budget(density=density, scope="type", floor=floor))
+    assert masks.kept == max(1, round(density * 797))
+    for leaf, size in (("fc1", 577), ("fc2", 220)):
+        assert abs(kept_of(masks, leaf) - density * size) < 1.0
+    if floor == 0.0 and density < 0.1:  # the greatest scores of a type win it
+        assert kept_of(masks, "blocks.0.fc1") == 0
+
+
+@exactly
+@given(
+    st.integers(0, 99), st.floats(0.2, 0.8), SCOPES, FLOORS, st.floats(0.01, 1.0),
+    st.floats(0.01, 1.0),
+)  # fmt: skip
+def test_densities_by_name_are_met_and_the_rest_makes_up_the_total(
+    seed: int, density: float, scope: str, floor: float, first: float, other: float
+) -> None:
+    scores = named(seed)
+    densities = {"blocks.0.fc1.*": first, "re:blocks\\.[12]\\.fc2": other}
+    own = {"blocks.0.fc1.weight": first, NAMES[3]: other, NAMES[5]: other}
+    budget = Budget(density=density, scope=scope, floor=floor, densities=densities)
+    left = density * 797 - sum(share * scores[name].numel() for name, share in own.items())
+    room = 797 - sum(scores[name].numel() for name in own)
+    if not 0 < left <= room:
+        with pytest.raises(BudgetError, match="others: the target has to be a value from"):
+            binarize(scores, budget)
+        return
+    masks = binarize(scores, budget)
+    assert masks.kept == round(density * 797)
+    for name, share in own.items():
+        assert abs(int(masks[name].sum()) - share * scores[name].numel()) < 1.0
+
+
+def test_densities_of_all_sites_have_to_make_up_the_total() -> None:
+    scores, densities = named(0), {"*.fc1.*": 0.5, "*.fc2.*": 0.25}
+    total = 0.5 * 577 + 0.25 * 220
+    masks = binarize(scores, Budget(density=round(total / 797, 3), densities=densities))
+    assert masks.kept == round(round(total / 797, 3) * 797)
+    assert abs(kept_of(masks, "fc2") - 55) <= 1
+    with pytest.raises(
+        BudgetError, match=r"keep 344, .* keeps 398, and there are 0 others: .* to be 0\.569009"
+    ):
+        binarize(scores, Budget(density=0.5, densities=densities))
+
+
+def test_densities_that_name_nothing_or_contradict_each_other_are_refused() -> None:
+    with pytest.raises(BudgetError, match=r"the pattern '\*\.fc3\.\*' matches no site"):
+        binarize(named(0), Budget(density=0.5, densities={"*.fc3.*": 0.5}))
+    twice = {"*.fc1.*": 0.5, "blocks.0.*": 0.4}
+    with pytest.raises(BudgetError, match=r"blocks\.0\.fc1\.weight is given both 0\.5 and 0\.4"):
+        binarize(named(0), Budget(density=0.5, densities=twice))
+    with pytest.raises(BudgetError, match=r"a density of 1\.5"):
+        Budget(density=0.5, densities={"*": 1.5})
+
+
+def test_densities_of_their_own_fall_with_the_whole() -> None:
+    budget = Budget(density=0.2, densities={"*.0.*": 0.6})
+    sizes = {"a.0.w": 100, "a.1.w": 300, "a.2.w": 100}
+    assert pools(sizes, budget, 1.0) == [(["a.0.w"], 1.0), (["a.1.w", "a.2.w"], 1.0)]
+    (_, own), (_, rest) = pools(sizes, budget, 0.6)
+    assert own == pytest.approx(0.8)
+    assert 100 * own + 400 * rest == pytest.approx(300)
+    (_, own), (_, rest) = pools(sizes, budget, 0.2)
+    assert (own, rest) == (0.6, pytest.approx(0.1))
+
+
+def test_normalised_scores_compete_by_their_shape_and_not_their_scale() -> None:
+    scores = {"a": torch.rand(500), "b": torch.rand(500) * 1e-3}
+    plain = binarize(scores, Budget(density=0.3, floor=0.0))
+    assert int(plain["b"].sum()) == 0
+    budget = Budget(density=0.3, floor=0.0, normalise="rms")
+    masks = binarize(scores, budget)
+    assert masks.kept == 300
+    assert abs(int(masks["a"].sum()) - 150) < 25
+    scaled = {"a": scores["a"], "b": scores["b"] * 2**10}
+    assert {n: m.tolist() for n, m in binarize(scaled, budget).items()} == {
+        n: m.tolist() for n, m in masks.items()
+    }
+    thresholds = hard_thresholds(scores, budget, 0.3)
+    assert all(torch.equal(scores[name] > thresholds[name], masks[name]) for name in scores)
+
+
+def test_soft_shifts_of_normalised_scores_meet_the_density_with_one_scalar() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {"a": torch.randn(3_000, generator=generator), "b": torch.randn(2_000) * 20 + 30}
+    budget = Budget(density=0.3, floor=0.0, normalise="rms", densities={})
+    chance = keep_probability(0.3)
+    shifts = soft_shifts(scores, budget, 0.3, chance, dict.fromkeys(scores, 0.0))
+    expected = sum(float(chance(s.double() - shifts[n]).sum()) for n, s in scores.items())
+    assert expected == pytest.approx(1_500, rel=1e-2)
+    rms = {name: float(score.square().mean().sqrt()) for name, score in scores.items()}
+    assert shifts["a"] / rms["a"] == pytest.approx(shifts["b"] / rms["b"])
+
+
+def test_soft_shifts_open_a_site_of_density_one() -> None:
+    budget = Budget(density=0.3, densities={"open": 1.0})
+    scores = {"open": torch.zeros(50), "other": torch.linspace(0, 1, 950)}
+    chance = keep_probability(0.3)
+    shifts = soft_shifts(scores, budget, 0.3, chance, {"open": 0.0, "other": 0.0})
+    assert shifts["open"] == -inf
+    assert float(chance(scores["other"].double() - shifts["other"]).sum()) == pytest.approx(
+        250, rel=1e-2
+    )

@@ -84,7 +84,7 @@ def check_whole_path(ticket, tmp_path, *, verify_model=None):
         assert torch.equal(logits_of(ticket.path, again, task, family)[0], wanted)
         checks = slt_compress.verify(out, model=verify_model, in_process=True)
         assert checks.ok, checks
-        assert {"files", "count", "origin", "weights", "ungated", "logits"} == {
+        assert {"files", "count", "origin", "pattern", "weights", "ungated", "logits"} == {
             check.name for check in checks.checks
         }
         assert slt_compress.report(out) == report

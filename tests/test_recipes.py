@@ -45,6 +45,10 @@ FULL = Recipe(
 )
 
 
+def test_options_without_a_name_are_of_the_default_method() -> None:
+    assert parse_recipe({"method": {"sigma": 0.2}}).method == {"name": "relaxed", "sigma": 0.2}
+
+
 def test_an_empty_recipe_is_the_default() -> None:
     assert parse_recipe({}) == Recipe()
     assert parse_recipe({"training": {}, "targets": None, "data": {}}) == Recipe()
@@ -53,9 +57,33 @@ def test_an_empty_recipe_is_the_default() -> None:
 @pytest.mark.parametrize("recipe", [Recipe(), FULL])
 def test_yaml_round_trips(recipe: Recipe) -> None:
     content = yaml.safe_load(recipe.to_yaml())
-    assert parse_recipe(content) == recipe
+    assert parse_recipe(content).to_dict() == recipe.to_dict()
     assert parse_recipe(content).to_yaml() == recipe.to_yaml()
     assert list(content) == list(recipe.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("content", "sparsity"),
+    [
+        ({}, 0.9),
+        ({"pattern": "2:4"}, 0.5),
+        ({"pattern": "1:4"}, 0.75),
+        ({"pattern": "neuron"}, 0.9),
+    ],
+)
+def test_a_pattern_that_fixes_the_density_gives_the_target(
+    content: dict[str, Any], sparsity: float
+) -> None:
+    recipe = parse_recipe(content)
+    assert recipe.sparsity == recipe.to_dict()["target_sparsity"] == sparsity
+    assert recipe.budget().density == pytest.approx(1 - sparsity)
+    assert parse_recipe({**content, "target_sparsity": sparsity}).budget() == recipe.budget()
+
+
+@pytest.mark.parametrize("text", ["2:4", "1:4", "4:8", "1:16", "5:64", "block:4x4", "neuron"])
+def test_an_unquoted_pattern_is_no_number(text: str) -> None:
+    assert parse_recipe(yaml.safe_load(f"pattern: {text}")).pattern == text
+    assert parse_recipe(set_key({}, f"pattern={text}")).pattern == text
 
 
 def test_values_reach_their_sections() -> None:
@@ -106,9 +134,16 @@ def test_methods_go_by_their_names(name: str) -> None:
         ({"objective": {"name": "reconstruct"}}, r"objective\.name: .*'task'"),
         ({"objective": {"label_smoothing": 2}}, r"objective\.label_smoothing is a share"),
         ({"targets": {"include": 3}}, r"targets\.include: .*, not 3"),
-        ({"scope": "row"}, r"scope: .*'global' or 'layer'"),
+        ({"scope": "row"}, r"scope: .*'global', 'type' or 'layer'"),
         ({"floor": 2.0}, r"a floor of 2\.0"),
-        ({"pattern": "2:4"}, "unknown pattern '2:4'"),
+        ({"pattern": "rows"}, "unknown pattern 'rows'"),
+        ({"pattern": "2:4", "target_sparsity": 0.9}, r"2:4 keeps 2 of 4 .* target of 0\.9"),
+        ({"pattern": "4:2"}, "the pattern '4:2' removes nothing"),
+        ({"pattern": "2:4", "densities": {"*": 0.5}}, "one density and takes no densities"),
+        ({"densities": {"*.fc1.*": 0.0}}, r"a density of 0\.0"),
+        ({"densities": {"*.fc1.*": "much"}}, r"densities\.\*\.fc1"),
+        ({"normalise": "max"}, r"normalise: .*'none' or 'rms'"),
+        ({"training": {"schedule": "step"}}, r"training\.schedule: .*'cubic'"),
         ({"target_sparsity": 1.0}, r"target_sparsity is 1\.0; it lies in \[0, 1\)"),
         ({"target_sparsity": -0.1}, r"target_sparsity is -0\.1"),
         ({"target_sparsity": float("nan")}, "target_sparsity is nan"),

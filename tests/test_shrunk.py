@@ -137,8 +137,20 @@ def test_the_same_ticket_gives_the_same_bytes(lenet, tmp_path):
 def test_a_shrunk_folder_is_proved(lenet):
     found = slt_compress.verify(lenet[1], in_process=True)
     assert {check.name: check.ok for check in found.checks} == dict.fromkeys(
-        ("files", "count", "origin", "flips", "weights", "ungated", "folds", "cut", "logits"), True
-    )
+        (
+            "files",
+            "count",
+            "origin",
+            "pattern",
+            "flips",
+            "weights",
+            "ungated",
+            "folds",
+            "cut",
+            "logits",
+        ),
+        True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["vit", "llama", "resnet"])

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from slt_compress.budget import Budget, cubic_density
+from slt_compress.budget import Budget
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.evaluation import evaluate
 from slt_compress.gating import gated
 from slt_compress.methods import METHODS, Learned, Phase, Random, Relaxed, Sample
 from slt_compress.objectives import Answer, distill_objective, forward_of, task_objective
+from slt_compress.schedules import density_at
 from slt_compress.searching import Search, SearchResult, Workload
 from slt_compress.settings import Training
 from slt_compress.sites import find_sites
@@ -201,7 +202,7 @@ def test_the_scheduled_density_is_met_at_every_step() -> None:
     steps = steps_of(network(200), training, spy)
     total = 200 * 48 + 48 * 2
     for index, step in enumerate(steps):
-        expected = cubic_density(index / 30, start=0.8, target=0.1, ramp=0.5)
+        expected = density_at(index / 30, "cubic", start=0.8, target=0.1, ramp=0.5)
         assert step.density == pytest.approx(expected)
         share = float(torch.cat(spy.open[index]).float().mean())
         assert share == pytest.approx(expected, abs=1 / total if step.hard else 0.02)

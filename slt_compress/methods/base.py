@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 from slt_compress.budget import Budget
+from slt_compress.layouts import ELEMENTWISE, Layout
 
 Prior = Literal["magnitude", "wanda", "none"]
 
@@ -40,12 +41,14 @@ class Sample:
         shift: the budget's scalar, subtracted from the score (soft) or compared with (hard).
         key: seed of the sample: a pure function of search seed, step and site.
         rescale: divide by the rms of the gates, so that the signal keeps its scale.
+        layout: how the scores lie on the weight.
     """
 
     phase: Phase
     shift: float
     key: int
     rescale: bool
+    layout: Layout = ELEMENTWISE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,10 @@ class Learned(Protocol):
         """Whether a random init makes up for the removed weights, in the search and after it."""
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
-        """First scores (fp32, the weight's shape); `prior` is a rank in [0, 1] or None."""
+        """First scores (fp32, the shape of `weight`); `prior` is a rank in [0, 1] or None.
+
+        Where a unit is larger than a weight, `weight` holds the norm of each unit.
+        """
 
     def shifts(
         self,
@@ -91,7 +97,10 @@ class Learned(Protocol):
         phase: Phase,
         last: Mapping[str, float],
     ) -> dict[str, float]:
-        """The scalar of each site that meets `density` at this step, warm-started from `last`."""
+        """The scalar of each site that meets `density` at this step, warm-started from `last`.
+
+        `scores` are as they compete: sizes of signed ones, centred ones of N:M.
+        """
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` times the sampled gate, in the dtype of `weight`; differentiable in `score`."""
@@ -108,9 +117,10 @@ class OneShot(Protocol):
     calibrated: ClassVar[bool]
 
     def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
-        """Scores (the weight's shape; fp64 where fp32 is too coarse); `key` orders equal ones.
+        """Scores (the shape of `weight`; fp64 where fp32 is too coarse); `key` orders equal ones.
 
-        `inputs` is given to a method that is `calibrated`.
+        `inputs` is given to a method that is `calibrated`. Where a unit is larger than a weight,
+        `weight` holds the norm of each unit, of its weights times those of their inputs.
         """
 
 

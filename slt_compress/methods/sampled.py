@@ -102,8 +102,6 @@ class Sampled:
     ) -> dict[str, float]:
         """Tau of each site: of the expected rounded gates, or of the exact order statistic."""
         law = self.law(phase)
-        if self.signed:
-            scores = {name: score.abs() for name, score in scores.items()}
         if phase.hard:
             exact = hard_thresholds(scores, budget, density)
             return {name: value - law.threshold for name, value in exact.items()}
@@ -133,25 +131,35 @@ class _SampledGate(torch.autograd.Function):
     def forward(
         ctx: Any, score: Tensor, weight: Tensor, sample: Sample, law: Law, signed: bool
     ) -> Tensor:
-        size = score.abs() if signed else score
+        size = _size(score, sample) if signed else score
         if sample.phase.hard:
             gate = (size > sample.shift + law.threshold).to(score.dtype)
         else:
             gate = law.gate_(_noisy(size, sample, law))
         if signed:
             gate = gate.copysign_(score)
-        scale = _inverse_rms(gate) if sample.rescale else 1.0
+        spread = sample.layout.expand(gate)  # the gate itself where units are weights
+        scale = _inverse_rms(spread) if sample.rescale else 1.0
         ctx.save_for_backward(score, weight)
         ctx.sample, ctx.law, ctx.scale, ctx.signed = sample, law, scale, signed
-        return gate.mul_(weight).mul_(scale).to(weight.dtype)
+        product = gate.mul_(weight) if spread is gate else spread * weight
+        return product.mul_(scale).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         score, weight = ctx.saved_tensors
-        size = score.abs() if ctx.signed else score
+        size = _size(score, ctx.sample) if ctx.signed else score
         slope = ctx.law.slope_(_noisy(size, ctx.sample, ctx.law))
-        gradient = slope.mul_(grads[0]).mul_(weight).mul_(ctx.scale)
-        return gradient, None, None, None, None
+        if slope.shape == weight.shape:
+            gradient = slope.mul_(grads[0]).mul_(weight)
+        else:
+            gradient = slope.mul_(ctx.sample.layout.reduce(grads[0].to(slope.dtype) * weight))
+        return gradient.mul_(ctx.scale), None, None, None, None
+
+
+def _size(score: Tensor, sample: Sample) -> Tensor:
+    """What a signed score competes with: it cannot be centred in place, as its sign counts."""
+    return sample.layout.centre(score.abs())
 
 
 def _noisy(score: Tensor, sample: Sample, law: Law) -> Tensor:

@@ -54,6 +54,7 @@ def write_ticket(
     run: Mapping[str, Any],
     card: str,
     sites: Mapping[str, Mapping[str, Any]] | None = None,
+    units: Mapping[str, tuple[int, int]] | None = None,
     scores: Mapping[str, Tensor] | None = None,
     origin_tensors: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Any] | None = None,
@@ -79,6 +80,7 @@ def write_ticket(
         run: seconds, dates, paths, machine: whatever may differ between equal runs.
         card: Markdown text of README.md.
         sites: more facts per site, such as `dtype` and `kind`.
+        units: kept and gated units of each site, where a unit is larger than a weight.
         scores: the scores behind the masks.
         origin_tensors: the origin's own weights, where they cannot be had again.
         extra: further JSON-able facts, such as the thread count.
@@ -98,7 +100,7 @@ def write_ticket(
         "skipped": skipped,
         "weights_hash": weights_hash,
         "extra": extra or {},
-        **_mask_records(masks, sites or {}, parameters),
+        **_mask_records(masks, sites or {}, parameters, units),
         "buffers": sorted(buffers),
         "stored": sorted(stored),
     }
@@ -129,7 +131,10 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 def _mask_records(
-    masks: Masks, sites: Mapping[str, Mapping[str, Any]], parameters: int
+    masks: Masks,
+    sites: Mapping[str, Mapping[str, Any]],
+    parameters: int,
+    units: Mapping[str, tuple[int, int]] | None,
 ) -> dict[str, Any]:
     """Make the entries `counts` and `sites` of the manifest."""
     if not sites.keys() <= masks.keys():
@@ -143,11 +148,18 @@ def _mask_records(
         }
         for name, mask in masks.items()
     }
-    counts = {"kept": masks.kept, "gated": masks.total, "parameters": parameters}
+    counts: dict[str, Any] = {
+        "kept": masks.kept, "gated": masks.total, "parameters": parameters
+    }  # fmt: skip
     for name, flip in masks.flips.items():
         records[name]["flips"] = int(flip.count_nonzero())
     if masks.flips:
         counts["flips"] = masks.flipped
+    if units is not None:
+        for name, (kept, gated) in units.items():
+            records[name]["units"] = {"kept": kept, "gated": gated}
+        kept, gated = (sum(part) for part in zip(*units.values(), strict=True))
+        counts["units"] = {"kept": kept, "gated": gated}
     return {"counts": counts, "sites": records}
 
 

@@ -1,0 +1,81 @@
+"""Selection: order statistics with exact counts, histograms, roots of monotone functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BINS = 1024
+
+
+def threshold(flat: Tensor, kept: int) -> float:
+    """The largest value with at most `kept` scores above it; fewer where equal scores straddle."""
+    if kept >= flat.numel():
+        return float("-inf")
+    rank = flat.numel() - kept - 1
+    if flat.device.type == "cpu":  # numpy's introselect is several times faster than kthvalue
+        return float(np.partition(flat.numpy(), rank)[rank])
+    return float(flat.kthvalue(rank + 1).values)
+
+
+def top(flat: Tensor, kept: int) -> Tensor:
+    """Mask of the `kept` highest scores; equal scores are taken in order."""
+    value = threshold(flat, kept)
+    keep = flat > value
+    missing = kept - int(keep.count_nonzero())
+    if missing:
+        keep[(flat == value).nonzero().reshape(-1)[:missing]] = True
+    return keep
+
+
+def histogram(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and how often each occurs (float64, CPU): the scores, or the centres of their bins.
+
+    One pass over the scores; the search for a shift then costs the same for any model.
+    """
+    if score.numel() <= _BINS:
+        values = score.detach().reshape(-1).double().cpu()
+        return values, torch.ones_like(values)
+    low, high = (float(bound) for bound in score.detach().aminmax())
+    if low == high:
+        return torch.tensor([low]).double(), torch.tensor([score.numel()]).double()
+    # bincount of the bin numbers: several times faster than histc on a CPU
+    bins = (score.detach().float() - low).mul_(_BINS / (high - low)).int().clamp_(max=_BINS - 1)
+    counts = bins.reshape(-1).bincount(minlength=_BINS).double().cpu()
+    centres = low + (torch.arange(_BINS).double() + 0.5) * ((high - low) / _BINS)
+    return centres, counts
+
+
+def root(excess: Callable[[float], float], guess: float, *, tolerance: float) -> float:
+    """Root of a decreasing function by the Illinois variant of the secant search."""
+    width = 0.05
+    low = high = guess
+    at_low = at_high = excess(guess)
+    if abs(at_low) <= tolerance:
+        return guess
+    while at_low < 0.0:
+        high, at_high = low, at_low
+        low, width = low - width, width * 2
+        at_low = excess(low)
+    while at_high > 0.0:
+        low, at_low = high, at_high
+        high, width = high + width, width * 2
+        at_high = excess(high)
+    middle, side = guess, 0
+    for _ in range(60):
+        middle = (low * at_high - high * at_low) / (at_high - at_low)
+        value = excess(middle)
+        if abs(value) <= tolerance or high - low < 1e-9:
+            break
+        if value > 0.0:
+            low, at_low = middle, value
+            at_high *= 0.5 if side == 1 else 1.0
+            side = 1
+        else:
+            high, at_high = middle, value
+            at_low *= 0.5 if side == -1 else 1.0
+            side = -1
+    return middle
