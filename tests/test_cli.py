@@ -383,12 +383,17 @@ def test_a_search_that_is_interrupted(signum, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a suite in the background of a shell ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),
     )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("step 1/")
-    time.sleep(0.2)
-    process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("step 1/")
+        time.sleep(0.2)
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 128 + signum
     assert out == ""
     assert "Traceback" not in err
