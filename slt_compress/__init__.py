@@ -1,6 +1,7 @@
 """slt-compress: make neural networks smaller without touching a weight.
 
-The public names are resolved on first use, so that importing the package imports no torch.
+The public names are resolved on first use, so that importing the package imports no torch. Its one
+side effect: transformers can open artifacts (`registering`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slt_compress.errors import SltError
+from slt_compress.registering import register
 
 if TYPE_CHECKING:
+    from slt_compress.adapters import Base as Base
     from slt_compress.api import compare as compare
     from slt_compress.api import evaluate as evaluate
     from slt_compress.api import export as export
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Base": "adapters",
     "Budget": "budget",
     "Masks": "masks",
     "Recipe": "recipes",
@@ -60,8 +64,11 @@ __all__ = [  # noqa: RUF022  (verbs, then types)
     "Recipe",
     "Ticket",
     "Masks",
+    "Base",
     "SltError",
 ]
+
+register()
 
 
 def __getattr__(name: str) -> Any:

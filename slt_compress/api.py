@@ -9,25 +9,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slt_compress.artifact import Artifact, is_artifact
 from slt_compress.budget import Budget
-from slt_compress.compacting import export_shrunk, export_whole
+from slt_compress.compacting import export_shrunk
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.data import default_spec, open_data, prepare
 from slt_compress.errors import ArtifactError, SltError, TicketError
+from slt_compress.exporting import export_ticket
 from slt_compress.files import read_json
 from slt_compress.fitting import plan_sites
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
+from slt_compress.origins import local_folder, module_checkpoint
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
 from slt_compress.recording import model_name, record, target_of
 from slt_compress.reporting import Report, make_report
 from slt_compress.runtime import (
     as_origin,
     as_runtime,
-    module_checkpoint,
     open_path,
     origin_of,
 )
@@ -37,9 +39,7 @@ from slt_compress.ticket import Ticket, free_path, newest, read_ticket
 from slt_compress.verifying import Verification, verify_apart, verify_path
 from slt_compress.workloads import checkpoint_workload, open_source, own_workload
 
-TICKETS = Path("tickets")
-EXPORTS = Path("exports")
-COMPARISONS = Path("compare")
+TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
 
 
 def search(
@@ -168,6 +168,8 @@ def export(
     origin: str | Path | None = None,
     model: nn.Module | None = None,
     inputs: tuple[Tensor, ...] | None = None,
+    values_dtype: str | None = None,
+    max_shard_size: str | int | None = None,
 ) -> Artifact:
     """Export the masked model of a ticket (default: the newest) into a new folder.
 
@@ -175,8 +177,9 @@ def export(
         format: a name in `slt_compress.formats.FORMATS`.
         shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
-        origin: where the weights are read from instead of the recorded place.
-        model: the module of your own that the ticket was searched on; `inputs` is what it takes.
+        origin, model: as for `load`; `inputs` is what a module of your own takes.
+        values_dtype: `bf16` or `fp16`: round kept weights in the file, which is lossy.
+        max_shard_size: of a weight file, in bytes or such as `2GB`.
 
     Raises:
         SltError: the ticket, its origin or the target cannot be used, or nothing can be shrunk.
@@ -184,12 +187,13 @@ def export(
     folder = Path(ticket) if ticket is not None else newest(TICKETS)
     if is_artifact(folder):
         raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
-    default = EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}"
-    target = Path(out or default)
-    if shrink:
-        return export_shrunk(folder, target, format=format, origin=origin, model=model,
-                             inputs=inputs)  # fmt: skip
-    return export_whole(folder, target, format=format, origin=origin, model=model)
+    target = Path(out or EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}")
+    if not shrink:
+        return export_ticket(folder, target, format=format, origin=origin, model=model,
+                             values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+    if values_dtype is not None or max_shard_size is not None:
+        raise ArtifactError("a shrunk export is one file in the model's own dtype")
+    return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
 
 
 def load(
@@ -198,19 +202,24 @@ def load(
     origin: str | Path | None = None,
     model: nn.Module | None = None,
     runtime: str = "dense",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
 ) -> nn.Module:
-    """A ready module, on the CPU in eval mode, from a ticket or an exported folder.
+    """A ready module in eval mode, from a ticket or an exported folder.
 
     Args:
-        path: the folder.
+        path: the folder, or the id of a hub repository.
         origin: where a ticket's weights are read from instead of the recorded place.
         model: the module that a ticket of kind `module` was searched on; it is copied.
         runtime: `dense`.
+        device: where its weights go.
+        revision: branch, tag or commit of a hub repository.
 
     Raises:
         SltError: the folder or its origin cannot be used.
     """
-    return as_runtime(open_path(path, origin=origin, model=model), runtime)
+    opened = open_path(local_folder(path, revision), origin=origin, model=model)
+    return as_runtime(opened, runtime).to(device)
 
 
 def verify(

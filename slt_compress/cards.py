@@ -37,8 +37,33 @@ def ticket_card(
     return "\n".join(lines)
 
 
-def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder: str) -> str:
-    """Markdown for an exported folder."""
+def derived_card(origin: Mapping[str, Any], masks: Masks, note: str) -> str:
+    """Markdown for a ticket that no search made."""
+    lines = [
+        _front_matter(origin),
+        f"# {_title(origin)}: a ticket",
+        "",
+        f"{masks.kept:,} of {masks.total:,} gated weights are kept "
+        f"({1 - masks.density:.2%} sparse): {note}. This folder holds masks, not weights.",
+        "",
+        "```python",
+        *_own_loading("path/to/this/folder", origin),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def artifact_card(
+    report: Report,
+    format: str,
+    origin: Mapping[str, Any],
+    folder: str,
+    *,
+    rounded_to: str | None = None,
+) -> str:
+    """Markdown for an exported folder, whose kept weights may be rounded."""
+    exactly = f", rounded to {rounded_to}." if rounded_to else ", bit for bit."
     sparsity = report.sparsity
     lines = [
         _front_matter(origin),
@@ -47,7 +72,8 @@ def artifact_card(report: Report, format: str, origin: Mapping[str, Any], folder
         f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
         f"{sparsity['parameters']:,} parameters in all{_pattern_clause(report)}. Every kept weight "
         "is the origin's"
-        + (" times the recorded gain of its layer." if origin.get("init") else ", bit for bit."),
+        + (" times the recorded gain of its layer" if origin.get("init") else "")
+        + exactly,
         "",
         *_flips(sparsity.get("flips", 0), sparsity["kept"]),
         *_metric_table(report.metrics),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,23 +18,30 @@ from slt_compress.options import (
     Dataset,
     Device,
     Epochs,
+    Format,
     Init,
     Json,
     Lr,
+    MaxShardSize,
     Newest,
     Origin,
+    PushToHub,
     Quiet,
     RecipeName,
     Revision,
     Set,
     Source,
     Steps,
+    ValuesDtype,
     Weights,
     listed,
     numbers,
+    push_if_asked,
     resolve,
     start_of,
 )
+from slt_compress.printing import print_json
+from slt_compress.shelf import import_command, tickets_app
 
 app = typer.Typer(
     name="slt-compress",
@@ -47,6 +52,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(tickets_app, name="tickets")
+app.command("import")(import_command)
 
 
 def _version(wanted: bool) -> None:
@@ -97,6 +104,7 @@ def search(
     recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the ticket.")] = None,
+    push_to_hub: PushToHub = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -115,8 +123,9 @@ def search(
 
     with search_progress(quiet=quiet) as on_step:
         ticket = api.search(source, out=out, recipe=resolved, on_step=on_step)
+    push_if_asked(ticket.path, push_to_hub)
     if as_json:
-        _print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
+        print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
     else:
         print(ticket.path)
 
@@ -128,7 +137,7 @@ def report(path: Newest = None, as_json: Json = False) -> None:
 
     found = api.report(path)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
         return
     from slt_compress.console import print_report
 
@@ -138,10 +147,13 @@ def report(path: Newest = None, as_json: Json = False) -> None:
 @app.command()
 def export(
     ticket: Newest = None,
-    format: Annotated[str, typer.Option(help="dense or sparse-csr.")] = "dense",
+    format: Format = "dense",
     shrink: Annotated[bool, typer.Option("--shrink", help="Cut empty rows and columns.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="A new folder.")] = None,
     origin: Origin = None,
+    values_dtype: ValuesDtype = None,
+    max_shard_size: MaxShardSize = None,
+    push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
     """Write the masked model of a ticket as a folder that can be loaded."""
@@ -154,11 +166,13 @@ def export(
     from slt_compress.cards import how_to_load
     from slt_compress.console import print_artifact
 
-    made = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin)
+    made = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
+                      values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
     found = api.report(made.path)
     print_artifact(made, how_to_load(made.format, found.source, str(made.path)), found.warnings)
+    push_if_asked(made.path, push_to_hub)
     if as_json:
-        _print_json({"path": str(made.path), "format": made.format, "bytes": made.nbytes,
+        print_json({"path": str(made.path), "format": made.format, "bytes": made.nbytes,
                      "dense_bytes": made.dense_nbytes})  # fmt: skip
         return
     print(made.path)
@@ -171,7 +185,7 @@ def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) ->
 
     found = api.verify(path, origin=origin, in_process=True)
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         from slt_compress.console import print_verification
 
@@ -196,7 +210,7 @@ def evaluate(
     resolved = resolve(recipe.to_dict(), set_, {"training.batch_size": batch_size})
     found = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     from slt_compress.console import print_metrics
 
@@ -255,24 +269,11 @@ def compare(
             on_step=on_step, on_row=on_row,
         )  # fmt: skip
     if as_json:
-        _print_json(found.to_dict())
+        print_json(found.to_dict())
     else:
         print_comparison(found)
     if found.failed:
         raise typer.Exit(1)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(_finite(content), indent=2, sort_keys=True, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have: inf and nan."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def main(arguments: list[str] | None = None) -> None:

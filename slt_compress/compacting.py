@@ -1,4 +1,4 @@
-"""Export the masked model of a ticket, whole or without the units that it does not need."""
+"""Export the masked model of a ticket without the units that it does not need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from slt_compress.artifact import (
     Artifact,
     Proof,
     describe_artifact,
-    write_artifact,
     write_shrunk,
 )
 from slt_compress.cards import artifact_card
@@ -23,7 +22,7 @@ from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.objectives import forward_of
 from slt_compress.provenance import provenance_of
 from slt_compress.reporting import make_report
-from slt_compress.runtime import Opened, open_path, refuse_flattened
+from slt_compress.runtime import Opened, open_path
 from slt_compress.shrinking import Shrinking, shrink
 from slt_compress.ticket import read_probe, ticket_hash
 
@@ -31,34 +30,6 @@ _EXPECTATIONS = (
     "disk, memory and speed: the matrices themselves are smaller, for whatever runs dense ones; "
     "zeros that are left in them gain nothing",
 )
-
-
-def export_whole(
-    folder: Path,
-    target: Path,
-    *,
-    format: str,
-    origin: str | Path | None = None,
-    model: nn.Module | None = None,
-) -> Artifact:
-    """Export the ticket in `folder` with all its units; the arguments are those of `api.export`.
-
-    Raises:
-        SltError: the ticket, its origin or the target cannot be used.
-    """
-    opened = open_path(folder, origin=origin, model=model)
-    found = opened.ticket
-    if found is None or opened.masks is None:
-        raise TicketError(f"{folder} is not a ticket")
-    if format == "dense":
-        refuse_flattened(opened)
-    made = make_report(found)
-    return write_artifact(
-        target, format=format, checkpoint=opened.checkpoint, module=opened.module,
-        masks=opened.masks, report=made.to_dict(), ticket_hash=ticket_hash(folder),
-        provenance=provenance_of(found).to_dict(), probe=read_probe(folder),
-        card=artifact_card(made, format, found.origin, target.name),
-    )  # fmt: skip
 
 
 def export_shrunk(

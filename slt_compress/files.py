@@ -81,11 +81,16 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        head = json.dumps([name, dtype_name(tensor.dtype), list(tensor.shape)])
-        digest.update(head.encode() + b"\n")
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        update_digest(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def update_digest(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
+    """Add one tensor to a hash of tensors: its name, dtype, shape and values."""
+    plain = tensor.detach().cpu().contiguous()
+    head = json.dumps([name, dtype_name(plain.dtype), list(plain.shape)])
+    digest.update(head.encode() + b"\n")
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

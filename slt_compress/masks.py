@@ -116,4 +116,4 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     bits = np.unpackbits(packed.cpu().numpy(), bitorder="little")
     if bits[count:].any():
         raise ValueError("a padding bit behind the mask is set")
-    return torch.from_numpy(bits[:count].astype(bool)).reshape(shape)
+    return torch.from_numpy(bits[:count].view(np.bool_)).reshape(shape)

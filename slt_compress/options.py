@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +40,32 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the training spl
 BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
 Lr = Annotated[float | None, typer.Option(help="Learning rate of the scores.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
+Format = Annotated[
+    str, typer.Option(help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor) or mask.")
+]
+ValuesDtype = Annotated[
+    str | None, typer.Option(help="Round kept weights to bf16 or fp16 in the file (lossy).")
+]
+MaxShardSize = Annotated[
+    str | None, typer.Option(help="Split larger weight files, e.g. 2GB; default 5GB.")
+]
+
+
+def _repository(value: str | None) -> str | None:
+    """Refuse an id that no repository can have, before the work and not after it."""
+    if value is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
+        raise typer.BadParameter(f"{value!r} is no id of a repository; say ORG/NAME")
+    return value
+
+
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORG/NAME",
+        callback=_repository,
+        help="Upload the folder to this hub repository.",
+    ),
+]
 RecipeName = Annotated[str | None, typer.Option("--recipe", help="Name or YAML file of a recipe.")]
 Set = Annotated[
     list[str] | None,
@@ -108,3 +136,15 @@ def numbers(text: str, option: str) -> list[float]:
     except ValueError:
         raise typer.BadParameter(f"{text!r} has an entry that is no number",
                                  param_hint=option) from None  # fmt: skip
+
+
+def push_if_asked(folder: Path, repo: str | None) -> None:
+    """Upload what a command wrote, where that was asked for; its address goes to stderr.
+
+    Raises:
+        SltError: it could not be pushed.
+    """
+    if repo is not None:
+        from slt_compress.pushing import push
+
+        print(f"pushed to {push(folder, repo)}", file=sys.stderr)

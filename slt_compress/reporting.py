@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from slt_compress.errors import SltError, TicketError
-from slt_compress.formats import FORMATS, model_nbytes
+from slt_compress.formats import FORMATS, NmPattern, find_pattern
 from slt_compress.manifests import Manifest, as_shape
 from slt_compress.provenance import provenance_of
 from slt_compress.ticket import Ticket
@@ -167,16 +167,17 @@ def _layer(name: str, site: Mapping[str, Any]) -> dict[str, Any]:
 def _sizes(ticket: Ticket) -> dict[str, int]:
     """Bytes of all tensors in each format; headers (a few per cent of a tiny file) aside."""
     dense = _extra(ticket).get("dense_nbytes")
-    shapes: list[tuple[tuple[int, ...], int, torch.dtype]] = []
+    shapes: list[tuple[tuple[int, ...], int, torch.dtype, NmPattern | None]] = []
     for name, site in ticket.summary["sites"].items():
         dtype = vars(torch).get(str(site.get("dtype")))
         if not isinstance(dtype, torch.dtype):
             raise TicketError(f"{ticket.path} is damaged: {name} has no known dtype")
-        shapes.append((tuple(site["shape"]), site["kept"], dtype))
+        pattern = find_pattern(ticket.masks[name])
+        shapes.append((tuple(site["shape"]), site["kept"], dtype, pattern))
     gated = sum(FORMATS["dense"].nbytes(*site) for site in shapes)
     if type(dense) is not int or dense < gated:
         raise TicketError(f"{ticket.path} is damaged: it says its model has {dense} bytes")
-    return {name: model_nbytes(codec, dense, shapes) for name, codec in FORMATS.items()}
+    return {name: format.model_nbytes(dense, shapes) for name, format in FORMATS.items()}
 
 
 def _extra(ticket: Ticket) -> Mapping[str, Any]:
@@ -234,14 +235,14 @@ def _without_effect(ticket: Ticket) -> list[str]:
 
 def _expectations(sizes: Mapping[str, int], pattern: str) -> tuple[str, ...]:
     """What the zeros of a pattern buy on disk and in the runtimes that people use."""
-    smaller = "smaller" if sizes["sparse-csr"] < sizes["dense"] else "NOT smaller"
+    smaller = "smaller" if sizes["auto"] < sizes["dense"] else "NOT smaller"
     gpu = "unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels"
     if pattern == "2:4":
         gpu = "the 2:4 pattern has kernels in half precision; a dense export does not use them"
     elif pattern in ("neuron", "channel", "head"):
         gpu = "whole units are zero, so that smaller matrices could do the same work"
     return (
-        f"disk: the sparse-csr file is {smaller} than the dense one; the dense export is not, as "
+        f"disk: the auto format is {smaller} than the dense model; the dense export never is, as "
         "zeros take as many bytes as other numbers",
         "speed: dense kernels (PyTorch, ONNX Runtime, TensorRT) run at the same speed and in the "
         "same memory as before; zeros alone make nothing faster",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -14,14 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from slt_compress.artifact import Proof, is_artifact, read_artifact, read_masks, read_proof
-from slt_compress.checkpoints import Checkpoint, Init, reopen
-from slt_compress.errors import ArtifactError, SltError, SourceError, TicketError
+from slt_compress.artifact import (
+    MASK_FORMAT,
+    MaskArtifact,
+    Proof,
+    describe_artifact,
+    is_artifact,
+    read_artifact,
+    read_mask_artifact,
+    read_proof,
+)
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import sha256_tensors
 from slt_compress.gating import kept_buffers, masked_weight, set_buffers
 from slt_compress.masks import Masks
-from slt_compress.provenance import provenance_of
-from slt_compress.ticket import ORIGIN, Ticket, read_origin_tensors, read_ticket
+from slt_compress.origins import RecordedOrigin, origin_of_artifact, origin_of_ticket, recorded_init
+from slt_compress.provenance import Provenance, check_provenance, provenance_of
+from slt_compress.ticket import Ticket, read_ticket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +47,7 @@ class Opened:
         entries: stored tensors of an artifact; empty for a ticket.
         ticket: None for an artifact.
         proof: of a shrunk artifact, what it is proved from; `masks` are of the model before.
+        recorded: the whole origin, for a ticket and for an artifact that is a mask alone.
         flattened: sites of a ticket whose weight the origin computes by a parametrization (weight
             norm); in this module it is a plain parameter.
     """
@@ -48,6 +59,7 @@ class Opened:
     entries: Mapping[str, Mapping[str, Any]]
     ticket: Ticket | None
     proof: Proof | None = None
+    recorded: RecordedOrigin | None = None
     flattened: tuple[str, ...] = ()
 
     @property
@@ -75,32 +87,92 @@ def open_path(
     folder = Path(path)
     if not folder.exists():
         raise SltError(f"there is no {folder}")
-    if is_artifact(folder):
-        copy = None if model is None else deepcopy(model).cpu()
-        loaded = read_artifact(folder, model=copy)
-        provenance, proof = loaded.manifest.get("provenance"), read_proof(loaded)
-        # pictures are made for the size that a random init was built for, not its processor's
-        checkpoint = replace(loaded.checkpoint, init=_recorded_init(provenance))
-        return Opened(
-            path=folder, checkpoint=checkpoint,
-            masks=read_masks(folder) if proof is None else proof.masks,
-            provenance=provenance, entries=loaded.artifact.entries, ticket=None, proof=proof,
-        )  # fmt: skip
-    ticket = read_ticket(folder)
-    provenance = provenance_of(ticket)
-    checkpoint = open_origin(ticket, origin=origin, model=model)
-    weights = site_weights(checkpoint.module, shapes_of(ticket.masks))
-    if sha256_tensors(weights) != provenance.weights_hash:
-        raise TicketError(
-            f"the weights of {origin or ticket.origin.get('source')} are not those that {folder} "
-            f"was searched on{_versions_note(ticket)}"
-        )
-    flattened = apply_masks_(checkpoint.module, ticket.masks, ticket.gains)
-    set_buffers(checkpoint.module, ticket.buffers)
+    if not is_artifact(folder):
+        return mask_of(read_ticket(folder)).open(origin=origin, model=model)
+    if describe_artifact(folder).format == MASK_FORMAT:
+        return mask_of(read_mask_artifact(folder)).open(origin=origin, model=model)
+    copy = None if model is None else deepcopy(model).cpu()
+    loaded = read_artifact(folder, model=copy)
+    provenance, proof = loaded.manifest.get("provenance"), read_proof(loaded)
+    # pictures are made for the size that a random init was built for, not its processor's
+    checkpoint = replace(loaded.checkpoint, init=recorded_init(provenance))
     return Opened(
-        path=folder, checkpoint=checkpoint, masks=ticket.masks, provenance=provenance.to_dict(),
-        entries={}, ticket=ticket, flattened=flattened,
+        path=folder, checkpoint=checkpoint, masks=loaded.masks if proof is None else proof.masks,
+        provenance=provenance, entries=loaded.artifact.entries, ticket=None, proof=proof,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskOfOrigin:
+    """A mask and the origin it is for, out of a ticket or of an artifact of the format `mask`.
+
+    `masks` are unpacked only after the origin was seen to have weights of these `shapes`.
+    """
+
+    recorded: RecordedOrigin
+    provenance: Provenance
+    shapes: Mapping[str, tuple[int, ...]]
+    masks: Callable[[], Masks]
+    buffers: Mapping[str, Tensor]
+    entries: Mapping[str, Mapping[str, Any]]
+    ticket: Ticket | None
+
+    def open(self, *, origin: str | Path | None, model: nn.Module | None) -> Opened:
+        """The origin under the mask."""
+        checkpoint = self.recorded.open(origin=origin, model=model)
+        masks, flattened = self.put_on_(checkpoint.module, str(origin) if origin else None)
+        return Opened(
+            path=self.recorded.path,
+            checkpoint=checkpoint,
+            masks=masks,
+            provenance=self.provenance.to_dict(),
+            entries=self.entries,
+            ticket=self.ticket,
+            recorded=self.recorded,
+            flattened=flattened,
+        )
+
+    def put_on_(self, module: nn.Module, named: str | None = None) -> tuple[Masks, tuple[str, ...]]:
+        """Mask a module in place, its frozen weights proven to be the ones of the search."""
+        recorded = self.recorded
+        weights = site_weights(module, self.shapes)
+        if sha256_tensors(weights) != self.provenance.weights_hash:
+            raise recorded.error(
+                f"the weights of {named or recorded.record.get('source')} are not those that "
+                f"{recorded.path} was searched on{_versions_note(recorded.record)}"
+            )
+        masks = self.masks()
+        flattened = apply_masks_(module, masks, self.provenance.gains)
+        set_buffers(module, self.buffers)
+        return masks, flattened
+
+
+def mask_of(found: Ticket | MaskArtifact) -> MaskOfOrigin:
+    """What a ticket or an artifact of the format `mask` puts on its origin.
+
+    Raises:
+        SltError: it does not say what its origin is.
+    """
+    if isinstance(found, Ticket):
+        return MaskOfOrigin(
+            recorded=origin_of_ticket(found),
+            provenance=provenance_of(found),
+            shapes=shapes_of(found.masks),
+            masks=lambda: found.masks,
+            buffers=found.buffers,
+            entries={},
+            ticket=found,
+        )
+    given = found.manifest.get("provenance")
+    return MaskOfOrigin(
+        recorded=origin_of_artifact(found.path, given, found),
+        provenance=check_provenance(given, found.path, ArtifactError),
+        shapes=found.shapes,
+        masks=found.masks,
+        buffers=found.buffers,
+        entries=found.entries,
+        ticket=None,
+    )
 
 
 def origin_of(
@@ -111,16 +183,12 @@ def origin_of(
     Raises:
         SltError: it is not recorded, or cannot be had.
     """
-    if opened.ticket is not None:
-        return open_origin(opened.ticket, origin=origin, model=model)
-    if origin is not None and (Path(origin) / "ticket.json").is_file():
-        return open_origin(read_ticket(origin), model=model)
-    record = opened.provenance.get("origin") if isinstance(opened.provenance, Mapping) else None
-    if not isinstance(record, Mapping):
-        raise ArtifactError(f"{opened.path} does not record its origin")
-    if record.get("kind") == "module":
-        return module_checkpoint(_own_module(opened.path, model))
-    return reopen(record, override=origin)
+    recorded = opened.recorded
+    if recorded is None and origin is not None and (Path(origin) / "ticket.json").is_file():
+        return origin_of_ticket(read_ticket(origin)).open(model=model)
+    if recorded is None:
+        recorded = origin_of_artifact(opened.path, opened.provenance)
+    return recorded.open(origin=origin, model=model)
 
 
 @contextmanager
@@ -143,55 +211,6 @@ def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
     finally:
         for name, weight in here.items():
             weight.data = masked[name]
-
-
-def open_origin(
-    ticket: Ticket, *, origin: str | Path | None = None, model: nn.Module | None = None
-) -> Checkpoint:
-    """The checkpoint that a ticket was searched on, its weights untouched.
-
-    Raises:
-        SourceError: it cannot be had, or the ticket is of a module of the user's own and `model`
-            is missing.
-    """
-    if ticket.origin.get("kind") == "module":
-        return module_checkpoint(_own_module(ticket.path, model))
-    checkpoint = reopen(ticket.origin, override=origin)
-    stored = dict(ticket.stored)
-    if ORIGIN in ticket.summary["files"]:  # read_ticket checked that it is an object
-        stored |= read_origin_tensors(ticket.path)
-    state = checkpoint.module.state_dict()
-    for name in checkpoint.stored:
-        if name not in stored or name not in state or stored[name].shape != state[name].shape:
-            raise TicketError(f"{ticket.path} does not hold the stored tensor {name}")
-        state[name].copy_(stored[name])
-    return checkpoint
-
-
-def _recorded_init(provenance: object) -> Init | None:
-    """The random init behind an artifact, where it says of one."""
-    origin = provenance.get("origin") if isinstance(provenance, Mapping) else None
-    init = origin.get("init") if isinstance(origin, Mapping) else None
-    scheme, seed = (init.get("scheme"), init.get("seed")) if isinstance(init, dict) else (0, 0)
-    return Init(scheme=scheme, seed=seed) if isinstance(scheme, str) and type(seed) is int else None
-
-
-def _own_module(path: Path, model: nn.Module | None) -> nn.Module:
-    if model is None:
-        raise SourceError(
-            f"{path} was searched on a module of your own: hand it over with "
-            "slt_compress.load(PATH, model=module)"
-        )
-    return deepcopy(model).cpu().eval()
-
-
-def module_checkpoint(module: nn.Module) -> Checkpoint:
-    """A module of the user's own, as a checkpoint."""
-    return Checkpoint(
-        source=type(module).__name__, kind="module", revision=None, family="module",
-        task="features", module=module, config={}, folder=None, classes=None, num_classes=None,
-        trained_head=False, init=None, weights=None, license=None, file_keys={}, stored=(),
-    )  # fmt: skip
 
 
 def shapes_of(masks: Masks) -> dict[str, tuple[int, ...]]:
@@ -259,19 +278,6 @@ def environment(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def refuse_flattened(opened: Opened) -> None:
-    """Refuse a model whose library would not write the masked weights but parts of them.
-
-    Raises:
-        ArtifactError: a site was computed by a parametrization.
-    """
-    if opened.flattened and opened.checkpoint.family in ("transformers", "timm"):
-        raise ArtifactError(
-            f"{opened.flattened[0]} is computed by a parametrization (weight norm), so the model's "
-            "library cannot store it masked: use --format sparse-csr"
-        )
-
-
 def as_runtime(opened: Opened, runtime: str) -> nn.Module:
     """The model on a runtime; `dense` is torch's own kernels on weights with zeros.
 
@@ -283,8 +289,8 @@ def as_runtime(opened: Opened, runtime: str) -> nn.Module:
     return opened.module
 
 
-def _versions_note(ticket: Ticket) -> str:
-    from_versions = ticket.origin.get("versions")
+def _versions_note(record: Mapping[str, Any]) -> str:
+    from_versions = record.get("versions")
     if not isinstance(from_versions, Mapping):
         return ""
     listed = ", ".join(f"{name} {value}" for name, value in sorted(from_versions.items()) if value)

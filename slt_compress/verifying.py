@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.artifact import PROBE, Proof, is_artifact
+from slt_compress.artifact import PROBE, Proof, dtype_of, is_artifact
 from slt_compress.bits import bits, same_bits
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, SltError, TicketError
@@ -215,17 +215,20 @@ def _weights(
     weights: Mapping[str, Tensor],
     unseen: Mapping[str, int],
 ) -> Check:
-    """Every kept weight has the bits of gain * origin; every other one is 0.
+    """Every kept weight has the bits of gain * origin, rounded as stored; every other one is 0.
 
     Where flips are recorded, as many kept weights have the bits of minus that.
     """
     gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
+    values = {name: entry["values"] for name, entry in opened.entries.items() if "values" in entry}
     wrong = sorted(known.flips.keys() - masks.keys())
     for name, mask in masks.items():
         expected, hidden = masked_weight(weights[name], mask, gains.get(name, 1.0)), 0
+        if name in values:
+            expected = expected.to(dtype_of(values[name])).to(expected.dtype)
         if name in known.flips:
             flip = masks.flips.get(name)
-            if flip is None:  # an artifact stores none: the signs say what is flipped
+            if flip is None:  # an artifact with values stores none: the signs say what is flipped
                 flip = here[name].signbit() != expected.signbit()
             hidden = known.flips[name] - int(flip.count_nonzero())
             expected = torch.where(flip, -expected, expected)
@@ -233,6 +236,7 @@ def _weights(
         if not 0 <= hidden <= unseen[name] or not same_bits(here[name], expected):
             wrong.append(name)
     times = "the origin's times the recorded gain" if gains else "the origin's"
+    times += "".join(f" rounded to {dtype}" for dtype in sorted(set(values.values())))
     signs = f" ({sum(known.flips.values()):,} with their sign flipped)" if known.flips else ""
     good = f"every kept weight is bit-identical to {times}{signs}, every other one is 0"
     bad = f"{len(wrong)} of {len(masks)} sites differ from the origin, first {wrong[:1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -23,12 +24,14 @@ class Hub:
     """`with Hub() as hub:` serves at `hub.url` what `add_model` and `add_dataset` were given.
 
     Ids in `gated` answer 401 for their files as the real hub does; any other id is unknown (404).
-    `requests` lists every "METHOD path" that came in.
+    `requests` lists every "METHOD path" that came in. What is pushed lands in a folder under
+    `uploads` and is served from there; without that, nothing can be pushed.
     """
 
     gated: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     repositories: dict[tuple[str, str], Path] = field(default_factory=dict)
+    uploads: Path | None = None
 
     def add_model(self, repo: str, folder: Path) -> None:
         """Serve `folder` as the model `repo`."""
@@ -84,6 +87,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         path = unquote(parts.path).lstrip("/")
         self.hub.requests.append(f"{self.command} /{path}")
+        if path == "api/repos/create" and self.hub.uploads is not None:
+            return self._create(json.loads(body))
+        if path == "api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
         for (kind, repo), folder in self.hub.repositories.items():
             place = f"datasets/{repo}" if kind == "dataset" else repo
             if match := re.fullmatch(rf"{re.escape(place)}/resolve/([^/]+)/(.+)", path):
@@ -110,11 +117,39 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._refuse(404, "EntryNotFound", f"{inner} does not exist")
             found = start.rglob("*") if deep else start.iterdir()
             return self._json([_entry(folder, path) for path in sorted(found)])
+        if action == "preupload":
+            names = [entry["path"] for entry in json.loads(body)["files"]]
+            files = [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]
+            return self._json({"files": files})
+        if action == "commit":
+            return self._commit(repo, folder, body)
         if action == "paths-info":
             names = _posted_paths(body, self.headers.get("Content-Type") or "")
             paths = [folder / name for name in names]
             return self._json([_entry(folder, path) for path in paths if path.exists()])
         return self._refuse(404, "EntryNotFound", f"no such page: {rest}")
+
+    def _create(self, wanted: Mapping[str, Any]) -> None:
+        """Make an empty repository; one of that name may be there already."""
+        repo = f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else ""
+        if not repo:
+            return self._refuse(403, "Forbidden", "You have no rights to create a repository here")
+        assert self.hub.uploads is not None
+        folder = self.hub.uploads / repo
+        folder.mkdir(parents=True, exist_ok=True)
+        self.hub.add_model(repo, folder)
+        return self._json({"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
+
+    def _commit(self, repo: str, folder: Path, body: bytes) -> None:
+        """Write the files of a commit, each of which is a line of JSON."""
+        for line in body.splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                path = folder / entry["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(entry["value"]["content"]))
+        url = f"{self.hub.url}/{repo}/commit/{COMMIT}"
+        self._json({"commitUrl": url, "commitOid": COMMIT, "hookOutput": "", "success": True})
 
     def _file(self, repo: str, folder: Path, revision: str, name: str) -> None:
         if repo in self.hub.gated:

@@ -22,15 +22,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits errors hidden layouts masks outputs reference schedules selection",
+    "attentions bits errors hidden layouts masks outputs printing reference "
+    "registering schedules selection",
     "files formats initial names patterns shrinking",
     "budget checkpoints manifests sites",
-    "artifact data fitting methods objectives silencing ticket",
-    "calibration gating provenance settings",
+    "artifact data fitting methods objectives pushing silencing ticket",
+    "calibration gating origins provenance settings",
     "controls evaluation pattern_checks recipes reporting runtime selecting starting training",
-    "cards comparing cookbook options searching verifying",
-    "compacting console recording workloads",
-    "api",
+    "adapters cards comparing cookbook options quantizer searching verifying",
+    "compacting console deriving exporting importing recording workloads",
+    "api shelf",
     "cli",
     "__init__ __main__",
 )
@@ -38,7 +39,7 @@ LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names.
 
 PUBLIC = [
     "search", "export", "load", "report", "verify", "evaluate", "compare", "open_checkpoint",
-    "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "SltError",
+    "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "Base", "SltError",
 ]  # fmt: skip
 
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
@@ -46,13 +47,18 @@ FLAGS = {
     "": "--version",
     "search": "SOURCE --target-sparsity --method --pattern --scope --objective --dataset --init "
     "--weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --recipe --set -o --out --quiet --json",
+    "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
     "report": "PATH --json",
-    "export": "TICKET --format --shrink -o --out --origin --json",
+    "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
+    "--push-to-hub --json",
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",
     "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "
     "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
+    "import": "PATH -o --out",
+    "tickets": "",
+    "tickets diff": "FIRST SECOND --json",
+    "tickets merge": "FIRST SECOND --op -o --out",
     "recipes": "",
     "recipes show": "NAME",
 }

@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slt_compress.errors import ArtifactError
-from slt_compress.formats import FORMATS, SparseCsr, find_format, part_key
+from slt_compress.formats import (
+    CODECS,
+    FORMATS,
+    Bitmask,
+    Nm,
+    NmPattern,
+    SparseCsr,
+    find_format,
+    find_pattern,
+    part_key,
+)
 
+WHOLE = [name for name in FORMATS if name != "mask"]  # see test_entropy for masks alone
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -30,8 +41,36 @@ def random_bits(shape, dtype, generator):
 shapes = st.lists(st.integers(0, 9), min_size=0, max_size=4).map(tuple)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=120, deadline=None, derandomize=True)
+def nm_mask(shape, pattern, generator):
+    """A random mask that keeps exactly `pattern.kept` of every group."""
+    moved = [*shape[: pattern.axis], *shape[pattern.axis + 1 :], shape[pattern.axis]]
+    order = torch.rand(math.prod(shape) // pattern.group, pattern.group, generator=generator)
+    groups = order.argsort(dim=1) < pattern.kept
+    return groups.reshape(moved).movedim(-1, pattern.axis).contiguous()
+
+
+def check_round_trip(format, weight, mask):
+    """Encode and decode by the codec that the format takes, and count its bytes."""
+    shape, dtype, kept = tuple(weight.shape), weight.dtype, int(mask.sum())
+    codec = format.choose(shape, kept, dtype, find_pattern(mask))
+    parts = codec.encode(weight, mask)
+    assert set(parts) == set(codec.parts)
+    back = codec.decode(parts, shape=shape, dtype=dtype)
+    assert back.dtype is dtype
+    assert back.is_contiguous()
+    assert torch.equal(raw(back), raw(weight).masked_fill(~mask, 0))
+    bytes_held = sum(part.numel() * part.element_size() for part in parts.values())
+    assert bytes_held == format.nbytes(shape, kept, dtype, find_pattern(mask))
+    found = codec.decode_mask(parts, shape=shape)
+    assert (found is not None) == codec.sparse
+    assert found is None or torch.equal(found, mask)
+    # a sparse format always tells what was kept
+    assert not format.sparse or codec.sparse or kept == mask.numel()
+    return codec, bytes_held
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=shapes,
     dtype=st.sampled_from(DTYPES),
@@ -39,30 +78,100 @@ shapes = st.lists(st.integers(0, 9), min_size=0, max_size=4).map(tuple)
     seed=st.integers(0, 2**31),
 )
 def test_round_trip_is_bit_exact(name, shape, dtype, density, seed):
-    codec = FORMATS[name]
     generator = torch.Generator().manual_seed(seed)
     weight = random_bits(shape, dtype, generator)
-    mask = torch.rand(shape, generator=generator) < density
-    parts = codec.encode(weight, mask)
-    assert set(parts) == set(codec.parts)
-    back = codec.decode(parts, shape=shape, dtype=dtype)
-    assert back.dtype is dtype
-    assert torch.equal(raw(back), raw(weight).masked_fill(~mask, 0))
-    bytes_held = sum(part.numel() * part.element_size() for part in parts.values())
-    assert bytes_held == codec.nbytes(shape, int(mask.sum()), dtype)
-    found = codec.decode_mask(parts, shape=shape)
-    assert (found is not None) == codec.sparse
-    assert found is None or torch.equal(found, mask)
+    check_round_trip(FORMATS[name], weight, torch.rand(shape, generator=generator) < density)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    leading=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    trailing=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    groups=st.integers(1, 5),
+    pattern=st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 5), (4, 8), (7, 16), (32, 64)]),
+    dtype=st.sampled_from(DTYPES[:3]),
+    seed=st.integers(0, 2**31),
+)
+def test_nm_round_trips_along_every_axis(leading, trailing, groups, pattern, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    found = NmPattern(kept=pattern[0], group=pattern[1], axis=len(leading))
+    shape = (*leading, groups * pattern[1], *trailing)
+    weight, mask = random_bits(shape, dtype, generator), nm_mask(shape, found, generator)
+    # another axis or smaller groups may hold by chance, which is as good
+    assert find_pattern(mask) is not None
+    check_round_trip(FORMATS["nm"], weight, mask)
+    sizes = {name: check_round_trip(FORMATS[name], weight, mask)[1] for name in WHOLE}
+    assert sizes["auto"] == min(size for name, size in sizes.items() if name != "dense")
+
+
+def test_nm_takes_three_bits_for_two_of_four():
+    pattern = NmPattern(kept=2, group=4, axis=1)
+    mask = nm_mask((8, 16), pattern, torch.Generator().manual_seed(0))
+    assert find_pattern(mask) == pattern
+    parts = Nm().encode(torch.ones(8, 16, dtype=torch.bfloat16), mask)
+    assert {name: part.nbytes for name, part in parts.items()} == {
+        "pattern": 24,
+        "positions": 32 * 3 // 8,
+        "values": 64 * 2,
+    }
+
+
+def test_golden_parts_of_nm_and_bitmask():
+    weight = torch.arange(1.0, 9.0).reshape(1, 8)
+    mask = torch.tensor([[True, True, False, False, False, True, False, True]])
+    parts = Nm().encode(weight, mask)
+    # ranks: {0, 1} -> C(0,1) + C(1,2) = 0; {1, 3} -> C(1,1) + C(3,2) = 4; three bits each
+    assert parts["positions"].tolist() == [0 | 4 << 3]
+    assert parts["pattern"].tolist() == [2, 4, 1]
+    assert parts["values"].tolist() == [1, 2, 6, 8]
+    parts = Bitmask().encode(weight, mask)
+    assert parts["bitmask"].tolist() == [0b10100011]
+    assert parts["values"].tolist() == [1, 2, 6, 8]
+
+
+def test_auto_takes_the_smallest():
+    auto = FORMATS["auto"]
+    shape, fp32, bf16 = (768, 768), torch.float32, torch.bfloat16
+    total = math.prod(shape)
+    assert auto.choose(shape, total, fp32).name == "dense"
+    assert auto.choose(shape, total // 10, fp32).name == "bitmask"
+    assert auto.choose(shape, total // 100, fp32).name == "sparse-csr"
+    half = NmPattern(kept=2, group=4, axis=1)
+    assert auto.choose(shape, total // 2, bf16, half).name == "nm"
+    assert FORMATS["nm"].choose(shape, total // 2, bf16).name == "bitmask"
+    # nothing but a dense weight that keeps everything can do without a mask
+    assert auto.choose(shape, total - 1, fp32).name == "bitmask"
+    sites = [(shape, total // 10, fp32), (shape, total // 100, fp32)]
+    whole = 2 * total * 4
+    held = auto.nbytes(*sites[0]) + auto.nbytes(*sites[1])
+    assert auto.model_nbytes(whole + 100, sites) == held + 100
+
+
+def test_a_mask_without_a_pattern_has_none():
+    mask = torch.ones(4, 8, dtype=torch.bool)
+    assert find_pattern(mask) is None
+    assert find_pattern(torch.zeros(0, 4, dtype=torch.bool)) is None
+    mask[0, :4] = False
+    assert find_pattern(mask) is None
+    with pytest.raises(ArtifactError, match="N:M"):
+        Nm().encode(torch.ones(4, 8), mask)
+
+
+def pattern_of(codec):
+    """A small mask that the codec can store."""
+    if codec.name == "nm":
+        return torch.tensor([[True, False] * 2, [False, True] * 2, [True, False] * 2])
+    return torch.arange(12).reshape(3, 4) % 3 == 0
+
+
+@pytest.mark.parametrize("name", CODECS)
 def test_views_are_stored_by_value(name):
-    weight = torch.arange(12.0).reshape(3, 4).T
-    mask = weight % 2 == 0
-    back = FORMATS[name].decode(
-        FORMATS[name].encode(weight, mask), shape=(4, 3), dtype=torch.float32
-    )
-    assert torch.equal(back, weight * mask)
+    weight = torch.arange(12.0).reshape(4, 3).T
+    mask = pattern_of(CODECS[name])
+    for kept in (mask, mask.T.contiguous().T):
+        parts = CODECS[name].encode(weight, kept)
+        back = CODECS[name].decode(parts, shape=(3, 4), dtype=torch.float32)
+        assert torch.equal(back, weight * mask)
 
 
 def test_csr_holds_these_parts():
@@ -173,31 +282,83 @@ def test_the_undamaged_parts_are_accepted():
     assert SparseCsr().decode(good(), shape=(3, 4), dtype=torch.float32).sum() == 42
 
 
+def nm_parts():
+    mask = nm_mask((2, 16), NmPattern(kept=2, group=4, axis=1), torch.Generator().manual_seed(0))
+    return Nm().encode(torch.ones(2, 16), mask)
+
+
+NM_DAMAGE = {
+    "a missing part": lambda parts: {k: v for k, v in parts.items() if k != "pattern"},
+    "a pattern of floats": change("pattern", torch.tensor([2.0, 4.0, 1.0])),
+    "a long pattern": change("pattern", torch.tensor([2, 4, 1, 0])),
+    "a group of nothing": change("pattern", torch.tensor([0, 4, 1])),
+    "a group of zero": change("pattern", torch.tensor([0, 0, 1])),
+    "a negative group": change("pattern", torch.tensor([-2, -4, 1])),
+    "a whole group": change("pattern", torch.tensor([4, 4, 1])),
+    "a huge group": change("pattern", torch.tensor([2, 2**62, 1])),
+    "a group that does not divide": change("pattern", torch.tensor([2, 3, 1])),
+    "another axis": change("pattern", torch.tensor([2, 4, 2])),
+    "a negative axis": change("pattern", torch.tensor([2, 4, -1])),
+    "too few positions": change("positions", index(0, 0)),
+    "too many positions": change("positions", index(0, 0, 0, 0)),
+    "a number that is no choice": change("positions", index(255, 0, 0)),
+    "positions of another dtype": change("positions", torch.zeros(3, dtype=torch.int64)),
+    "too few values": change("values", torch.ones(15)),
+    "values as a matrix": change("values", torch.ones(16, 1)),
+}
+
+
+@pytest.mark.parametrize("damage", NM_DAMAGE)
+def test_damaged_nm_is_refused(damage):
+    Nm().decode(nm_parts(), shape=(2, 16), dtype=torch.float32)
+    parts = NM_DAMAGE[damage](nm_parts())
+    with pytest.raises(ArtifactError):
+        Nm().decode(parts, shape=(2, 16), dtype=torch.float32)
+    with pytest.raises(ArtifactError):
+        Nm().decode_mask(parts, shape=(2, 16))
+
+
+def test_bits_behind_the_last_are_refused():
+    parts = Bitmask().encode(torch.ones(3), torch.tensor([True, False, True]))
+    with pytest.raises(ArtifactError, match="padding bit"):
+        Bitmask().decode_mask(parts | {"bitmask": index(0b1101)}, shape=(3,))
+    with pytest.raises(ArtifactError, match="values"):
+        Bitmask().decode(parts | {"bitmask": index(0b111)}, shape=(3,), dtype=torch.float32)
+    with pytest.raises(ArtifactError, match="is not the packed form"):
+        Bitmask().decode_mask(parts, shape=(30,))
+    mask = torch.tensor([[True, True, False, False] * 3])
+    parts = Nm().encode(torch.ones(1, 12), mask)
+    parts["positions"][-1] |= 0b10
+    with pytest.raises(ArtifactError, match="behind the last"):
+        Nm().decode_mask(parts, shape=(1, 12))
+
+
 def test_values_of_another_dtype_are_refused():
-    for name, codec in FORMATS.items():
-        parts = codec.encode(torch.ones(3, 4), torch.ones(3, 4, dtype=torch.bool))
+    for codec in CODECS.values():
+        parts = codec.encode(torch.ones(3, 4), pattern_of(codec))
         with pytest.raises(ArtifactError, match="float32"):
-            FORMATS[name].decode(parts, shape=(3, 4), dtype=torch.float16)
+            codec.decode(parts, shape=(3, 4), dtype=torch.float16)
 
 
 def test_a_dense_tensor_of_another_shape_is_refused():
     with pytest.raises(ArtifactError, match="is expected"):
-        FORMATS["dense"].decode({"": torch.ones(4, 3)}, shape=(3, 4), dtype=torch.float32)
+        CODECS["dense"].decode({"": torch.ones(4, 3)}, shape=(3, 4), dtype=torch.float32)
     with pytest.raises(ArtifactError, match="parts"):
-        FORMATS["dense"].decode({"values": torch.ones(3)}, shape=(3,), dtype=torch.float32)
+        CODECS["dense"].decode({"values": torch.ones(3)}, shape=(3,), dtype=torch.float32)
 
 
 def test_a_mask_that_does_not_fit_is_refused():
-    for codec in FORMATS.values():
+    for codec in CODECS.values():
         for mask in (torch.ones(4, 3, dtype=torch.bool), torch.ones(3, 4)):
             with pytest.raises(ArtifactError, match="does not fit"):
                 codec.encode(torch.ones(3, 4), mask)
         with pytest.raises(ArtifactError, match="cannot be stored by mask"):
-            codec.encode(torch.ones(2, dtype=torch.complex128), torch.ones(2, dtype=torch.bool))
+            codec.encode(torch.ones(3, 4, dtype=torch.complex128), pattern_of(codec))
 
 
 def test_the_table_names_its_rows():
-    assert all(name == codec.name for name, codec in FORMATS.items())
+    assert all(name == codec.name for name, codec in CODECS.items())
+    assert all(name == format.name for name, format in FORMATS.items())
     assert find_format("sparse-csr") is FORMATS["sparse-csr"]
     with pytest.raises(ArtifactError, match="dense, sparse-csr"):
         find_format("zip")

@@ -14,6 +14,9 @@ import pytest
 from data_sets import picture_table
 from hub import COMMIT, Hub
 
+import slt_compress
+from slt_compress.recipes import parse_recipe
+
 VIT = "google/vit-base-patch16-224"
 NET = "timm/test_convnext.pico"
 ROOT = Path(__file__).parents[1]
@@ -65,6 +68,14 @@ class Terminal:
         assert "Traceback" not in done.stderr
         return done.stdout, done.stderr
 
+    def python(self, code: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=self.folder, env=self.environment,
+            capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
 
 def test_a_vit_from_the_hub(hub: Hub, tmp_path: Path) -> None:
     shell = Terminal(tmp_path, hub.url)
@@ -109,3 +120,65 @@ def test_a_timm_model_from_the_hub_that_is_gone_later(hub: Hub, tmp_path: Path) 
     assert "cannot be reached" in err
     assert "--origin" in err
     assert len(err.splitlines()) == 1
+
+
+OPEN = """
+import slt_compress, transformers
+def total(model):
+    return sum(float(t.double().abs().sum()) for t in model.state_dict().values())
+by_transformers = transformers.AutoModelForImageClassification.from_pretrained
+names = ("ticket", "auto", "mask")
+found = [total(slt_compress.load("org/" + name, device="cpu")) for name in names]
+found += [total(by_transformers("org/" + name)) for name in names[1:]]
+assert len(set(found)) == 1, found
+try:
+    slt_compress.load("org/nothing")
+except slt_compress.SltError as error:
+    assert "neither a local path nor on the hub" in str(error), error
+"""
+
+
+def test_exports_on_the_hub_open_by_their_id(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    shell = Terminal(tmp_path, "")
+    ticket = slt_compress.search(
+        checkpoints["vit"], "digits", out=tmp_path / "ticket",
+        recipe=parse_recipe({"method": "magnitude", "training": {"steps": 1, "batch_size": 4},
+                             "evaluation": {"limit": 4}}),
+    )  # fmt: skip
+    with Hub() as hub:
+        shell.environment["HF_ENDPOINT"] = hub.url
+        hub.add_model("org/ticket", ticket.path)
+        for format in ("auto", "mask"):
+            folder = slt_compress.export(ticket.path, format=format, out=tmp_path / format).path
+            hub.add_model(f"org/{format}", folder)
+        shell.python(OPEN)
+
+
+def test_tickets_and_exports_are_pushed(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    shell = Terminal(tmp_path, "")
+    shell.environment["HF_TOKEN"] = "hf_test"
+    with Hub(uploads=tmp_path / "hub") as hub:
+        shell.environment["HF_ENDPOINT"] = hub.url
+        out, err = shell.run(
+            "search", str(checkpoints["vit"]), "--target-sparsity", "0.9", "--method", "magnitude",
+            "--dataset", "digits", "-o", "ticket", "--push-to-hub", "me/ticket", *FAST,
+        )  # fmt: skip
+        assert (out, err) == ("ticket\n", f"pushed to {hub.url}/me/ticket\n")
+        pushed = {file.name for file in (tmp_path / "hub" / "me" / "ticket").iterdir()}
+        here = {file.name for file in (tmp_path / "ticket").iterdir()}
+        assert pushed == here - {"run.json"}
+        out, err = shell.run("export", "ticket", "--format", "auto", "-o", "auto",
+                             "--push-to-hub", "me/auto")  # fmt: skip
+        assert f"pushed to {hub.url}/me/auto" in err
+        card = (tmp_path / "hub" / "me" / "auto" / "README.md").read_text()
+        assert "tags:\n- slt-compress" in card
+        for name in ("ticket", "auto"):
+            for file in (tmp_path / "hub" / "me" / name).iterdir():
+                assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
+        shell.run("export", "ticket", "-o", "dense", "--push-to-hub", "no name", code=2)
+        assert not (tmp_path / "dense").exists()
+    out, err = shell.run("export", "ticket", "-o", "dense", "--push-to-hub", "me/dense", code=1)
+    assert out == ""
+    assert "could not be pushed" in err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert (tmp_path / "dense" / "model.safetensors").exists()

@@ -269,7 +269,8 @@ def test_a_module_of_ones_own(tmp_path):
         out = slt_compress.export(
             ticket.path, format=format, out=tmp_path / format, model=module
         ).path
-        again = slt_compress.load(out, model=Own())
+        # a mask alone needs the weights, any other format nothing but the architecture
+        again = slt_compress.load(out, model=module if format == "mask" else Own())
         state = loaded.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
         assert slt_compress.verify(out, model=module).ok

@@ -27,8 +27,9 @@ from slt_compress.errors import ArtifactError, SltError
 from slt_compress.files import read_manifest, sha256_tensors
 from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
+from slt_compress.origins import module_checkpoint
 from slt_compress.recipes import parse_recipe
-from slt_compress.runtime import apply_masks_, module_checkpoint
+from slt_compress.runtime import apply_masks_
 from slt_compress.shrinking import shrink
 from slt_compress.sites import find_sites
 from slt_compress.ticket import read_probe

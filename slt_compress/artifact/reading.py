@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -9,10 +10,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from slt_compress.artifact.components import decode, decode_mask, said_of, split, stored_parts
 from slt_compress.artifact.records import (
     DENSE_MANIFEST,
     DENSE_WEIGHTS,
     KIND,
+    MASK_FORMAT,
     PROBE,
     PROOF,
     SHRUNK,
@@ -24,17 +27,16 @@ from slt_compress.artifact.records import (
 from slt_compress.artifact.shrunken import cut_down_
 from slt_compress.artifact.tensors import State, fill_, own_shapes
 from slt_compress.checkpoints import TASKS, Checkpoint, Family, build_module, open_checkpoint
-from slt_compress.errors import ArtifactError
+from slt_compress.errors import ArtifactError, SourceError
 from slt_compress.files import (
     parse_json,
     read_json,
     read_manifest,
     read_safetensors,
     sha256_file,
-    sha256_tensors,
 )
-from slt_compress.formats import FORMATS, part_key
-from slt_compress.manifests import Manifest, as_shape, check_manifest, is_file_name
+from slt_compress.formats import CODECS, FORMATS, part_key
+from slt_compress.manifests import Manifest, as_shape, check_manifest
 from slt_compress.masks import Masks
 
 _LIBRARIES = ("transformers", "timm")
@@ -52,7 +54,7 @@ def describe_artifact(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: the folder is no artifact, from a newer version, or damaged.
     """
-    return _describe(Path(path), _open_manifest(Path(path)))
+    return _describe(Path(path), open_manifest(Path(path)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -73,59 +75,100 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
         SourceError: the installed library cannot build the architecture.
     """
     folder = Path(path)
-    manifest = _open_manifest(folder)
+    manifest = open_manifest(folder)
     artifact = _describe(folder, manifest)
+    if artifact.format == MASK_FORMAT:
+        raise ArtifactError(f"{folder} holds a mask and no weights; open it with slt_compress.load")
     family, task = _architecture(manifest)
-    probe = manifest.values.get("probe")
-    if probe is not None and (
-        not (folder / PROBE).is_file() or sha256_file(folder / PROBE) != probe
-    ):
-        raise ArtifactError(f"{folder / PROBE} is missing, changed or damaged; export again")
+    expect_probe(folder, manifest)
     if artifact.format == "dense":
         for name in manifest.object("files"):
             manifest.checked_file(name)
         if family in _LIBRARIES:
             checkpoint = open_checkpoint(str(folder), task=task)
             return LoadedArtifact(
-                artifact=artifact, checkpoint=checkpoint, manifest=manifest.values
+                artifact=artifact, checkpoint=checkpoint, masks=None, manifest=manifest.values
             )
-    if family == "module" and model is None:
-        raise ArtifactError(f"{folder} was made of a module of your own: hand it over as model=")
-    module = model if family == "module" else build_module(family, task, manifest.object("config"))
-    if module is None:  # for the type checker: refused above
-        raise ArtifactError(f"{folder} needs model=")
+    module = _blank(folder, manifest, model)
     if artifact.format == SHRUNK:
         cut_down_(module, manifest)
-    fill_(module, _read_state(folder, manifest, module))
+    state, masks = _read_state(folder, manifest, module)
+    fill_(module, state)
     return LoadedArtifact(
         artifact=artifact,
         checkpoint=_checkpoint(folder, manifest, module.eval()),
+        masks=masks,
         manifest=manifest.values,
     )
 
 
-def read_masks(path: str | Path) -> Masks | None:
-    """Read the masks of an artifact; None for one that stores none with its weights (dense).
+def read_site_tensors(
+    path: str | Path,
+) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
+    """The weights that a sparse artifact does not store as they are, and the keys of their parts.
+
+    For a library that fills the rest itself and compares all shapes with those of its model.
 
     Raises:
-        ArtifactError: the folder is no artifact, or damaged.
+        ArtifactError: as in `read_artifact`.
     """
     folder = Path(path)
-    manifest = _open_manifest(folder)
-    artifact = _describe(folder, manifest)
-    if artifact.format == SHRUNK or not FORMATS[artifact.format].sparse:
-        return None
-    parts = _split(_sparse_tensors(folder, manifest), artifact.entries, manifest)
-    masks: dict[str, Tensor] = {}
-    for name, entry in artifact.entries.items():
-        if "kept" in entry:
-            mask = FORMATS[entry["format"]].decode_mask(parts[name], shape=tuple(entry["shape"]))
-            if mask is not None:
-                masks[name] = mask
-    return Masks(masks)
+    manifest = open_manifest(folder)
+    entries = _describe(folder, manifest).entries
+    parts = stored_parts(folder, manifest)
+    for alias, name in manifest.object("ties").items():
+        if str(name) not in entries or alias in entries:
+            raise manifest.damaged(f"it ties {alias} to {str(name)[:80]}")
+    packed = [name for name, entry in entries.items() if CODECS[entry["format"]].sparse]
+    tensors: dict[str, Tensor] = {}
+    for name in packed:
+        with said_of(folder, name):
+            tensors[name] = decode(parts[name], entries[name])
+    keys = {name: tuple(part_key(name, part) for part in parts[name]) for name in packed}
+    return tensors, keys
 
 
-def _open_manifest(folder: Path) -> Manifest:
+def _blank(folder: Path, manifest: Manifest, model: nn.Module | None) -> nn.Module:
+    """The module that the weights go into."""
+    family, task = _architecture(manifest)
+    if family == "module":
+        if model is None:
+            raise ArtifactError(
+                f"{folder} was made of a module of your own: hand it over as model="
+            )
+        return model
+    config = manifest.object("config")
+    if family != "transformers" and manifest.text("format") != SHRUNK:
+        # These libraries fill what they build: compare sizes before there is memory behind them.
+        # What cannot be built without memory is compared afterwards.
+        with (
+            contextlib.suppress(SourceError, RuntimeError, NotImplementedError),
+            torch.device("meta"),
+        ):
+            shell = build_module(family, task, config)
+            _expect_shapes(folder, manifest.object("entries"), own_shapes(shell, {}))
+    return build_module(family, task, config)
+
+
+def expect_probe(folder: Path, manifest: Manifest) -> None:
+    """Refuse a probe that is not the one that was written.
+
+    Raises:
+        ArtifactError: it is missing, or has another hash.
+    """
+    probe = manifest.values.get("probe")
+    if probe is not None and (
+        not (folder / PROBE).is_file() or sha256_file(folder / PROBE) != probe
+    ):
+        raise ArtifactError(f"{folder / PROBE} is missing, changed or damaged; export again")
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact, its kind and version checked.
+
+    Raises:
+        ArtifactError: as in `describe_artifact`.
+    """
     where, values = folder / SPARSE_WEIGHTS, None
     if where.is_file():
         values = read_manifest(where, ArtifactError)
@@ -155,12 +198,7 @@ def _describe(folder: Path, manifest: Manifest) -> Artifact:
         )
     entries = manifest.object("entries")
     for key, entry in entries.items():
-        if (
-            not isinstance(entry, dict)
-            or as_shape(entry.get("shape")) is None
-            or str(entry.get("format")) not in FORMATS
-            or _dtype(entry) is None
-        ):
+        if not _is_entry(entry, name):
             raise manifest.damaged(f"the entry of {key} is {str(entry)[:80]}")
     dense = manifest.values.get("dense_nbytes")
     if type(dense) is not int or dense < 0:
@@ -174,10 +212,18 @@ def _describe(folder: Path, manifest: Manifest) -> Artifact:
     )
 
 
-def _dtype(entry: Mapping[str, Any]) -> torch.dtype | None:
-    """Look a dtype up by its name, without the lazy imports that `getattr` on torch would do."""
-    found = vars(torch).get(str(entry.get("dtype")))
-    return found if isinstance(found, torch.dtype) else None
+def _is_entry(entry: object, format: str) -> bool:
+    if not isinstance(entry, dict) or as_shape(entry.get("shape")) is None:
+        return False
+    counts = [entry.get("kept", 0), entry.get("flips", 0)]
+    dtypes = [entry.get("dtype"), entry.get("values", "float32")]
+    known = all(isinstance(vars(torch).get(str(name)), torch.dtype) for name in dtypes)
+    codecs = (MASK_FORMAT,) if format == MASK_FORMAT else CODECS
+    return (
+        known
+        and str(entry.get("format")) in codecs
+        and all(type(count) is int and count >= 0 for count in counts)
+    )
 
 
 def _architecture(manifest: Manifest) -> tuple[Family, Any]:
@@ -212,19 +258,33 @@ def _checkpoint(folder: Path, manifest: Manifest, module: nn.Module) -> Checkpoi
     )
 
 
-def _read_state(folder: Path, manifest: Manifest, module: nn.Module) -> State:
-    """Decode every entry into the shape that `module` has under its name."""
+def _read_state(folder: Path, manifest: Manifest, module: nn.Module) -> tuple[State, Masks | None]:
+    """Decode every entry into the shape that `module` has under its name; and the masks."""
     entries, ties = manifest.object("entries"), manifest.object("ties")
     for alias, name in ties.items():
         if str(name) not in entries or alias in entries:
             raise manifest.damaged(f"it ties {alias} to {str(name)[:80]}")
+    _expect_shapes(folder, entries, own_shapes(module, entries))
     if manifest.text("format") == "dense":
-        stored = read_safetensors(folder / DENSE_WEIGHTS, ArtifactError)
+        parts = split(read_safetensors(folder / DENSE_WEIGHTS, ArtifactError), entries, manifest)
     else:
-        stored = _sparse_tensors(folder, manifest)
-    parts = _split(stored, entries, manifest)
-    shapes = own_shapes(module, entries)
-    tensors = {}
+        parts = stored_parts(folder, manifest)
+    masked = manifest.text("format") not in ("dense", SHRUNK)
+    tensors, masks = {}, {}
+    for name, entry in entries.items():
+        with said_of(folder, name):
+            tensors[name] = decode(parts[name], entry)
+            if "kept" in entry and masked:
+                masks[name] = decode_mask(parts[name], entry)
+    return State(tensors=tensors, ties=ties), Masks(masks) if masked else None
+
+
+def _expect_shapes(
+    folder: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Refuse entries that are no tensors of the model, before anything is made in their size."""
     for name, entry in entries.items():
         shape = tuple(entry["shape"])
         if name not in shapes:
@@ -234,63 +294,3 @@ def _read_state(folder: Path, manifest: Manifest, module: nn.Module) -> State:
             )
         if shapes[name] != shape:
             raise ArtifactError(f"{folder} stores {name} as {shape}; the model has {shapes[name]}")
-        try:
-            tensor = FORMATS[entry["format"]].decode(
-                parts[name], shape=shape, dtype=_dtype(entry) or torch.float32
-            )
-        except ArtifactError as cause:
-            raise ArtifactError(f"{folder} is damaged: {name} {cause}") from cause
-        # A copy of what still lies in the file: the model must not change when the file does, and
-        # ordinary alignment keeps its arithmetic the same as that of any other model.
-        tensors[name] = tensor.clone() if entry["format"] == "dense" else tensor
-    return State(tensors=tensors, ties=ties)
-
-
-def _split(
-    stored: Mapping[str, Tensor], entries: Mapping[str, Mapping[str, Any]], manifest: Manifest
-) -> dict[str, dict[str, Tensor]]:
-    """Give every entry its parts; nothing may be missing and nothing left over."""
-    keys = {
-        name: {part: part_key(name, part) for part in FORMATS[entry["format"]].parts}
-        for name, entry in entries.items()
-    }
-    expected = [key for parts in keys.values() for key in parts.values()]
-    if len(set(expected)) != len(expected) or set(expected) != stored.keys():
-        odd = sorted(set(expected) ^ stored.keys())
-        raise manifest.damaged(f"its entries and the stored tensors disagree on {odd[:3]}")
-    return {
-        name: {part: stored[key] for part, key in parts.items()} for name, parts in keys.items()
-    }
-
-
-def _sparse_tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Read all component tensors, of one file or of an index's shards, and check their hash."""
-    if manifest.where.name == SPARSE_WEIGHTS:
-        stored = read_safetensors(manifest.where, ArtifactError)
-    else:
-        stored = _shards(folder, manifest.where)
-    if sha256_tensors(stored) != manifest.text("hash"):
-        raise ArtifactError(f"{folder} was changed or damaged: its tensors do not have their hash")
-    return stored
-
-
-def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    placed = read_json(index, ArtifactError).get("weight_map")
-    if not isinstance(placed, dict):
-        raise ArtifactError(f"{index} has no object 'weight_map'; the artifact is damaged")
-    stored: dict[str, Tensor] = {}
-    for name in sorted({str(name) for name in placed.values()}):
-        if not is_file_name(name) or not name.endswith(".safetensors"):
-            raise ArtifactError(
-                f"{index} names the shard {name[:80]!r}, which is no file beside it"
-            )
-        for key, tensor in read_safetensors(folder / name, ArtifactError).items():
-            if placed.get(key) != name:
-                raise ArtifactError(
-                    f"{folder / name} holds {key}, which {index.name} puts elsewhere"
-                )
-            stored[key] = tensor
-    if stored.keys() != placed.keys():
-        missing = sorted(placed.keys() - stored.keys())
-        raise ArtifactError(f"{folder} lacks {missing[0]}, which {index.name} lists")
-    return stored

@@ -10,10 +10,13 @@ from typing import Any
 from torch import nn
 
 from slt_compress.checkpoints import Checkpoint
+from slt_compress.masks import Masks
 
 KIND = ("slt-artifact", 1)
+MASK_FORMAT = "mask"
 SPARSE_WEIGHTS = "weights.slt.safetensors"
 SPARSE_INDEX = "weights.slt.safetensors.index.json"
+SHARD_NAME = "weights.slt-{:05d}-of-{:05d}.safetensors"
 DENSE_WEIGHTS = "model.safetensors"
 DENSE_MANIFEST = "slt.json"
 CONFIG = "config.json"
@@ -29,7 +32,8 @@ class Artifact:
     Attributes:
         path: the folder.
         format: a name in `FORMATS`, or `shrunk`.
-        entries: per stored tensor `format`, `shape`, `dtype`, and for sites `kept`.
+        entries: per stored tensor `format` (a name in `CODECS`), `shape`, `dtype`, and for sites
+            `kept`, with `values` where kept values are stored in a narrower dtype.
         nbytes: bytes of its weight files, headers included.
         dense_nbytes: bytes of the same tensors, each stored whole and once; of a shrunk artifact
             those of the model before.
@@ -49,11 +53,13 @@ class LoadedArtifact:
     Attributes:
         artifact: the folder.
         checkpoint: the model with what data preparation needs; its `folder` is the artifact's.
+        masks: which weights are stored; None for a dense export, which does not say.
         manifest: the whole manifest: `family`, `task`, `ticket` (hash of its manifest), `classes`…
     """
 
     artifact: Artifact
     checkpoint: Checkpoint
+    masks: Masks | None
     manifest: Mapping[str, Any]
 
     @property

@@ -51,15 +51,14 @@ def state_of(module: nn.Module, masks: Masks) -> State:
     return State(tensors=tensors, ties=ties)
 
 
-def expect_masked(state: State, masks: Masks) -> None:
-    """Refuse a module whose dropped weights are not all zero.
+def expect_masked(name: str, tensor: Tensor, mask: Tensor) -> None:
+    """Refuse a weight that is not zero wherever its mask drops it.
 
     Raises:
-        ArtifactError: the masks were not applied to it.
+        ArtifactError: the mask was not applied to it.
     """
-    for name, mask in masks.items():
-        if bool((state.tensors[name].cpu().masked_fill(mask, 0) != 0).any()):
-            raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
+    if bool((tensor.cpu().masked_fill(mask, 0) != 0).any()):
+        raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
 
 
 def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

@@ -1,8 +1,9 @@
-"""Write an artifact folder: dense by the model's own library, anything else by the formats."""
+"""Write an artifact folder: dense by the model's own library, anything else by the codecs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from slt_compress.artifact.companions import copy_companions
+from slt_compress.artifact.masking import BUFFER, STORED, STREAM, pack_masks
 from slt_compress.artifact.reading import describe_artifact, weight_files
 from slt_compress.artifact.records import (
     CONFIG,
     DENSE_MANIFEST,
     DENSE_WEIGHTS,
     KIND,
+    MASK_FORMAT,
     PROBE,
+    SPARSE_INDEX,
     SPARSE_WEIGHTS,
     Artifact,
 )
+from slt_compress.artifact.sharding import ShardWriter
 from slt_compress.artifact.tensors import State, expect_masked, state_of
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
@@ -33,10 +38,18 @@ from slt_compress.files import (
     write_json,
     write_safetensors,
 )
-from slt_compress.formats import FORMATS, Format, find_format, part_key
+from slt_compress.formats import (
+    CODECS,
+    Format,
+    MaskOnly,
+    find_format,
+    find_pattern,
+    part_key,
+)
 from slt_compress.masks import Masks
 
 QUANT_METHOD = "slt-compress"
+MAX_SHARD_SIZE = 5 * 10**9  # bytes; what the hub's own tools split at
 
 
 def write_artifact(
@@ -51,6 +64,10 @@ def write_artifact(
     ticket_hash: str,
     provenance: Mapping[str, Any],
     probe: Mapping[str, Tensor] | None = None,
+    values_dtype: torch.dtype | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+    buffers: Mapping[str, Tensor] | None = None,
+    stored: Mapping[str, Tensor] | None = None,
 ) -> Artifact:
     """Export a masked model into a new folder, whole or not at all.
 
@@ -65,37 +82,28 @@ def write_artifact(
         ticket_hash: hash of the ticket's manifest.
         provenance: what proves the weights: `origin`, `gains`, `weights_hash`, `budget`, `counts`.
         probe: inputs and logits of the masked model, kept beside the weights.
+        values_dtype: a narrower dtype that kept weights are rounded to in the file.
+        max_shard_size: bytes that one weight file holds at most, as far as tensors can be split.
+        buffers: what the search changed beside the masks; the format `mask` stores it.
+        stored: tensors that the origin's seed does not give; the format `mask` stores them.
 
     Raises:
         ArtifactError: no such format, the path is taken, or the module is not masked.
     """
     chosen = find_format(format)
+    if values_dtype is not None and not (chosen.sparse and isinstance(chosen, Format)):
+        raise ArtifactError(f"the format {format} has no values to round; choose another")
     state = state_of(module, masks)
-    expect_masked(state, masks)
-    manifest: dict[str, Any] = {
-        "kind": KIND[0],
-        "version": KIND[1],
-        "format": chosen.name,
-        "family": checkpoint.family,
-        "task": checkpoint.task,
-        "config": checkpoint.config,
-        "classes": None if checkpoint.classes is None else list(checkpoint.classes),
-        "num_classes": checkpoint.num_classes,
-        "license": checkpoint.license,
-        "ticket": ticket_hash,
-        "provenance": provenance,
-        "probe": None,
-        "dense_nbytes": state.nbytes,
-        "entries": _entries(state, masks, chosen),
-        "ties": state.ties,
-    }
+    draft = _Draft(checkpoint=checkpoint, module=module, masks=masks, state=state, format=chosen,
+                   values_dtype=values_dtype, max_shard_size=max_shard_size,
+                   buffers=buffers or {}, stored=stored or {})  # fmt: skip
+    manifest = draft.manifest(ticket_hash, provenance)
     try:
         with atomic_folder(Path(path)) as folder:
             if probe:
                 write_safetensors(folder / PROBE, probe)
                 manifest["probe"] = sha256_file(folder / PROBE)
-            write = _write_sparse if chosen.sparse else _write_dense
-            write(folder, manifest, checkpoint, module=module, state=state, masks=masks)
+            draft.write(folder, manifest)
             copy_companions(checkpoint.folder, folder)
             write_json(folder / "report.json", report)
             (folder / "README.md").write_bytes(card.encode())
@@ -106,69 +114,142 @@ def write_artifact(
     return describe_artifact(path)
 
 
-def _entries(state: State, masks: Masks, chosen: Format) -> dict[str, dict[str, Any]]:
-    def entry(name: str, tensor: Tensor) -> dict[str, Any]:
-        facts: dict[str, Any] = {
-            "shape": list(tensor.shape),
-            "dtype": dtype_name(tensor.dtype),
-            "format": "dense",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """What is about to be written, and how."""
+
+    checkpoint: Checkpoint
+    module: nn.Module
+    masks: Masks
+    state: State
+    format: Format | MaskOnly
+    values_dtype: torch.dtype | None
+    max_shard_size: int
+    buffers: Mapping[str, Tensor]
+    stored: Mapping[str, Tensor]
+
+    def manifest(self, ticket_hash: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known before a tensor is written."""
+        checkpoint = self.checkpoint
+        return {
+            "kind": KIND[0],
+            "version": KIND[1],
+            "format": self.format.name,
+            "family": checkpoint.family,
+            "task": checkpoint.task,
+            "config": checkpoint.config,
+            "classes": None if checkpoint.classes is None else list(checkpoint.classes),
+            "num_classes": checkpoint.num_classes,
+            "license": checkpoint.license,
+            "ticket": ticket_hash,
+            "provenance": provenance,
+            "probe": None,
+            "dense_nbytes": self.state.nbytes,
+            "ties": self.state.ties,
         }
-        if name in masks:
-            facts |= {"format": chosen.name, "kept": int(masks[name].count_nonzero())}
-        return facts
 
-    return {name: entry(name, tensor) for name, tensor in state.tensors.items()}
+    def write(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """The weight files with their manifest, and the config."""
+        if isinstance(self.format, MaskOnly):
+            _write_masks(folder, manifest, self)
+        elif self.format.sparse:
+            _write_sparse(folder, manifest, self)
+        else:
+            _write_dense(folder, manifest, self)
+
+    def entry(self, name: str, tensor: Tensor) -> dict[str, Any]:
+        """What the manifest says of one tensor."""
+        facts = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype), "format": "dense"}
+        if name not in self.masks:
+            return facts
+        mask, stored = self.masks[name], self.stored_dtype(tensor)
+        kept = int(mask.count_nonzero())
+        if isinstance(self.format, MaskOnly):
+            flip = self.masks.flips.get(name)
+            flips = {} if flip is None else {"flips": int(flip.count_nonzero())}
+            return {**facts, "format": MASK_FORMAT, "kept": kept, **flips}
+        pattern = find_pattern(mask)
+        codec = self.format.choose(tuple(tensor.shape), kept, stored, pattern)
+        rounded = {} if stored is tensor.dtype else {"values": dtype_name(stored)}
+        return {**facts, "format": codec.name, "kept": kept, **rounded}
+
+    def stored_dtype(self, tensor: Tensor) -> torch.dtype:
+        """The dtype of a site's values in the file: never a wider one than they have."""
+        narrower = self.values_dtype
+        if narrower is None or not tensor.is_floating_point():
+            return tensor.dtype
+        return narrower if narrower.itemsize < tensor.dtype.itemsize else tensor.dtype
 
 
-def _write_sparse(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    checkpoint: Checkpoint,
-    *,
-    module: nn.Module,
-    state: State,
-    masks: Masks,
-) -> None:
-    """Write weights.slt.safetensors and a config that no library takes for its own."""
-    stored: dict[str, Tensor] = {}
-    for name, tensor in state.tensors.items():
-        mask = masks[name] if name in masks else torch.ones(tensor.shape, dtype=torch.bool)
-        codec = FORMATS[manifest["entries"][name]["format"]]
-        for part, component in codec.encode(tensor, mask).items():
-            key = part_key(name, part)
-            if key in stored:
-                raise ArtifactError(f"two tensors of the model would both be stored as {key}")
-            stored[key] = component
-    hashed = {**manifest, "hash": sha256_tensors(stored)}
-    write_safetensors(folder / SPARSE_WEIGHTS, stored, hashed)
+def _write_sparse(folder: Path, manifest: Mapping[str, Any], draft: _Draft) -> None:
+    """Write the weights tensor by tensor, and a config that no library takes for its own."""
+    entries: dict[str, dict[str, Any]] = {}
+    writer = ShardWriter(folder, draft.max_shard_size)
+    for name in sorted(draft.state.tensors):
+        tensor = draft.state.tensors[name]
+        entries[name] = draft.entry(name, tensor)
+        mask = torch.ones(tensor.shape, dtype=torch.bool)
+        if name in draft.masks:
+            mask = draft.masks[name]
+            expect_masked(name, tensor, mask)
+            tensor = tensor.to(draft.stored_dtype(tensor))
+        components = CODECS[entries[name]["format"]].encode(tensor, mask)
+        writer.add({part_key(name, part): value for part, value in components.items()})
+    writer.close({**manifest, "entries": entries})
+    _write_config(folder, manifest, draft)
+
+
+def _write_masks(folder: Path, manifest: Mapping[str, Any], draft: _Draft) -> None:
+    """Write the masks of all sites as one stream, and what neither they nor the origin give."""
+    names = sorted(draft.masks)
+    for name in names:
+        expect_masked(name, draft.state.tensors[name], draft.masks[name])
+    components = {
+        STREAM: pack_masks(draft.masks),
+        **{BUFFER + name: tensor for name, tensor in draft.buffers.items()},
+        **{STORED + name: tensor for name, tensor in draft.stored.items()},
+    }
+    content = {
+        **manifest,
+        "ties": {},
+        "entries": {name: draft.entry(name, draft.state.tensors[name]) for name in names},
+        "buffers": sorted(draft.buffers),
+        "stored": sorted(draft.stored),
+        "hash": sha256_tensors(components),
+    }
+    write_safetensors(folder / SPARSE_WEIGHTS, components, content)
+    _write_config(folder, manifest, draft)
+
+
+def _write_config(folder: Path, manifest: Mapping[str, Any], draft: _Draft) -> None:
+    """Write the model's config, with a mark that nothing but slt-compress can read the weights."""
+    weights = SPARSE_INDEX if (folder / SPARSE_INDEX).exists() else SPARSE_WEIGHTS
     marker = {"quant_method": QUANT_METHOD, "format": manifest["format"], "version": KIND[1]}
-    write_json(folder / CONFIG, {**checkpoint.config, "quantization_config": marker})
-    generation = getattr(module, "generation_config", None)
-    if checkpoint.family == "transformers" and generation is not None:
+    marker["weights"] = weights
+    write_json(folder / CONFIG, {**draft.checkpoint.config, "quantization_config": marker})
+    generation = getattr(draft.module, "generation_config", None)
+    if draft.checkpoint.family == "transformers" and generation is not None:
         with quiet():
             generation.save_pretrained(folder)
 
 
-def _write_dense(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    checkpoint: Checkpoint,
-    *,
-    module: nn.Module,
-    state: State,
-    masks: Masks,
-) -> None:
+def _write_dense(folder: Path, manifest: Mapping[str, Any], draft: _Draft) -> None:
     """Let the model's library write its own layout; slt.json beside it is the manifest."""
+    checkpoint, tensors = draft.checkpoint, draft.state.tensors
+    for name, mask in draft.masks.items():
+        expect_masked(name, tensors[name], mask)
     if checkpoint.family == "transformers":
+        module: Any = draft.module
         with quiet():
-            module.save_pretrained(folder)  # type: ignore[operator]
+            module.save_pretrained(folder, max_shard_size=draft.max_shard_size)
     elif checkpoint.family == "timm":
-        _save_timm(folder, checkpoint, module)
+        _save_timm(folder, checkpoint, draft.module)
     else:
-        write_safetensors(folder / DENSE_WEIGHTS, state.tensors)
+        write_safetensors(folder / DENSE_WEIGHTS, tensors)
         write_json(folder / CONFIG, checkpoint.config)
     files = {file.name: sha256_file(file) for file in weight_files(folder)}
-    write_json(folder / DENSE_MANIFEST, {**manifest, "files": files})
+    entries = {name: draft.entry(name, tensor) for name, tensor in tensors.items()}
+    write_json(folder / DENSE_MANIFEST, {**manifest, "entries": entries, "files": files})
 
 
 def _save_timm(folder: Path, checkpoint: Checkpoint, module: nn.Module) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from slt_compress.checkpoints.families import build_module
 from slt_compress.checkpoints.opening import open_checkpoint
-from slt_compress.checkpoints.origins import origin_record, reopen
+from slt_compress.checkpoints.origins import origin_files, origin_record, reopen
 from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind, Task
+from slt_compress.checkpoints.snapshots import fetch_all
+from slt_compress.checkpoints.weights import read_folder
 
 __all__ = [
     "TASKS",
@@ -15,7 +17,10 @@ __all__ = [
     "Kind",
     "Task",
     "build_module",
+    "fetch_all",
     "open_checkpoint",
+    "origin_files",
     "origin_record",
+    "read_folder",
     "reopen",
 ]

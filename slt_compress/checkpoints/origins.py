@@ -117,6 +117,16 @@ def _companion_folder(record: Mapping[str, Any]) -> Path | None:
     return None
 
 
+def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The safetensors files that hold the weights of a recorded origin, fetched if need be.
+
+    Raises:
+        SourceError: they are gone, or the record is malformed.
+    """
+    _checked(record)
+    return _locate_weights(record, None)[0]
+
+
 def _checked(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
     family: Any = record.get("family")
     kind: Any = record.get("kind")

@@ -52,6 +52,21 @@ def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path,
         return folder, folder.name
 
 
+def fetch_all(repo: str, revision: str | None) -> Path:
+    """Download every plain file at the root of a repository that holds a ticket or an artifact.
+
+    Raises:
+        SourceError: as in `fetch`.
+    """
+    with quiet(), _explained(repo, revision):
+        suffixes = (*_SUFFIXES, ".jsonl", ".safetensors")
+        patterns = ["README*", "LICENSE*", *(f"*{suffix}" for suffix in suffixes)]
+        folder = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+        return Path(folder)
+
+
 def cached(repo: str, commit: str) -> Path | None:
     """The folder of an earlier download of exactly this commit; the network is not touched."""
     try:

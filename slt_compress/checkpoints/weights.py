@@ -147,3 +147,12 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
                 "get it again"
             ) from error
     return tensors
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of a checkpoint folder, and all its tensors by key, of whatever spelling.
+
+    Raises:
+        SourceError: no config, no safetensors, or files that are not sound.
+    """
+    return read_json_object(folder / "config.json"), read_tensors(weight_files(folder))

@@ -1,31 +1,73 @@
-"""The formats a model can be exported in: one literal table."""
+"""The formats a model can be exported in, and the codecs they are made of: two literal tables."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import torch
+
 from slt_compress.errors import ArtifactError
-from slt_compress.formats.base import Format, part_key
+from slt_compress.formats.base import Codec, NmPattern, part_key
+from slt_compress.formats.bitmask import Bitmask
+from slt_compress.formats.choice import Format, MaskOnly
 from slt_compress.formats.csr import SparseCsr
 from slt_compress.formats.dense import Dense
+from slt_compress.formats.entropy import decode_masks, encode_masks
+from slt_compress.formats.nm import Nm, find_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    import torch
+__all__ = [
+    "CODECS",
+    "FORMATS",
+    "VALUES_DTYPES",
+    "Bitmask",
+    "Codec",
+    "Dense",
+    "Format",
+    "MaskOnly",
+    "Nm",
+    "NmPattern",
+    "SparseCsr",
+    "decode_masks",
+    "encode_masks",
+    "find_format",
+    "find_pattern",
+    "part_key",
+]
 
-__all__ = ["FORMATS", "Dense", "Format", "SparseCsr", "find_format", "model_nbytes", "part_key"]
+_DENSE, _CSR, _BITMASK, _NM = Dense(), SparseCsr(), Bitmask(), Nm()
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
+CODECS: Mapping[str, Codec] = MappingProxyType(
     {
-        "dense": Dense(),
-        "sparse-csr": SparseCsr(),
+        "dense": _DENSE,
+        "sparse-csr": _CSR,
+        "bitmask": _BITMASK,
+        "nm": _NM,
     }
 )
 
+FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
+    {
+        "dense": Format(name="dense", codecs=(_DENSE,)),
+        "sparse-csr": Format(name="sparse-csr", codecs=(_CSR,)),
+        "bitmask": Format(name="bitmask", codecs=(_BITMASK,)),
+        # what has no such pattern is stored as a bitmask
+        "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
+        "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR)),
+        "mask": MaskOnly(),
+    }
+)
 
-def find_format(name: str) -> Format:
+# What kept values can be rounded to in the file.
+VALUES_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"bf16": torch.bfloat16, "fp16": torch.float16}
+)
+
+
+def find_format(name: str) -> Format | MaskOnly:
     """Look a format up by its name.
 
     Raises:
@@ -34,14 +76,3 @@ def find_format(name: str) -> Format:
     if name not in FORMATS:
         raise ArtifactError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
     return FORMATS[name]
-
-
-def model_nbytes(
-    chosen: Format, dense_nbytes: int, sites: Sequence[tuple[tuple[int, ...], int, torch.dtype]]
-) -> int:
-    """Bytes of all tensors of a model in a format, headers aside.
-
-    `dense_nbytes` is of all its tensors stored whole; `sites` are shape, kept count and dtype.
-    """
-    whole = sum(FORMATS["dense"].nbytes(*site) for site in sites)
-    return dense_nbytes - whole + sum(chosen.nbytes(*site) for site in sites)

@@ -1,8 +1,9 @@
-"""What a format is: one weight and its mask to named component tensors, and back, bit for bit."""
+"""What a codec is: one weight and its mask to named component tensors, and back, bit for bit."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Format(Protocol):
-    """A codec for one tensor; its parts are stored under `<name>.<part>`, or `<name>`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NmPattern:
+    """Of every `group` weights in a row along `axis`, exactly `kept` survive."""
+
+    kept: int
+    group: int
+    axis: int
+
+
+class Codec(Protocol):
+    """A way to store one tensor; its parts are stored under `<name>.<part>`, or `<name>`."""
 
     @property
     def name(self) -> str:
-        """The name users type, and the one in the manifest."""
+        """The name that an entry of the manifest has under `format`."""
 
     @property
     def sparse(self) -> bool:
@@ -36,6 +46,9 @@ class Format(Protocol):
 
         Values are stored by mask, not by `!= 0`: every bit of a kept value survives, of zeros and
         NaNs too.
+
+        Raises:
+            ArtifactError: the two do not fit together, or the mask does not fit this codec.
         """
 
     def decode(
@@ -51,14 +64,23 @@ class Format(Protocol):
         """
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor | None:
-        """Rebuild the mask; None for a format that does not know it.
+        """Rebuild the mask; None for a codec that does not know it.
 
         Raises:
             ArtifactError: the parts do not describe a mask of this shape.
         """
 
-    def nbytes(self, shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> int:
-        """Bytes of all parts together, headers aside, exactly."""
+    def nbytes(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> int | None:
+        """Bytes of all parts together, headers aside, exactly.
+
+        None where a mask of this `pattern` (None: of none) cannot be stored.
+        """
 
 
 def part_key(name: str, part: str) -> str:
@@ -84,6 +106,34 @@ def bits(tensor: Tensor) -> Tensor:
             f"tensors of {tensor.dtype} cannot be stored by mask; convert the model"
         )
     return tensor.detach().cpu().contiguous().view(_BITS[tensor.dtype.itemsize])
+
+
+def pick(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The kept values of a weight, row-major."""
+    return bits(tensor).reshape(-1)[mask.cpu().reshape(-1)].view(tensor.dtype)
+
+
+def scatter(values: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Undo `pick`: the values where `mask` keeps, +0 elsewhere, in the mask's shape.
+
+    Raises:
+        ArtifactError: the values are not of `dtype`, or not as many as the mask keeps.
+    """
+    expect_values(values, int(mask.count_nonzero()))
+    if values.dtype is not dtype:
+        raise ArtifactError(f"holds values of {values.dtype} where {dtype} is expected")
+    source = bits(values)
+    return torch.zeros(mask.shape, dtype=source.dtype).masked_scatter_(mask, source).view(dtype)
+
+
+def expect_values(values: Tensor, kept: int) -> None:
+    """Refuse values that are not one for each of `kept` weights.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    if values.shape != (kept,):
+        raise ArtifactError(f"has {tuple(values.shape)} values for {kept:,} kept weights")
 
 
 def expect_parts(parts: Mapping[str, Tensor], names: tuple[str, ...]) -> None:

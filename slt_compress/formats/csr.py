@@ -1,4 +1,4 @@
-"""The sparse-csr format: compressed sparse rows, by mask."""
+"""The sparse-csr codec: compressed sparse rows, by mask."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slt_compress.errors import ArtifactError
-from slt_compress.formats.base import as_matrix, bits, expect_parts, expect_same_shape
+from slt_compress.formats.base import (
+    NmPattern,
+    as_matrix,
+    bits,
+    expect_parts,
+    expect_same_shape,
+    expect_values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +48,9 @@ class SparseCsr:
         keep = mask.cpu().contiguous().reshape(rows, cols)
         positions = keep.reshape(-1).nonzero().reshape(-1)
         crow = torch.zeros(rows + 1, dtype=torch.int64)
-        torch.cumsum(keep.sum(dim=1), dim=0, out=crow[1:])
+        # not keep.sum(dim=1), which first makes eight bytes of every bool
+        counts = torch.from_numpy(np.count_nonzero(keep.numpy(), axis=1))
+        torch.cumsum(counts, dim=0, out=crow[1:])
         columns = positions % max(cols, 1)
         return {
             "crow_indices": crow.to(_smallest(len(positions))),
@@ -68,7 +78,13 @@ class SparseCsr:
         mask[_positions(parts, shape)] = True
         return mask.reshape(shape)
 
-    def nbytes(self, shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> int:
+    def nbytes(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> int:
         """Count the bytes of the four parts."""
         rows, cols = as_matrix(shape)
         crow = (rows + 1) * _smallest(kept).itemsize
@@ -90,8 +106,7 @@ def _positions(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     rows, cols = as_matrix(shape)
     crow, columns = (_index(parts, part) for part in ("crow_indices", "col_indices"))
     kept = len(columns)
-    if parts["values"].shape != (kept,):
-        raise ArtifactError(f"has {tuple(parts['values'].shape)} values for {kept:,} columns")
+    expect_values(parts["values"], kept)
     if len(crow) != rows + 1:
         raise ArtifactError(
             f"has {len(crow):,} row offsets for {rows:,} rows; one more is expected"

@@ -1,4 +1,4 @@
-"""The dense format: the whole weight, dropped values as zeros."""
+"""The dense codec: the whole weight, dropped values as zeros."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from slt_compress.errors import ArtifactError
-from slt_compress.formats.base import bits, expect_parts, expect_same_shape
+from slt_compress.formats.base import NmPattern, bits, expect_parts, expect_same_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +46,12 @@ class Dense:
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> None:
         """Return None: a zero may be a kept weight."""
 
-    def nbytes(self, shape: tuple[int, ...], kept: int, dtype: torch.dtype) -> int:
+    def nbytes(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> int:
         """Return elements times bytes per element, whatever was kept."""
         return math.prod(shape) * dtype.itemsize
