@@ -27,9 +27,19 @@ CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "mnist-lenet-90": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.9}),
     "mnist-lenet-96": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.96}),
     "mnist-lenet-98": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.98}),
+    "mnist-lenet-neuron-77": (
+        "lenet-300-100",
+        "mnist-lenet",
+        {"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 6}},
+    ),
     "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
     "cifar-resnet20-80": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.8}),
     "cifar-resnet20-90": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.9}),
+    "cifar-resnet20-2of4": (
+        "resnet20-cifar",
+        "cifar-resnet",
+        {"target_sparsity": None, "pattern": "2:4", "training": {"epochs": 4}},
+    ),
 }
 
 
