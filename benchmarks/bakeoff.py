@@ -56,6 +56,18 @@ CASES: Mapping[str, Case] = {
         source="resnet20-cifar", recipe="distill", methods=LEARNED[:3],
         sparsities=(0.9,), seeds=1, keys={"training": {"epochs": 2}},
     ),
+    "vit-digits": Case(
+        source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
+        sparsities=(0.9,), seeds=3, keys={},
+    ),
+    "llama-50": Case(
+        source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
+        sparsities=(0.5,), seeds=1, keys={},
+    ),
+    "llama-2of4": Case(
+        source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
+        sparsities=(0.5,), seeds=1, keys={"pattern": "2:4"},
+    ),
     "cifar-random": Case(
         source="resnet20-cifar", recipe="cifar-random", methods=("relaxed", "edge-popup"),
         sparsities=(0.5, 0.9), seeds=1, keys={},
@@ -67,7 +79,7 @@ def main() -> None:
     """Parse, run the seeds, print all rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("--data", required=True, help="data set specification")
+    parser.add_argument("--data", required=True, help="data set specification, such as digits")
     parser.add_argument("--source", help="folder of a checkpoint, where the case wants one")
     parser.add_argument("--weights", help="safetensors file of a pretrained net")
     parser.add_argument("-o", "--out", required=True, type=Path, help="keeps tickets and rows")
