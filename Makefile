@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lint types suite format clean
+.PHONY: demo test install lint types suite zoo coverage format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slt-compress search lenet-300-100 --init random --dataset digits --target-sparsity 0.9
@@ -22,6 +22,13 @@ types: $(VENV)/.installed-dev
 
 suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+zoo: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m zoo tests/zoo
+
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.zoo.pipeline zoo-pipeline.jsonl
+	$(BIN)/python -m tests.zoo.coverage zoo-plans.jsonl zoo-pipeline.jsonl
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

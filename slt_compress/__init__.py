@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slt_compress.api import evaluate as evaluate
     from slt_compress.api import export as export
     from slt_compress.api import load as load
+    from slt_compress.api import plan as plan
     from slt_compress.api import report as report
     from slt_compress.api import search as search
     from slt_compress.api import verify as verify
@@ -44,6 +45,7 @@ _HOMES = {
     "export": "api",
     "load": "api",
     "open_checkpoint": "checkpoints",
+    "plan": "api",
     "report": "api",
     "search": "api",
     "verify": "api",
@@ -51,6 +53,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022  (verbs, then types)
     "search",
+    "plan",
     "export",
     "load",
     "report",

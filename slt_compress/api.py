@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,23 @@ from slt_compress.artifact import Artifact, is_artifact
 from slt_compress.budget import Budget
 from slt_compress.compacting import export_shrunk
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
-from slt_compress.data import default_spec, open_data, prepare
-from slt_compress.errors import ArtifactError, SltError, TicketError
+from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.exporting import export_ticket
 from slt_compress.files import read_json
 from slt_compress.fitting import plan_sites
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
 from slt_compress.origins import local_folder, module_checkpoint
+from slt_compress.planning import Plan, make_plan
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
 from slt_compress.recording import model_name, record, target_of
 from slt_compress.reporting import Report, make_report
-from slt_compress.runtime import (
-    as_origin,
-    as_runtime,
-    open_path,
-    origin_of,
-)
+from slt_compress.runtime import as_runtime, open_path
 from slt_compress.searching import OnStep, Search
 from slt_compress.settings import Training, settled
 from slt_compress.ticket import Ticket, free_path, newest, read_ticket
 from slt_compress.verifying import Verification, verify_apart, verify_path
-from slt_compress.workloads import checkpoint_workload, open_source, own_workload
+from slt_compress.workloads import measure_path, obstacles, open_workload, sketch_source
 
 TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
 
@@ -80,26 +74,17 @@ def search(
     target = target_of(source, recipe, out, TICKETS)
     target.check()
     started = time.monotonic()
-    if isinstance(source, nn.Module):
-        if loss_fn is None or data is None or isinstance(data, str):
-            raise SltError("a module of your own needs batches and loss_fn(module, batch)")
-        checkpoint, prepared = module_checkpoint(source), None
-        workload = own_workload(source, data, loss_fn)
-    else:
-        if data is not None and not isinstance(data, str):
-            raise SltError("batches of your own go with a module of your own; give a data set name")
-        checkpoint, prepared = open_source(source, recipe)
-        workload = checkpoint_workload(checkpoint, prepared, recipe.objective)
+    checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
     random_init = checkpoint.init is not None
     if isinstance(method, Learned):
         training = settled(recipe.training, method.name, random_init=random_init)
         recipe = replace(recipe, training=training)
-    plan = plan_sites(
+    sites = plan_sites(
         checkpoint.module, recipe.targets, budget, gate_head=not checkpoint.trained_head
     )
     result = Search(
         module=checkpoint.module,
-        plan=plan,
+        plan=sites,
         workload=workload,
         budget=budget,
         method=method,
@@ -107,6 +92,33 @@ def search(
         random_init=random_init,
     ).run(on_step)
     return record(target, checkpoint, prepared, recipe, result=result, started=started)
+
+
+def plan(
+    source: str | Path | nn.Module,
+    data: str | None = None,
+    *,
+    budget: Budget | None = None,
+    method: Method | None = None,
+    objective: ObjectiveName | None = None,
+    training: Training | None = None,
+    recipe: Recipe | None = None,
+) -> Plan:
+    """What a search with the same arguments would gate, need and give; no weights are loaded.
+
+    Raises:
+        SltError: the source, budget or recipe cannot be used, or nothing would be gated.
+    """
+    recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
+    recipe = recipe if data is None else replace(recipe, dataset=data)
+    if isinstance(source, nn.Module):
+        checkpoint = module_checkpoint(source)
+    else:
+        checkpoint = sketch_source(source, recipe)
+    sites = plan_sites(
+        checkpoint.module, recipe.targets, recipe.budget(), gate_head=not checkpoint.trained_head
+    )
+    return make_plan(checkpoint, sites, recipe, warnings=obstacles(checkpoint))
 
 
 def compare(
@@ -269,20 +281,7 @@ def evaluate(
         SltError: the folder, its origin or the data cannot be used.
     """
     folder = Path(path) if path is not None else newest(TICKETS)
-    recipe = recipe or search_recipe(folder, data)
-    opened = open_path(folder, origin=origin)
-    checkpoint = opened.checkpoint
-    spec = data or recipe.dataset or default_spec(checkpoint.task)
-    prepared = prepare(
-        open_data(spec, recipe.data), checkpoint, batch_size=recipe.training.batch_size,
-        seed=recipe.training.seed, limit=recipe.evaluation.limit,
-    )  # fmt: skip
-    workload = checkpoint_workload(checkpoint, prepared, replace(recipe.objective, name="distill"))
-    reference = None
-    if not prepared.labels_match:
-        reference = partial(as_origin, opened, origin_of(opened, origin=origin))
-    metrics = workload.measure(opened.module, prepared.test, reference=reference)
-    return {"metrics": metrics, "examples": prepared.splits["test"]}
+    return measure_path(folder, recipe or search_recipe(folder, data), data, origin=origin)
 
 
 def search_recipe(path: str | Path | None = None, data: str | None = None) -> Recipe:

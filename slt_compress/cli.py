@@ -23,8 +23,10 @@ from slt_compress.options import (
     Json,
     Lr,
     MaxShardSize,
+    MethodName,
     Newest,
     Origin,
+    Pattern,
     PushToHub,
     Quiet,
     RecipeName,
@@ -32,6 +34,7 @@ from slt_compress.options import (
     Set,
     Source,
     Steps,
+    TargetSparsity,
     ValuesDtype,
     Weights,
     listed,
@@ -40,6 +43,7 @@ from slt_compress.options import (
     resolve,
     start_of,
 )
+from slt_compress.preview import plan
 from slt_compress.printing import print_json
 from slt_compress.shelf import import_command, tickets_app
 
@@ -51,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(plan)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
 app.command("import")(import_command)
@@ -74,17 +79,9 @@ def _root(
 @app.command()
 def search(
     source: Source,
-    target_sparsity: Annotated[
-        float | None, typer.Option(help="Share of the gated weights to remove, in [0, 1).")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="relaxed, hard-concrete, gumbel, edge-popup, magnitude or random."),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="unstructured, N:M (2:4), block:RxC, neuron, channel or head."),
-    ] = None,
+    target_sparsity: TargetSparsity = None,
+    method: MethodName = None,
+    pattern: Pattern = None,
     scope: Annotated[
         str | None, typer.Option(help="What competes: global (all), type (like layers) or layer.")
     ] = None,

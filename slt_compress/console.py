@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +15,9 @@ from rich.text import Text
 
 from slt_compress.artifact import Artifact
 from slt_compress.comparing import LESS_IS_BETTER, Comparison, OnRow, Row
+from slt_compress.outlines import outline
+from slt_compress.planning import Plan
+from slt_compress.plots import plot
 from slt_compress.reporting import Report
 from slt_compress.searching import OnStep
 from slt_compress.training import Step
@@ -24,10 +26,6 @@ from slt_compress.verifying import Verification
 _BAR = 20
 _TIMES = "×"  # noqa: RUF001
 _LOG_LINES = 20
-# Of a plot, in characters without its axes; a mark and a colour for each method.
-_WIDTH, _HEIGHT = 60, 14
-_MARKS = "●▲■◆○△□◇"
-_COLOURS = ("green", "magenta", "cyan", "yellow", "blue", "red")
 
 
 @contextmanager
@@ -176,6 +174,13 @@ def _metric_table(report: Report) -> Table:
     return table
 
 
+def print_plan(plan: Plan) -> None:
+    """The outline of a plan on stdout."""
+    console = _stdout()
+    for part in outline(plan):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
 def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str]) -> None:
     """What an export wrote: what it shrank, bytes, ratio to dense, how to load it; on stderr."""
     console = Console(stderr=True)
@@ -235,7 +240,7 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(table)
     points = [entry for entry in summary if entry["mean"] is not None]
     if len({entry["sparsity"] for entry in points}) > 1:
-        console.print(_plot(points, f"{metric} against sparsity{_better(metric)}"), soft_wrap=True)
+        console.print(plot(points, f"{metric} against sparsity{_better(metric)}"), soft_wrap=True)
     for row in comparison.rows:
         if row.error is not None:
             failed = f"failed: {row.method} at {row.sparsity:g}, seed {row.seed}: {row.error}"
@@ -245,54 +250,3 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _better(metric: str | None) -> str:
     return " (less is better)" if metric in LESS_IS_BETTER else ""
-
-
-def _plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
-    """The means against the sparsity: a mark for each, joined by dots; the last one is on top."""
-    sparsities: list[float] = sorted({point["sparsity"] for point in points})
-    means: list[float] = sorted(point["mean"] for point in points)
-    left, right, bottom, top = sparsities[0], sparsities[-1], means[0], means[-1]
-    span = (top - bottom) or 1.0
-    cells: dict[tuple[int, int], tuple[str, str]] = {}
-
-    def column(sparsity: float) -> int:
-        return round((sparsity - left) / (right - left) * (_WIDTH - 1))
-
-    def place(point: Mapping[str, Any]) -> tuple[int, int]:
-        return column(point["sparsity"]), round((point["mean"] - bottom) / span * (_HEIGHT - 1))
-
-    styles = {
-        method: (_MARKS[index % len(_MARKS)], _COLOURS[index % len(_COLOURS)])
-        for index, method in enumerate(dict.fromkeys(p["method"] for p in points))
-    }
-    curves = {
-        method: sorted(place(p) for p in points if p["method"] == method) for method in styles
-    }
-    for method, curve in curves.items():
-        for (x0, y0), (x1, y1) in pairwise(curve):
-            for x in range(x0 + 1, x1):
-                cells[x, round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))] = ("·", styles[method][1])
-    for method, curve in curves.items():
-        cells |= dict.fromkeys(curve, styles[method])
-    text = Text(f"{title}\n")
-    for y in reversed(range(_HEIGHT)):
-        labelled = y in (0, _HEIGHT // 2, _HEIGHT - 1)
-        text.append(f"{bottom + span * y / (_HEIGHT - 1):9.4g} ┤" if labelled else f"{'│':>11}")
-        for x in range(_WIDTH):
-            text.append(*cells.get((x, y), (" ", "")))
-        text.append("\n")
-    text.append(f"{'└':>11}{'─' * _WIDTH}\n{' ' * 11}{_ticks(sparsities, column)}\n")
-    for method, (mark, colour) in styles.items():
-        text.append(f"{' ' * 11}{mark} {method}\n", colour)
-    return text
-
-
-def _ticks(sparsities: Sequence[float], column: Callable[[float], int]) -> str:
-    """The sparsities below their columns, without those that the one before leaves no room."""
-    line = ""
-    for sparsity in sparsities:
-        label = f"{sparsity:g}"
-        start = min(column(sparsity), _WIDTH - len(label))
-        if not line or start > len(line):
-            line = f"{line:<{start}}{label}"
-    return line

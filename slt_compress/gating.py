@@ -169,7 +169,8 @@ def read_once(module: nn.Module, plan: SitePlan) -> Iterator[None]:
     """
     with parametrize.cached():
         for site in plan.sites:
-            getattr(module.get_submodule(site.module), site.param)
+            for owner, param in _owners(module, site):
+                getattr(owner, param)
         yield
 
 
@@ -195,15 +196,15 @@ def gated(
         for site in plan.sites:
             score = None if scores is None else scores[site.name]
             gate = Gate(method, score, site.layout, rescale=rescale)
-            owner = module.get_submodule(site.module)
-            # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
-            parametrize.register_parametrization(owner, site.param, gate, unsafe=True)
             gates[site.name] = gate
+            for owner, param in _owners(module, site):
+                # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
+                parametrize.register_parametrization(owner, param, gate, unsafe=True)
         yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
     finally:
         for site in plan.sites:
-            if site.name in gates:
-                _remove(module.get_submodule(site.module), site)
+            for owner, param in _owners(module, site) if site.name in gates else ():
+                _remove(owner, param, gates[site.name])
         remembered.restore(module)
 
 
@@ -243,15 +244,31 @@ def _remember(module: nn.Module, plan: SitePlan) -> _Remembered:
             if isinstance(child, _BatchNorm)
         },
         order={
-            site.module: tuple(module.get_submodule(site.module)._parameters) for site in plan.sites
+            path: tuple(module.get_submodule(path)._parameters)
+            for site in plan.sites
+            for path, _ in site.places
         },
     )
 
 
-def _remove(owner: nn.Module, site: Site) -> None:
-    """Take the gate off; a parametrization that was there before stays."""
-    chain = owner.get_submodule(f"parametrizations.{site.param}")
-    if isinstance(chain, nn.ModuleList) and len(chain) > 1:
+def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
+    """The modules that read a site, each once, with its name there."""
+    seen: set[int] = set()
+    for path, param in site.places:
+        owner = module.get_submodule(path)
+        if id(owner) not in seen:
+            seen.add(id(owner))
+            yield owner, param
+
+
+def _remove(owner: nn.Module, param: str, gate: Gate) -> None:
+    """Take the gate off, if it came on; a parametrization that was there before stays."""
+    if not parametrize.is_parametrized(owner, param):
+        return
+    chain = owner.get_submodule(f"parametrizations.{param}")
+    if not isinstance(chain, nn.ModuleList) or chain[len(chain) - 1] is not gate:
+        return
+    if len(chain) > 1:
         del chain[len(chain) - 1]
     else:
-        parametrize.remove_parametrizations(owner, site.param, leave_parametrized=False)
+        parametrize.remove_parametrizations(owner, param, leave_parametrized=False)

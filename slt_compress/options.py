@@ -23,6 +23,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Origin = Annotated[
     str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
 ]
+TargetSparsity = Annotated[
+    float | None, typer.Option(help="Share of the gated weights to remove, in [0, 1).")
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="relaxed, hard-concrete, gumbel, edge-popup, magnitude or random."
+    ),
+]
+Pattern = Annotated[
+    str | None, typer.Option(help="unstructured, N:M (2:4), block:RxC, neuron, channel or head.")
+]
 Dataset = Annotated[
     str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from slt_compress.errors import SltError, TicketError
+from slt_compress.expectations import expectations
 from slt_compress.formats import FORMATS, NmPattern, find_pattern
 from slt_compress.manifests import Manifest, as_shape
 from slt_compress.provenance import provenance_of
@@ -139,7 +140,7 @@ def make_report(ticket: Ticket) -> Report:
         "skipped": ticket.skipped,
         "sizes": sizes,
         "warnings": _warnings(ticket, layers),
-        "expectations": list(_expectations(sizes, str(ticket.budget.get("pattern")))),
+        "expectations": list(expectations(sizes, str(ticket.budget.get("pattern")))),
         "recipe": ticket.recipe,
     }
     return Report.from_dict(content, ticket.path, TicketError)
@@ -231,20 +232,3 @@ def _without_effect(ticket: Ticket) -> list[str]:
             "that their removed units leave without effect are not counted"
         )
     return found
-
-
-def _expectations(sizes: Mapping[str, int], pattern: str) -> tuple[str, ...]:
-    """What the zeros of a pattern buy on disk and in the runtimes that people use."""
-    smaller = "smaller" if sizes["auto"] < sizes["dense"] else "NOT smaller"
-    gpu = "unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels"
-    if pattern == "2:4":
-        gpu = "the 2:4 pattern has kernels in half precision; a dense export does not use them"
-    elif pattern in ("neuron", "channel", "head"):
-        gpu = "whole units are zero, so that smaller matrices could do the same work"
-    return (
-        f"disk: the auto format is {smaller} than the dense model; the dense export never is, as "
-        "zeros take as many bytes as other numbers",
-        "speed: dense kernels (PyTorch, ONNX Runtime, TensorRT) run at the same speed and in the "
-        "same memory as before; zeros alone make nothing faster",
-        f"GPU: {gpu}",
-    )

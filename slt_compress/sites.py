@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import MappingProxyType
 
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from slt_compress.errors import TargetError
 from slt_compress.layouts import ELEMENTWISE, Layout
 from slt_compress.names import matcher
 from slt_compress.outputs import head_names
-
-# Parameters that modules other than the known matrix types add to, or look up from, activations.
-# They are told apart by name: libraries keep them as bare parameters without a type of their own.
-_ADDED = re.compile(
-    r"(^|_)(pos|position|positional|tokens?|embed|embeds|embeddings?|relative|rel|table|query"
-    r"|queries|latents?|prompts?|bias(es)?|mask|scale|gamma|beta|temperature|registers?|anchors?|decay"
-    r"|log)(_|\d|$)"
-)
-# One number for each output channel beside a weight: of weight norm, of standardised convolutions.
-_GAIN = re.compile(r"(^|_)(g|gain|scale)$")
-_NORM = re.compile(r"norm", re.IGNORECASE)
-_ROUTER = re.compile(r"router", re.IGNORECASE)
-_MATRIX_TYPES = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-_CONV_TYPES = nn.modules.conv._ConvNd
+from slt_compress.parameters import Parameter, joined, walk
+from slt_compress.roles import role, unsuitable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +35,8 @@ class Site:
     """One weight that is gated.
 
     `input_dim` is the dimension along which the weight sums over its inputs; `layout` says how
-    its scores lie on it.
+    its scores lie on it; `tied` are further names of the same parameter, whose modules read the
+    same gate.
     """
 
     module: str
@@ -58,11 +45,18 @@ class Site:
     kind: str
     input_dim: int = 1
     layout: Layout = ELEMENTWISE
+    tied: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The key of the weight in the opened module."""
-        return f"{self.module}.{self.param}" if self.module else self.param
+        return joined(self.module, self.param)
+
+    @property
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Module and parameter of every name; a shared module has several paths."""
+        further = (name.rpartition(".") for name in self.tied)
+        return (self.module, self.param), *((module, param) for module, _, param in further)
 
     @property
     def numel(self) -> int:
@@ -98,95 +92,61 @@ def find_sites(
 ) -> SitePlan:
     """Walk `module` and choose its sites.
 
-    By default every parameter of two or more dimensions that multiplies activations is a site;
-    embeddings, positions, tokens, norms, biases, tied weights and routers of experts are not, nor
-    is the task head where `gate_head` is false (a pretrained head is small and decides much).
+    By default every parameter of two or more dimensions that multiplies activations is a site, once
+    however many modules share it; embeddings and what is tied to them, positions, tokens, norms,
+    biases and routers of experts are not, nor is the task head where `gate_head` is false (a
+    pretrained head is small and decides much).
 
     Raises:
         TargetError: a pattern matches no parameter, or no parameter is left to gate.
     """
     targets = targets or Targets()
-    parameters = tuple(_parameters(module))
+    parameters = tuple(walk(module))
     included = _matching(targets.include, parameters)
     excluded = _matching(targets.exclude, parameters)
     heads = frozenset() if gate_head else head_names(module)
-    sites: list[Site] = []
-    skipped: dict[str, str] = {}
+    reasons: dict[str, str | None] = {}
     for entry in parameters:
         reason = _impossible(entry)
         if reason is None and targets.include:
-            reason = None if entry.name in included else "not matched by targets.include"
+            reason = None if included & set(entry.names) else "not matched by targets.include"
         elif reason is None:
-            reason = _unsuitable(entry, heads)
+            head = "task head of a pretrained checkpoint" if entry.name in heads else None
+            reason = head or unsuitable(entry)
         if reason is None and entry.name in excluded:
             reason = "matched by targets.exclude"
-        if reason is None:
+        reasons[entry.name] = reason
+    sites: list[Site] = []
+    skipped: dict[str, str] = {}
+    for entry in parameters:
+        found = _tied(entry, reasons) if len(entry.names) > 1 else reasons[entry.name]
+        if found is None:
             sites.append(_site(entry))
         else:
-            skipped[entry.name] = reason
+            skipped[entry.name] = found
     if not sites:
         listed = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
         raise TargetError(f"no parameter is left to gate ({listed or 'the module has none'})")
     return SitePlan(sites=tuple(sites), skipped=MappingProxyType(skipped))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parameter:
-    """A parameter with the module that owns it; `shared` names its first user where tied."""
+def _tied(entry: Parameter, reasons: Mapping[str, str | None]) -> str | None:
+    """Why a shared parameter is no site under this name.
 
-    module: str
-    param: str
-    owner: nn.Module
-    parent: nn.Module | None
-    tensor: Tensor
-    shared: tuple[str, ...] = ()
-    source_of: str | None = None
-
-    @property
-    def name(self) -> str:
-        return f"{self.module}.{self.param}" if self.module else self.param
-
-
-def _parameters(module: nn.Module) -> Iterator[_Parameter]:
-    """Yield every parameter once per name; a parametrized weight comes before its sources."""
-    users: dict[int, list[str]] = {}
-    for name, tensor in module.named_parameters(remove_duplicate=False):
-        users.setdefault(id(tensor), []).append(name)
-    modules = dict(module.named_modules(remove_duplicate=False))
-    for path, owner in modules.items():
-        parent = modules.get(path.rpartition(".")[0]) if path else None
-        if isinstance(owner, parametrize.ParametrizationList):
-            weight = path.replace(".parametrizations.", ".").removeprefix("parametrizations.")
-            for param, source in owner.named_parameters(recurse=False):
-                yield _Parameter(
-                    module=path, param=param, owner=owner, parent=parent, tensor=source,
-                    source_of=weight,
-                )  # fmt: skip
-            continue
-        own: list[tuple[str, Tensor]] = list(
-            owner.named_parameters(recurse=False, remove_duplicate=False)
-        )
-        if parametrize.is_parametrized(owner):
-            own += [(param, _parametrized(owner, param)) for param in owner.parametrizations]
-        for param, value in own:
-            yield _Parameter(
-                module=path, param=param, owner=owner, parent=parent, tensor=value,
-                shared=tuple(users.get(id(value), ())),
-            )  # fmt: skip
+    It is gated once, under its first name, and only where nothing speaks against any of them: an
+    output head that is tied to an embedding stays as it is.
+    """
+    found = {reasons[name] for name in entry.names}
+    first = entry.names[0]
+    if found == {None}:
+        return None if entry.name == first else f"tied: gated as {first}"
+    if len(found) == 1:
+        return reasons[entry.name]
+    others = ", ".join(name for name in entry.names if name != entry.name)
+    return f"tied: the same tensor as {others}"
 
 
-def _parametrized(owner: nn.Module, param: str) -> Tensor:
-    """A parametrized weight, read in eval mode: spectral norm changes its buffers otherwise."""
-    chain = owner.get_submodule(f"parametrizations.{param}")
-    modes = {child: child.training for child in chain.modules()}
-    chain.eval()
-    value: Tensor = getattr(owner, param)
-    for child, mode in modes.items():
-        child.training = mode
-    return value
-
-
-def _matching(patterns: Sequence[str], parameters: Sequence[_Parameter]) -> frozenset[str]:
+def _matching(patterns: Sequence[str], parameters: Sequence[Parameter]) -> frozenset[str]:
     found: set[str] = set()
     for pattern in patterns:
         matches = matcher(pattern)
@@ -200,13 +160,10 @@ def _matching(patterns: Sequence[str], parameters: Sequence[_Parameter]) -> froz
     return frozenset(found)
 
 
-def _impossible(entry: _Parameter) -> str | None:
+def _impossible(entry: Parameter) -> str | None:
     """Why no gate can be put on this parameter, whatever the user asks for."""
     if entry.source_of is not None:
         return f"source of the parametrized weight {entry.source_of}"
-    if len(entry.shared) > 1:
-        others = ", ".join(name for name in entry.shared if name != entry.name)
-        return f"tied: the same tensor as {others}"
     if entry.tensor.dim() < 2:
         return "bias" if "bias" in entry.param else "one-dimensional"
     if not entry.tensor.is_floating_point():
@@ -214,59 +171,13 @@ def _impossible(entry: _Parameter) -> str | None:
     return "empty" if entry.tensor.numel() == 0 else None
 
 
-def _unsuitable(entry: _Parameter, heads: frozenset[str]) -> str | None:
-    """Why no gate is put on this parameter by default."""
-    owner, kind = entry.owner, type(entry.owner).__name__
-    if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
-        return "embedding: looked up, not multiplied"
-    if entry.name in heads:
-        return "task head of a pretrained checkpoint"
-    if _is_router(entry):
-        return "router of experts"
-    if isinstance(owner, (*_MATRIX_TYPES, _CONV_TYPES)):
-        if entry.param.startswith("bias"):
-            return "bias"
-        return "gain of the output channels" if _GAIN.search(entry.param) else None
-    if _NORM.search(kind):
-        return "normalisation"
-    if _ADDED.search(entry.param.lower()) or ("Embed" in kind and entry.param != "weight"):
-        return "position, token or table: added or looked up, not multiplied"
-    if sum(size > 1 for size in entry.tensor.shape) < 2:
-        return "one-dimensional"
-    return None
-
-
-def _is_router(entry: _Parameter) -> bool:
-    """Whether a parameter chooses among experts: by class, by name, or as `gate` beside them."""
-    leaf = entry.module.rpartition(".")[2]
-    beside_experts = entry.parent is not None and hasattr(entry.parent, "experts")
-    named = bool(_ROUTER.search(leaf)) or bool(_ROUTER.search(type(entry.owner).__name__))
-    return named or (leaf == "gate" and beside_experts)
-
-
-def _site(entry: _Parameter) -> Site:
-    kind, input_dim = _kind(entry)
+def _site(entry: Parameter) -> Site:
+    kind, input_dim = role(entry)
     return Site(
         module=entry.module,
         param=entry.param,
         shape=tuple(entry.tensor.shape),
         kind=kind,
         input_dim=input_dim,
+        tied=entry.names[1:],
     )
-
-
-def _kind(entry: _Parameter) -> tuple[str, int]:
-    owner = entry.owner
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
-        return "transposed-conv", 0
-    if isinstance(owner, _CONV_TYPES):
-        return "conv", 1
-    if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
-        return "recurrent", 1
-    # transformers' Conv1D keeps its matrix as [in, out]; told by name: the import costs seconds
-    if type(owner).__name__ == "Conv1D" and entry.tensor.dim() == 2:
-        return "linear", 0
-    if entry.tensor.dim() == 3 and "expert" in (entry.module + type(owner).__name__).lower():
-        # transformers marks the experts that are kept as [experts, in, out]
-        return "experts", 1 if getattr(owner, "is_transposed", False) is True else 2
-    return "linear", 1

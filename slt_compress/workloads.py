@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.checkpoints import Checkpoint, open_checkpoint
-from slt_compress.data import RawData, SearchData, default_spec, open_data, prepare
-from slt_compress.errors import DataError, RecipeError
+from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
+from slt_compress.data import RawData, SearchData, default_spec, modality_of, open_data, prepare
+from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evaluation import Metrics, evaluate
 from slt_compress.gating import evaluating
 from slt_compress.hidden import block_names
@@ -27,8 +27,32 @@ from slt_compress.objectives import (
     task_objective,
     to_device,
 )
+from slt_compress.origins import module_checkpoint
+from slt_compress.planning import missing_weights
 from slt_compress.recipes import Recipe
+from slt_compress.runtime import as_origin, open_path, origin_of
 from slt_compress.searching import Workload
+
+
+def open_workload(
+    source: str | Path | nn.Module,
+    data: str | Iterable[Any] | None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    recipe: Recipe,
+) -> tuple[Checkpoint, SearchData | None, Workload]:
+    """What a search works on: a named checkpoint with its data, or a module with the user's own.
+
+    Raises:
+        SltError: the source or the data cannot be used, or do not go together.
+    """
+    if isinstance(source, nn.Module):
+        if loss_fn is None or data is None or isinstance(data, str):
+            raise SltError("a module of your own needs batches and loss_fn(module, batch)")
+        return module_checkpoint(source), None, own_workload(source, data, loss_fn)
+    if data is not None and not isinstance(data, str):
+        raise SltError("batches of your own go with a module of your own; give a data set name")
+    checkpoint, prepared = open_source(source, recipe)
+    return checkpoint, prepared, checkpoint_workload(checkpoint, prepared, recipe.objective)
 
 
 def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
@@ -38,6 +62,13 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
         SourceError, DataError: the source or the data cannot be used.
     """
     training = recipe.training
+    # What no data set can be given to is refused before its weights are read or downloaded.
+    modality_of(
+        sketch_checkpoint(
+            source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+            options=recipe.model,
+        )
+    )  # fmt: skip
     raw: RawData | None = None
     if recipe.dataset is not None:
         raw = open_data(recipe.dataset, recipe.data)
@@ -54,6 +85,40 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
         limit=recipe.evaluation.limit,
     )  # fmt: skip
     return checkpoint, prepared
+
+
+def sketch_source(source: str | Path, recipe: Recipe) -> Checkpoint:
+    """The checkpoint of a search on the meta device; nothing is downloaded but configurations.
+
+    A random init's head takes the classes of the data where that is at hand.
+
+    Raises:
+        SourceError, DataError: the source cannot be found, or the data at hand cannot be used.
+    """
+    raw: RawData | None = None
+    if recipe.dataset is not None and recipe.init and is_at_hand(recipe.dataset):
+        raw = open_data(recipe.dataset, recipe.data)
+    return sketch_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        seed=recipe.training.seed, options=recipe.model,
+        num_classes=raw.num_classes if raw else None, classes=raw.classes if raw else None,
+    )  # fmt: skip
+
+
+def obstacles(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What stands in the way of searching a sketched source, a sentence each."""
+    found = missing_weights(checkpoint)
+    try:
+        if checkpoint.kind != "module":
+            modality_of(checkpoint)
+    except DataError as error:
+        return (*found, str(error))
+    return found
+
+
+def is_at_hand(dataset: str) -> bool:
+    """Whether a data set is on this machine for sure: it comes with the package or is a path."""
+    return dataset == "digits" or Path(dataset).expanduser().exists()
 
 
 def checkpoint_workload(
@@ -106,6 +171,29 @@ def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptio
         forward, task, temperature=options.temperature, label_weight=options.label_weight,
         blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight,
     )  # fmt: skip
+
+
+def measure_path(
+    folder: Path, recipe: Recipe, data: str | None, *, origin: str | Path | None
+) -> dict[str, Any]:
+    """Metrics of a ticket or exported folder: `{metrics, examples}`; see `slt_compress.evaluate`.
+
+    Raises:
+        SltError: the folder, its origin or the data cannot be used.
+    """
+    opened = open_path(folder, origin=origin)
+    checkpoint = opened.checkpoint
+    spec = data or recipe.dataset or default_spec(checkpoint.task)
+    prepared = prepare(
+        open_data(spec, recipe.data), checkpoint, batch_size=recipe.training.batch_size,
+        seed=recipe.training.seed, limit=recipe.evaluation.limit,
+    )  # fmt: skip
+    workload = checkpoint_workload(checkpoint, prepared, replace(recipe.objective, name="distill"))
+    reference = None
+    if not prepared.labels_match:
+        reference = partial(as_origin, opened, origin_of(opened, origin=origin))
+    metrics = workload.measure(opened.module, prepared.test, reference=reference)
+    return {"metrics": metrics, "examples": prepared.splits["test"]}
 
 
 def own_workload(

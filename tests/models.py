@@ -55,6 +55,30 @@ class Attention(nn.Module):
         return self.head(mixed.mean(1))
 
 
+class Shared(nn.Module):
+    """A module under two names, a weight in two modules, and a computed weight read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+        self.again = self.body
+        self.mirror = nn.Linear(6, 6)
+        self.mirror.weight = self.body.weight
+        self.normed = parametrizations.weight_norm(nn.Linear(6, 6))
+        self.normed_again = self.normed
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = torch.tanh(self.again(torch.tanh(self.body(input))))
+        hidden = self.normed(hidden) + self.normed_again(torch.tanh(self.mirror(hidden)))
+        return self.head(hidden)
+
+
+def shared() -> Pico:
+    torch.manual_seed(0)
+    return Pico(module=Shared().eval(), inputs={"input": torch.randn(5, 6)})
+
+
 def mlp() -> Pico:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
@@ -124,6 +148,7 @@ PICOS: Mapping[str, Callable[[], Pico]] = MappingProxyType(
         "lstm": lstm,
         "attention": attention,
         "weight-norm": weight_norm,
+        "shared": shared,
         "gpt2": gpt2,
         "resnet": resnet,
         "mixtral": mixtral,

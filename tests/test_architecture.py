@@ -22,24 +22,26 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits errors hidden layouts masks outputs printing reference "
-    "registering schedules selection",
-    "files formats initial names patterns shrinking",
+    "attentions bits errors expectations hidden layouts masks outputs parameters plots printing "
+    "reference registering schedules selection",
+    "files formats initial names patterns roles shrinking",
     "budget checkpoints manifests sites",
     "artifact data fitting methods objectives pushing silencing ticket",
     "calibration gating origins provenance settings",
     "controls evaluation pattern_checks recipes reporting runtime selecting starting training",
-    "adapters cards comparing cookbook options quantizer searching verifying",
-    "compacting console deriving exporting importing recording workloads",
-    "api shelf",
+    "adapters cards comparing cookbook options planning quantizer searching verifying",
+    "compacting deriving exporting importing outlines recording workloads",
+    "api console shelf",
+    "preview",
     "cli",
     "__init__ __main__",
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 
 PUBLIC = [
-    "search", "export", "load", "report", "verify", "evaluate", "compare", "open_checkpoint",
-    "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "Base", "SltError",
+    "search", "plan", "export", "load", "report", "verify", "evaluate", "compare",
+    "open_checkpoint", "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "Base",
+    "SltError",
 ]  # fmt: skip
 
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
@@ -48,6 +50,8 @@ FLAGS = {
     "search": "SOURCE --target-sparsity --method --pattern --scope --objective --dataset --init "
     "--weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
     "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
+    "plan": "SOURCE --target-sparsity --method --pattern --dataset --init --weights --revision "
+    "--steps --epochs --batch-size --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
@@ -190,13 +194,14 @@ HEAVY = {"torch", "transformers", "timm", "datasets", "accelerate", "numpy", "py
         RUN.format(["--help"]),
         RUN.format(["search", "--help"]),
         RUN.format(["compare", "--help"]),
+        RUN.format(["plan", "--help"]),
         RUN.format(["--version"]),
     ],
-    ids=["package", "cli", "help", "search-help", "compare-help", "version"],
+    ids=["package", "cli", "help", "search-help", "compare-help", "plan-help", "version"],
 )
 def test_nothing_heavy_is_loaded_before_there_is_work(code: str) -> None:
     # typer itself looks for pydantic types when it builds a command with arguments
-    heavy = HEAVY if "search" in code or "compare" in code else HEAVY | {"pydantic"}
+    heavy = HEAVY if re.search("search|compare|plan", code) else HEAVY | {"pydantic"}
     assert not modules_after(code) & heavy
 
 

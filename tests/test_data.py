@@ -10,7 +10,9 @@ import datasets
 import pytest
 import torch
 
-from slt_compress.data import DataOptions, default_spec, open_data, prepare
+import slt_compress
+from slt_compress.checkpoints import sketch_checkpoint
+from slt_compress.data import DataOptions, default_spec, modality_of, open_data, prepare
 from slt_compress.data.labels import match_names
 from slt_compress.errors import DataError
 from slt_compress.reference import REFERENCE
@@ -248,3 +250,24 @@ def test_wordnet_ids_are_imagenets_classes(tmp_path: Path) -> None:
     assert data.labels_match
     assert {int(v) for batch in data.train for v in batch["labels"]} <= {0, 999}
     assert {int(v) for batch in data.train for v in batch["labels"]} == {0, 999}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reads"),
+    [
+        ("wav2vec2", {}, "sound"),
+        ("clip", {}, "pictures and text"),
+        ("time_series_transformer", {"prediction_length": 4}, "time series"),
+    ],
+)
+def test_what_no_data_set_can_feed_is_refused_before_it_is_loaded(
+    kind: str, settings: dict[str, object], reads: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **settings}))
+    sketch = sketch_checkpoint(tmp_path)
+    with pytest.raises(DataError, match=rf"reads {reads}.*search\(module, batches, loss_fn"):
+        modality_of(sketch)
+    # the folder has no weights: that it is not said shows that nothing was opened
+    with pytest.raises(DataError, match=f"reads {reads}"):
+        slt_compress.search(tmp_path)
+    assert any(f"reads {reads}" in line for line in slt_compress.plan(tmp_path).warnings)

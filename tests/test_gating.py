@@ -169,10 +169,11 @@ def test_opened_gates_see_the_dense_buffers_and_give_the_others_back() -> None:
 def plain_copy(module: nn.Module) -> nn.Module:
     """A copy whose parametrized layers, all of them Linear here, are plain ones."""
     copied = copy.deepcopy(module)
-    for name, child in module.named_children():
-        if parametrize.is_parametrized(child):
+    made: dict[int, nn.Module] = {}
+    for name, child in module._modules.items():
+        if child is not None and parametrize.is_parametrized(child):
             assert isinstance(child, nn.Linear)
-            plain = nn.Linear(child.in_features, child.out_features)
+            plain = made.setdefault(id(child), nn.Linear(child.in_features, child.out_features))
             plain.load_state_dict({"weight": child.weight, "bias": child.bias})
             setattr(copied, name, plain)
     return copied
@@ -194,6 +195,7 @@ def test_outputs_and_gradients_are_those_of_a_functional_call(
             name: gate.effective(score, weights[name], gates.by_name[name].sample)
             for name, score in scores.items()
         }
+        effective |= {n: effective[site.name] for site in plan.sites for n in site.tied}
         expected = pico.read(
             torch.func.functional_call(plain, effective, (), dict(pico.inputs), tie_weights=False)
         )

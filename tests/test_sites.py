@@ -119,7 +119,7 @@ def assert_complete(module: nn.Module, plan: SitePlan) -> None:
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     virtual = {
         f"{path}.{param}".lstrip(".")
-        for path, child in module.named_modules()
+        for path, child in module.named_modules(remove_duplicate=False)
         if parametrize.is_parametrized(child)
         for param in child.parametrizations
     }
@@ -240,23 +240,37 @@ def test_bare_parameters() -> None:
     module = Own()
     plan = find_sites(module)
     assert_complete(module, plan)
-    assert [site.name for site in plan.sites] == ["matrix"]
+    assert [(site.name, site.tied) for site in plan.sites] == [
+        ("matrix", ()), ("first", ("second",))
+    ]  # fmt: skip
     assert plan.skipped == {
-        "first": "tied: the same tensor as second",
-        "second": "tied: the same tensor as first",
+        "second": "tied: gated as first",
         "counts": "not floating point (torch.int64)",
         "empty": "empty",
         "row": "one-dimensional",
     }
 
 
-def test_a_shared_module_is_tied() -> None:
+def test_a_shared_module_is_gated_once() -> None:
     layer = nn.Linear(4, 4)
     module = nn.Sequential(layer, nn.Linear(4, 4), layer)
     plan = find_sites(module)
     assert_complete(module, plan)
-    assert [site.name for site in plan.sites] == ["1.weight"]
-    assert plan.skipped["0.weight"] == "tied: the same tensor as 2.weight"
+    assert [site.name for site in plan.sites] == ["0.weight", "1.weight"]
+    assert plan.skipped["2.weight"] == "tied: gated as 0.weight"
+    assert plan.skipped["2.bias"] == "bias"
+    excluded = find_sites(module, Targets(exclude=("2.weight",)))
+    assert [site.name for site in excluded.sites] == ["1.weight"]
+    assert excluded.skipped["0.weight"] == "tied: the same tensor as 2.weight"
+
+
+def test_whatever_shares_a_weight_is_told() -> None:
+    plan = find_sites(PICOS["shared"]().module)
+    assert {site.name: site.tied for site in plan.sites} == {
+        "body.weight": ("again.weight", "mirror.weight"),
+        "normed.weight": ("normed_again.weight",),
+        "head.weight": (),
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
@@ -284,6 +298,54 @@ def test_a_gate_beside_experts_is_a_router_and_any_other_gate_is_none() -> None:
     experts = [f"mixture.experts.{i}.weight" for i in range(2)]
     assert [site.name for site in plan.sites] == ["gate.weight", *experts]
     assert plan.skipped["mixture.gate.weight"] == "router of experts"
+
+
+def test_whatever_chooses_among_experts_is_a_router_but_no_expert_is() -> None:
+    class Router(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Linear(4, 2)
+            self.experts = nn.ModuleList([nn.Linear(4, 4)])
+
+    class Mixture(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+            self.router = Router()
+            self.experts = nn.ModuleList([nn.Linear(4, 4)])
+
+    plan = find_sites(Mixture())
+    assert [s.name for s in plan.sites] == ["router.experts.0.weight", "experts.0.weight"]
+    chosen = {name for name, why in plan.skipped.items() if why == "router of experts"}
+    assert chosen == {"gate.0.weight", "gate.1.weight", "router.classifier.weight"}
+
+
+def test_bare_parameters_are_told_apart_by_name_and_class() -> None:
+    class AxialPositionEmbeddings(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList([torch.zeros(4, 1, 3), torch.zeros(1, 5, 3)])
+
+    class QuantEmbedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(9, 4))
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = AxialPositionEmbeddings()
+            self.words = QuantEmbedding()
+            self.D = nn.Parameter(torch.zeros(2, 4))
+            self.compress_ape = nn.Parameter(torch.zeros(3, 4))
+            self.prompts_visual_projection = nn.Parameter(torch.zeros(3, 4))
+            self.factors = nn.ParameterList([torch.zeros(3, 2), torch.zeros(2, 3)])
+
+    plan = find_sites(Mixer())
+    assert [s.name for s in plan.sites] == [
+        "prompts_visual_projection", "factors.0", "factors.1"
+    ]  # fmt: skip
+    assert plan.skipped["words.weight"].startswith("embedding")
 
 
 def test_output_embeddings_are_a_head_where_there_is_no_base_model() -> None:
@@ -333,10 +395,11 @@ def test_patterns_choose(targets: Targets, sites: list[str]) -> None:
 
 def test_include_replaces_the_default_choice_but_not_what_is_possible() -> None:
     module = PICOS["gpt2"]().module
-    plan = find_sites(module, Targets(include=("*wpe*", "*wte*", "*.c_fc.*")), gate_head=False)
+    plan = find_sites(module, Targets(include=("*wpe*", "lm_head*", "*.c_fc.*")), gate_head=False)
     fully_connected = [f"transformer.h.{i}.mlp.c_fc.weight" for i in range(2)]
-    assert [site.name for site in plan.sites] == ["transformer.wpe.weight", *fully_connected]
-    assert plan.skipped["transformer.wte.weight"].startswith("tied")
+    embeddings = ["transformer.wte.weight", "transformer.wpe.weight"]
+    assert [site.name for site in plan.sites] == [*embeddings, *fully_connected]
+    assert plan.skipped["lm_head.weight"] == "tied: gated as transformer.wte.weight"
     assert plan.skipped["transformer.h.0.mlp.c_fc.bias"] == "bias"
     assert plan.skipped["transformer.h.0.mlp.c_proj.weight"] == "not matched by targets.include"
     excluded = find_sites(module, Targets(exclude=("*.mlp.*",))).skipped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slt_compress.checkpoints.families import build_module
-from slt_compress.checkpoints.opening import open_checkpoint
+from slt_compress.checkpoints.opening import open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.origins import origin_files, origin_record, reopen
 from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind, Task
 from slt_compress.checkpoints.snapshots import fetch_all
@@ -23,4 +23,5 @@ __all__ = [
     "origin_record",
     "read_folder",
     "reopen",
+    "sketch_checkpoint",
 ]

@@ -111,6 +111,18 @@ def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Mo
     raise SourceError(f"a module of the family {family!r} cannot be built: hand it over as model=")
 
 
+def sketch_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
+    """The architecture on the meta device: names, shapes, dtypes and ties, and no memory.
+
+    Raises:
+        SourceError: the installed library cannot build it, or `family` is `module`.
+    """
+    with torch.device("meta"):
+        if family != "transformers":
+            return build_module(family, task, config)
+        return transformers_models.sketch(task, config)
+
+
 _DTYPES = MappingProxyType(
     {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16)}
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from slt_compress.checkpoints import families, reference_models, timm_models
 from slt_compress.checkpoints.records import TASKS, Architecture, Checkpoint, Init, Kind, Task
@@ -69,10 +71,55 @@ def open_checkpoint(
     Raises:
         SourceError: the source cannot be found, reached, trusted or fitted together.
     """
-    started = _parse_init(init, seed)
+    draft = _draft(
+        source, revision, weights, _parse_init(init, seed), task, num_classes=num_classes,
+        classes=classes, options=options, with_weights=True,
+    )  # fmt: skip
+    return draft.finish()
+
+
+def sketch_checkpoint(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    weights: str | Path | None = None,
+    init: str | None = None,
+    seed: int = 0,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    task: Task | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """As `open_checkpoint`, with the module on the meta device: no weight is read or downloaded.
+
+    A folder needs no more than its `config.json`, a name of timm not even the network.
+
+    Raises:
+        SourceError: the source cannot be found, reached, trusted or built.
+    """
+    draft = _draft(
+        source, revision, weights, _parse_init(init, seed), task, num_classes=num_classes,
+        classes=classes, options=options, with_weights=False,
+    )  # fmt: skip
+    return draft.sketched()
+
+
+def _draft(
+    source: str | Path,
+    revision: str | None,
+    weights: str | Path | None,
+    init: Init | None,
+    task: Task | None,
+    *,
+    num_classes: int | None,
+    classes: Sequence[str] | None,
+    options: Mapping[str, Any] | None,
+    with_weights: bool,
+) -> _Draft:
+    """Find the source and settle its architecture."""
     if task is not None and task not in TASKS:
         raise SourceError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    if started is not None and weights is not None:
+    if init is not None and weights is not None:
         raise SourceError("weights come from a file or from a random init, not from both")
     place = locate(source)
     if revision is not None and place.kind != "hub" and not str(source).startswith("timm/"):
@@ -80,19 +127,17 @@ def open_checkpoint(
     file = None if weights is None else Path(weights).expanduser().resolve()
     if file is not None:
         check_weights_path(file)
-    needs_weights = started is None and file is None
-    found = _find(place, revision, task, with_weights=needs_weights)
+    wanted = with_weights and init is None and file is None
+    found = _find(place, revision, task, with_weights=wanted)
     _check_task(found.architecture, task, str(source))
     architecture = families.with_changes(
         found.architecture,
         str(source),
-        num_classes=num_classes if started else None,
-        classes=classes if started else None,
+        num_classes=num_classes if init else None,
+        classes=classes if init else None,
         options=options or {},
     )
-    kind: Kind = "random" if started else "file" if file else found.kind
-    draft = _Draft(source=str(source), kind=kind, found=found, init=started, file=file)
-    return draft.finish(architecture)
+    return _Draft(source=str(source), found=found, architecture=architecture, init=init, file=file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,44 +145,60 @@ class _Draft:
     """A checkpoint that still lacks its module."""
 
     source: str
-    kind: Kind
     found: _Found
+    architecture: Architecture
     init: Init | None
     file: Path | None
 
-    def finish(self, architecture: Architecture) -> Checkpoint:
+    def finish(self) -> Checkpoint:
         """Build the module and give it its weights."""
+        architecture = self.architecture
         family, task, config = architecture.family, architecture.task, architecture.config
-        keys: Mapping[str, tuple[str, ...]] = {}
-        stored: tuple[str, ...] = ()
         if self.init is not None:
             module, stored = families.random_module(family, task, config, self.init)
-        else:
-            files = (self.file,) if self.file else self._own_files()
-            tensors = read_tensors(files)
-            where = str(self.file or self.source)
-            if family == "reference" and self.file:
-                architecture = _fit_head(architecture, reference_models.head_classes, tensors)
-                config = architecture.config
-            dtype = families.dtype_of(family, tensors)
-            config = config if dtype is None else {**config, "dtype": dtype}
-            module, keys = families.load_weights(family, task, config, tensors, where)
+            return self._checkpoint(architecture, module, stored=stored)
+        files = (self.file,) if self.file else self._own_files()
+        tensors = read_tensors(files)
+        where = str(self.file or self.source)
+        if family == "reference" and self.file:
+            architecture = _fit_head(architecture, reference_models.head_classes, tensors)
+        dtype = families.dtype_of(family, tensors)
+        if dtype is not None:
+            architecture = replace(architecture, config={**architecture.config, "dtype": dtype})
+        module, keys = families.load_weights(family, task, architecture.config, tensors, where)
+        return self._checkpoint(architecture, module, keys=keys)
+
+    def sketched(self) -> Checkpoint:
+        """Build the module on the meta device."""
+        found = self.architecture
+        return self._checkpoint(
+            found, families.sketch_module(found.family, found.task, found.config)
+        )
+
+    def _checkpoint(
+        self,
+        architecture: Architecture,
+        module: nn.Module,
+        *,
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+        stored: tuple[str, ...] = (),
+    ) -> Checkpoint:
         return Checkpoint(
             source=self.source,
-            kind=self.kind,
+            kind="random" if self.init else "file" if self.file else self.found.kind,
             revision=self.found.revision,
-            family=family,
-            task=task,
+            family=architecture.family,
+            task=architecture.task,
             module=module,
-            config=config,
+            config=architecture.config,
             folder=self.found.folder,
             classes=architecture.classes,
             num_classes=architecture.num_classes,
-            trained_head=self.init is None and task != "features",
+            trained_head=self.init is None and architecture.task != "features",
             init=self.init,
             weights=str(self.file) if self.file else None,
-            license=families.license_of(self.found.folder, config),
-            file_keys=keys,
+            license=families.license_of(self.found.folder, architecture.config),
+            file_keys=keys or {},
             stored=stored,
         )
 

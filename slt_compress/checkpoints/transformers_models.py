@@ -8,26 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from slt_compress.checkpoints.configs import (
+    HEADS,
+    as_dict,
+    as_source_error,
+    class_names,
+    model_class,
+    read_config,
+)
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.records import Architecture, Task
 from slt_compress.checkpoints.weights import read_json_object
 from slt_compress.errors import SourceError
 
-# Task -> transformers' public table of the classes with such a head, by type of config. A class
-# that is in two tables belongs to the first.
-_HEADS: tuple[tuple[Task, str], ...] = (
-    ("image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
-    ("audio-classification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING"),
-    ("text-classification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
-    ("token-classification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
-    ("masked-lm", "MODEL_FOR_MASKED_LM_MAPPING"),
-    ("seq2seq", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
-    ("causal-lm", "MODEL_FOR_CAUSAL_LM_MAPPING"),
-    ("features", "MODEL_MAPPING"),
-)
 _CLASSIFIERS = (
     "image-classification",
     "text-classification",
@@ -48,11 +43,11 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
 
 
 def _describe(found: Mapping[str, Any], task: Task | None, where: str) -> Architecture:
-    config = _config(found, where)
+    config = read_config(found, where)
     named = (found.get("architectures") or [None])[0]
-    fitting = (t for t, _ in _HEADS if named in _class_names(config, t))
+    fitting = (t for t, _ in HEADS if named in class_names(config, t))
     head: Task = task if task is not None else next(fitting, "features")
-    chosen = _model_class(config, head, named, where)
+    chosen = model_class(config, head, named, where)
     config.architectures = [chosen.__name__]
     count = int(config.num_labels) if head in _CLASSIFIERS else None
     names = [str(config.id2label.get(i, "")) for i in range(count or 0)] if count else []
@@ -60,7 +55,7 @@ def _describe(found: Mapping[str, Any], task: Task | None, where: str) -> Archit
     return Architecture(
         family="transformers",
         task=head,
-        config=_as_dict(config),
+        config=as_dict(config),
         classes=None if blank else tuple(names),
         num_classes=count,
     )
@@ -80,7 +75,7 @@ def with_changes(
         SourceError: the config has no such attribute, or refuses the value.
     """
     config = json.loads(json.dumps(found.config))
-    known = _config(found.config, where)
+    known = read_config(found.config, where)
     for key, value in options.items():
         holder, parts, owner = config, key.split("."), known
         for part in parts[:-1]:
@@ -117,6 +112,11 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
     return module
 
 
+def sketch(task: Task, config: Mapping[str, Any]) -> nn.Module:
+    """As `build`, for torch's meta device, where no buffer has a value that could be right."""
+    return _construct(task, config, initialise=False)
+
+
 def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
     """As `build`, with the library's own random initialisation (torch's global generator)."""
     return _construct(task, config, initialise=True)
@@ -124,9 +124,9 @@ def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
 
 def _construct(task: Task, found: Mapping[str, Any], *, initialise: bool) -> nn.Module:
     where = "the recorded config"
-    config = _config(found, where)
-    chosen = _model_class(config, task, (found.get("architectures") or [None])[0], where)
-    with quiet(), _as_source_error(f"transformers cannot build {chosen.__name__}"):
+    config = read_config(found, where)
+    chosen = model_class(config, task, (found.get("architectures") or [None])[0], where)
+    with quiet(), as_source_error(f"transformers cannot build {chosen.__name__}"):
         from transformers.initialization import no_init_weights
 
         with contextlib.nullcontext() if initialise else no_init_weights():
@@ -145,9 +145,9 @@ def load(
     Raises:
         SourceError: a parameter has no weight in `tensors`, or one of another shape.
     """
-    opened = _config(config, where)
-    chosen = _model_class(opened, task, (config.get("architectures") or [None])[0], where)
-    with quiet(), _as_source_error(f"{where} does not fit {chosen.__name__}"):
+    opened = read_config(config, where)
+    chosen = model_class(opened, task, (config.get("architectures") or [None])[0], where)
+    with quiet(), as_source_error(f"{where} does not fit {chosen.__name__}"):
         module, info = chosen.from_pretrained(
             None,
             config=opened,
@@ -203,78 +203,3 @@ def _renamer(module: nn.Module, prefix: str, own: Mapping[str, Tensor]) -> Any:
     except (ImportError, AttributeError, TypeError):
         return plain
     return full
-
-
-def _config(found: Mapping[str, Any], where: str) -> Any:
-    kind = found.get("model_type")
-    with quiet():
-        from transformers import CONFIG_MAPPING
-
-        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-            own_code = " (it brings code of its own, which is never run)"
-            raise SourceError(
-                f"{where} is a {kind!r} model, which this transformers does not have"
-                f"{own_code if 'auto_map' in found else '; a newer one may'}"
-            )
-        with _as_source_error(f"the config of {where} is not a sound {kind} config"):
-            plain = {k: v for k, v in found.items() if k not in _REFUSED_KEYS}
-            return CONFIG_MAPPING[kind].from_dict(json.loads(json.dumps(plain)))
-
-
-# Keys of a config.json that would send transformers to other files, other code or other kernels.
-_REFUSED_KEYS = frozenset(
-    (
-        "auto_map",
-        "transformers_weights",
-        "fusion_config",
-        "_name_or_path",
-        "name_or_path",
-        "_commit_hash",
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-        "kernel_config",
-    )
-)
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return {k: v for k, v in sorted(found.items()) if k not in _REFUSED_KEYS}
-
-
-def _classes(config: Any, task: Task) -> tuple[type[Any], ...]:
-    from transformers.models.auto import modeling_auto
-
-    table = getattr(modeling_auto, dict(_HEADS)[task])
-    if type(config) not in table:
-        return ()
-    found = table[type(config)]
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
-
-
-def _class_names(config: Any, task: Task) -> tuple[str, ...]:
-    with quiet():
-        return tuple(cls.__name__ for cls in _classes(config, task))
-
-
-def _model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
-    with quiet():
-        classes = _classes(config, task)
-    if not classes:
-        raise SourceError(f"transformers has no {task} head for {config.model_type} ({where})")
-    return next((cls for cls in classes if cls.__name__ == named), classes[0])
-
-
-@contextlib.contextmanager
-def _as_source_error(what: str) -> Any:
-    """Turn what transformers raises for unfit configs and weights into one sentence."""
-    try:
-        yield
-    except SourceError:
-        raise
-    # transformers and huggingface_hub raise many types here, some of them private
-    except (Exception, torch.OutOfMemoryError) as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SourceError(f"{what}: {text}") from error

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slt_compress.data.augment import timm_transform
 from slt_compress.data.batches import Batches, Examples, SearchData, generator
+from slt_compress.data.feeding import modality_of
 from slt_compress.data.images import PictureExamples, pipeline_of
 from slt_compress.data.labels import LabelMatch, match_labels
 from slt_compress.data.options import HELD_OUT_CAP, DataOptions
@@ -102,12 +103,7 @@ def _maker(
     raw: RawData, checkpoint: Checkpoint
 ) -> Callable[[RawData, Checkpoint, int | None], Ready]:
     """The function that makes the examples of this task, once the data is seen to suit it."""
-    wanted = _modality(checkpoint)
-    if wanted == "audio":
-        raise DataError(
-            f"{checkpoint.source} reads sound, and data sets of sound cannot be read yet; search "
-            "from Python with batches of your own"
-        )
+    wanted = modality_of(checkpoint)
     if wanted != raw.modality:
         raise DataError(
             f"{checkpoint.source} reads {wanted}s and {raw.spec} holds {raw.modality}s (column "
@@ -273,11 +269,3 @@ def _accepted(checkpoint: Checkpoint) -> frozenset[str]:
 
 def _knows_padding(checkpoint: Checkpoint) -> bool:
     return text_config(checkpoint).get("pad_token_id") is not None
-
-
-def _modality(checkpoint: Checkpoint) -> str:
-    """What the model reads, by the name transformers gives its main input."""
-    if checkpoint.family != "transformers":
-        return "image"
-    named = str(getattr(checkpoint.module, "main_input_name", "input_ids"))
-    return {"pixel_values": "image", "input_ids": "text"}.get(named, "audio")

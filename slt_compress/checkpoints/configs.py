@@ -1,0 +1,136 @@
+"""Configs of transformers: read without its code of others, and the classes that they are for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.records import Task
+from slt_compress.errors import SourceError
+
+# Task -> transformers' public table of the classes with such a head, by type of config. A class
+# that is in two tables belongs to the first.
+HEADS: tuple[tuple[Task, str], ...] = (
+    ("image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
+    ("audio-classification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING"),
+    ("text-classification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+    ("token-classification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING"),
+    ("masked-lm", "MODEL_FOR_MASKED_LM_MAPPING"),
+    ("seq2seq", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
+    ("causal-lm", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    ("features", "MODEL_MAPPING"),
+)
+
+
+def read_config(found: Mapping[str, Any], where: str) -> Any:
+    """The config object that a `config.json` describes; `where` is whose it is.
+
+    Raises:
+        SourceError: a type that this transformers does not have, or values that do not fit.
+    """
+    kind = found.get("model_type")
+    with quiet():
+        from transformers import CONFIG_MAPPING
+
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            own_code = " (it brings code of its own, which is never run)"
+            raise SourceError(
+                f"{where} is a {kind!r} model, which this transformers does not have"
+                f"{own_code if 'auto_map' in found else '; a newer one may'}"
+            )
+        with as_source_error(f"the config of {where} is not a sound {kind} config"):
+            plain = {k: v for k, v in found.items() if k not in _REFUSED_KEYS}
+            text = json.dumps(plain)
+            return CONFIG_MAPPING[kind].from_dict(json.loads(text, object_hook=_special_float))
+
+
+def _special_float(found: dict[str, Any]) -> Any:
+    """Infinity as transformers writes it, which JSON has no number for."""
+    text = found.get("__float__")
+    return float(text) if len(found) == 1 and isinstance(text, str) else found
+
+
+# Keys of a config.json that would send transformers to other files, other code or other kernels.
+_REFUSED_KEYS = frozenset(
+    (
+        "auto_map",
+        "transformers_weights",
+        "fusion_config",
+        "_name_or_path",
+        "name_or_path",
+        "_commit_hash",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+        "kernel_config",
+    )
+)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain mappings, ready for JSON and for `read_config`."""
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {k: v for k, v in sorted(found.items()) if k not in _REFUSED_KEYS}
+
+
+def _classes(config: Any, task: Task) -> tuple[type[Any], ...]:
+    """The classes of a type of config for a task.
+
+    A type without a base model (a depth estimator, say) has its features from whatever heads it
+    has, as the first output.
+    """
+    from transformers.models.auto import modeling_auto
+
+    found = _listed(modeling_auto, dict(HEADS)[task], config)
+    if found or task != "features":
+        return found
+    others = sorted(n for n in vars(modeling_auto) if re.fullmatch("MODEL_FOR_.*_MAPPING", n))
+    listed = (cls for name in others for cls in _listed(modeling_auto, name, config))
+    return tuple(dict.fromkeys(listed))
+
+
+def _listed(tables: Any, name: str, config: Any) -> tuple[type[Any], ...]:
+    table = getattr(tables, name)
+    if type(config) not in table:
+        return ()
+    found = table[type(config)]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def class_names(config: Any, task: Task) -> tuple[str, ...]:
+    """The names of the classes of a type of config for a task."""
+    with quiet():
+        return tuple(cls.__name__ for cls in _classes(config, task))
+
+
+def model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
+    """The class for a task: the one that is named where that is among them, else the first.
+
+    Raises:
+        SourceError: there is none.
+    """
+    with quiet():
+        classes = _classes(config, task)
+    if not classes:
+        raise SourceError(f"transformers has no {task} head for {config.model_type} ({where})")
+    return next((cls for cls in classes if cls.__name__ == named), classes[0])
+
+
+@contextlib.contextmanager
+def as_source_error(what: str) -> Any:
+    """Turn what transformers raises for unfit configs and weights into one sentence."""
+    try:
+        yield
+    except SourceError:
+        raise
+    # transformers and huggingface_hub raise many types here, some of them private
+    except (Exception, torch.OutOfMemoryError) as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise SourceError(f"{what}: {text}") from error

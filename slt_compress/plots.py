@@ -1,0 +1,65 @@
+"""Plots in characters: the means of a comparison against the sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from rich.text import Text
+
+# Of a plot, in characters without its axes; a mark and a colour for each method.
+_WIDTH, _HEIGHT = 60, 14
+_MARKS = "●▲■◆○△□◇"
+_COLOURS = ("green", "magenta", "cyan", "yellow", "blue", "red")
+
+
+def plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
+    """The means against the sparsity: a mark for each, joined by dots; the last one is on top."""
+    sparsities: list[float] = sorted({point["sparsity"] for point in points})
+    means: list[float] = sorted(point["mean"] for point in points)
+    left, right, bottom, top = sparsities[0], sparsities[-1], means[0], means[-1]
+    span = (top - bottom) or 1.0
+    cells: dict[tuple[int, int], tuple[str, str]] = {}
+
+    def column(sparsity: float) -> int:
+        return round((sparsity - left) / (right - left) * (_WIDTH - 1))
+
+    def place(point: Mapping[str, Any]) -> tuple[int, int]:
+        return column(point["sparsity"]), round((point["mean"] - bottom) / span * (_HEIGHT - 1))
+
+    styles = {
+        method: (_MARKS[index % len(_MARKS)], _COLOURS[index % len(_COLOURS)])
+        for index, method in enumerate(dict.fromkeys(p["method"] for p in points))
+    }
+    curves = {
+        method: sorted(place(p) for p in points if p["method"] == method) for method in styles
+    }
+    for method, curve in curves.items():
+        for (x0, y0), (x1, y1) in pairwise(curve):
+            for x in range(x0 + 1, x1):
+                cells[x, round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))] = ("·", styles[method][1])
+    for method, curve in curves.items():
+        cells |= dict.fromkeys(curve, styles[method])
+    text = Text(f"{title}\n")
+    for y in reversed(range(_HEIGHT)):
+        labelled = y in (0, _HEIGHT // 2, _HEIGHT - 1)
+        text.append(f"{bottom + span * y / (_HEIGHT - 1):9.4g} ┤" if labelled else f"{'│':>11}")
+        for x in range(_WIDTH):
+            text.append(*cells.get((x, y), (" ", "")))
+        text.append("\n")
+    text.append(f"{'└':>11}{'─' * _WIDTH}\n{' ' * 11}{_ticks(sparsities, column)}\n")
+    for method, (mark, colour) in styles.items():
+        text.append(f"{' ' * 11}{mark} {method}\n", colour)
+    return text
+
+
+def _ticks(sparsities: Sequence[float], column: Callable[[float], int]) -> str:
+    """The sparsities below their columns, without those that the one before leaves no room."""
+    line = ""
+    for sparsity in sparsities:
+        label = f"{sparsity:g}"
+        start = min(column(sparsity), _WIDTH - len(label))
+        if not line or start > len(line):
+            line = f"{line:<{start}}{label}"
+    return line

@@ -1,0 +1,74 @@
+"""The command `plan`, which looks before a search leaps."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slt_compress.options import (
+    BatchSize,
+    Dataset,
+    Epochs,
+    Init,
+    Json,
+    MethodName,
+    Pattern,
+    RecipeName,
+    Revision,
+    Set,
+    Source,
+    Steps,
+    TargetSparsity,
+    Weights,
+    resolve,
+    start_of,
+)
+from slt_compress.printing import print_json
+
+
+def plan(
+    source: Source,
+    target_sparsity: TargetSparsity = None,
+    method: MethodName = None,
+    pattern: Pattern = None,
+    dataset: Dataset = None,
+    init: Init = None,
+    weights: Weights = None,
+    revision: Revision = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    recipe: RecipeName = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a search would gate, need and give; no weights are loaded."""
+    flags = {
+        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
+        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
+        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
+    }  # fmt: skip
+    with _no_collecting():
+        resolved = resolve(start_of(recipe), set_, flags)
+        from slt_compress import api
+
+        found = api.plan(source, recipe=resolved)
+        if as_json:
+            print_json(found.to_dict())
+            return
+        from slt_compress.console import print_plan
+
+        print_plan(found)
+
+
+@contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Nearly all of a plan's time goes into imports, an eighth of that into looking for garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

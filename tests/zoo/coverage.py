@@ -1,0 +1,119 @@
+"""The command that plans every model of both libraries and writes `docs/coverage.md`.
+
+    python -m tests.zoo.coverage [ROWS.jsonl]
+
+Rows are added to the file as they are made, so an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.zoo.libraries import timm_names, transformers_types
+from tests.zoo.planning import Row, row_of
+
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+ENOUGH = 0.97
+
+
+def all_rows(file: Path) -> list[Row]:
+    """A row for every model, made now or read from `file`."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows = {(row.library, row.name): row for row in (Row(**json.loads(line)) for line in lines)}
+    names = [("transformers", name) for name in transformers_types()]
+    names += [("timm", name) for name in timm_names()]
+    with file.open("a", encoding="utf-8") as out:
+        for key in names:
+            if key not in rows:
+                rows[key] = row_of(*key)
+                print(json.dumps(rows[key].to_dict()), file=out, flush=True)
+    return [rows[key] for key in names]
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The table, with every model that is an exception by its name."""
+    return "\n".join(_lines(rows)) + "\n"
+
+
+def _lines(rows: Sequence[Row]) -> Iterator[str]:
+    yield "# Coverage"
+    yield ""
+    yield (
+        "What `slt-compress plan` makes of every architecture of timm and every model type of "
+        "transformers, built from its default config on the meta device. Made by "
+        "`make coverage` (`python -m tests.zoo.coverage`) with "
+        + ", ".join(f"{name} {version(name)}" for name in ("timm", "transformers", "torch"))
+        + "."
+    )
+    yield ""
+    yield "| library | models | built | planned | at least 97 % gated | median gated |"
+    yield "|---|--:|--:|--:|--:|--:|"
+    for library in ("timm", "transformers"):
+        mine = [row for row in rows if row.library == library and row.outcome != "no class"]
+        built = [row for row in mine if row.outcome != "not built"]
+        planned = [row for row in built if row.outcome == "planned"]
+        enough = sum(row.share >= ENOUGH for row in planned)
+        shares = sorted(row.share for row in planned)
+        yield (
+            f"| {library} | {len(mine):,} | {len(built):,} | {len(planned):,} "
+            f"| {enough:,} ({enough / len(planned):.1%}) | {shares[len(shares) // 2]:.2%} |"
+        )
+    yield ""
+    yield (
+        "*Gated* is the share of all weights of two or more dimensions, without embeddings and "
+        "what is tied to them. Position tables, tokens and routers count as not gated. In every "
+        "planned model sites and skipped parameters together are all parameters, each once."
+    )
+    yield from _exceptions(rows)
+
+
+def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
+    planned = [row for row in rows if row.outcome == "planned"]
+    low = sorted((row for row in planned if row.share < ENOUGH), key=lambda row: row.share)
+    yield "\n## Less than 97 % gated\n"
+    yield "| model | gated | weights that are not, by reason |"
+    yield "|---|--:|---|"
+    for row in low:
+        reasons = ", ".join(f"{why} ({count:,})" for why, count in row.ungated.items())
+        yield f"| `{row.name}` ({row.library}) | {row.share:.1%} | {reasons} |"
+    failed = [row for row in rows if row.outcome == "failed"]
+    yield "\n## Not planned\n"
+    yield from ([f"- `{r.name}` ({r.library}): {r.error}" for r in failed] or ["None."])
+    yield "\n## Not built\n"
+    yield "The library itself cannot build these from their default config here:\n"
+    for row in rows:
+        if row.outcome == "not built":
+            yield f"- `{row.name}`: {row.error.partition(': ')[2][:120] or row.error[:120]}"
+    parts = [row.name for row in rows if row.outcome == "no class"]
+    yield "\n## Types without a class\n"
+    yield (
+        f"{len(parts)} types of transformers are configs of parts of other models, which no auto "
+        "class opens on their own: " + ", ".join(f"`{name}`" for name in parts) + "."
+    )
+    yield "\n## Why weights are not gated\n"
+    yield "| reason | models | weights, in % of all matrices of both libraries |"
+    yield "|---|--:|--:|"
+    total = sum(row.matrices for row in planned)
+    models: Counter[str] = Counter()
+    weights: Counter[str] = Counter()
+    for row in planned:
+        models.update(row.ungated.keys())
+        weights.update(row.ungated)
+    for reason, count in weights.most_common():
+        yield f"| {reason} | {models[reason]:,} | {count / total:.3%} |"
+
+
+def main(arguments: list[str]) -> None:
+    file = Path(arguments[0]) if arguments else Path("coverage.jsonl")
+    rows = all_rows(file)
+    PAGE.write_text(page(rows), encoding="utf-8")
+    print(f"{len(rows):,} models: {PAGE}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
