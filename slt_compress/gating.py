@@ -210,22 +210,26 @@ def gated(
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """What gating and training may change in a module beside its gates."""
+    """What gating and training may change in a module beside its gates.
+
+    Parts are known by themselves and not by name: some models exchange modules as they run (BigBird
+    for short inputs).
+    """
 
     buffers: Mapping[str, Tensor]
-    requires_grad: Mapping[str, bool]
-    training: Mapping[str, bool]
-    momentum: Mapping[str, float | None]
+    requires_grad: tuple[tuple[nn.Parameter, bool], ...]
+    training: tuple[tuple[nn.Module, bool], ...]
+    momentum: tuple[tuple[_BatchNorm, float | None], ...]
     order: Mapping[str, tuple[str, ...]]
 
     def restore(self, module: nn.Module) -> None:
         set_buffers(module, self.buffers)
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(self.requires_grad[name])
-        for name, child in module.named_modules():
-            child.training = self.training[name]
-            if isinstance(child, _BatchNorm):
-                child.momentum = self.momentum[name]
+        for parameter, wanted in self.requires_grad:
+            parameter.requires_grad_(wanted)
+        for child, mode in self.training:
+            child.training = mode
+        for norm, momentum in self.momentum:
+            norm.momentum = momentum
         for name, keys in self.order.items():
             own = module.get_submodule(name)._parameters
             ordered = {key: own[key] for key in keys}
@@ -236,13 +240,11 @@ class _Remembered:
 def _remember(module: nn.Module, plan: SitePlan) -> _Remembered:
     return _Remembered(
         buffers={name: buffer.clone() for name, buffer in module.named_buffers()},
-        requires_grad={name: p.requires_grad for name, p in module.named_parameters()},
-        training={name: child.training for name, child in module.named_modules()},
-        momentum={
-            name: child.momentum
-            for name, child in module.named_modules()
-            if isinstance(child, _BatchNorm)
-        },
+        requires_grad=tuple((p, p.requires_grad) for p in module.parameters()),
+        training=tuple((child, child.training) for child in module.modules()),
+        momentum=tuple(
+            (child, child.momentum) for child in module.modules() if isinstance(child, _BatchNorm)
+        ),
         order={
             path: tuple(module.get_submodule(path)._parameters)
             for site in plan.sites

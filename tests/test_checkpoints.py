@@ -23,6 +23,7 @@ from slt_compress.checkpoints import (
     open_checkpoint,
     origin_record,
     reopen,
+    sketch_checkpoint,
 )
 from slt_compress.errors import SourceError
 
@@ -425,3 +426,23 @@ def test_a_checkpoint_cannot_be_changed() -> None:
     assert isinstance(found, Checkpoint)
     with pytest.raises(AttributeError):
         found.source = "conv4"  # type: ignore[misc]
+
+
+def test_a_config_with_an_infinite_number_opens(tmp_path: Path) -> None:
+    config = hf.Mamba2Config(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_heads=4, head_dim=8, state_size=4
+    )
+    assert float("inf") in config.time_step_limit
+    config.save_pretrained(tmp_path)
+    assert "Infinity" in (tmp_path / "config.json").read_text()
+    opened = open_checkpoint(tmp_path, init="random", options={"num_hidden_layers": 2})
+    assert len(opened.module.layers) == 2
+    assert json.loads(json.dumps(origin_record(opened), allow_nan=False))["config"]
+
+
+def test_a_type_without_a_base_model_has_the_features_of_its_head(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "superpoint"}')
+    sketch = sketch_checkpoint(tmp_path)
+    assert (sketch.task, type(sketch.module).__name__) == (
+        "features", "SuperPointForKeypointDetection"
+    )  # fmt: skip

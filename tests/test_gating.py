@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -384,3 +385,37 @@ def test_a_sample_key_is_the_same_everywhere() -> None:
     assert sample_key(0, "0:fc.weight") == 3925146041566910958
     assert len({sample_key(seed, text) for seed in range(10) for text in "abc"}) == 30
     assert all(0 <= sample_key(seed, "x") < 2**63 for seed in range(20))
+
+
+def test_a_module_that_exchanges_its_parts_as_it_runs() -> None:
+    class Short(nn.Module):
+        def __init__(self, query: nn.Linear) -> None:
+            super().__init__()
+            self.query = query
+            self.extra = nn.Dropout(0.1)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.query(input)
+
+    class Exchanging(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.Sequential(nn.Linear(4, 4))
+            self.attention.query = self.attention[0]
+
+        def forward(self, input: Tensor) -> Tensor:
+            if not isinstance(self.attention, Short):
+                self.attention = Short(self.attention.query)
+            return self.attention(input)
+
+    module = Exchanging().eval()
+    weight = module.attention[0].weight
+    plan = find_sites(module, Targets(include=("attention.query.weight",)))
+    plan = SitePlan(
+        sites=(replace(plan.sites[0], module="attention.query", tied=()),), skipped=plan.skipped
+    )
+    with gated(module, plan) as gates:
+        gates.mask(Masks({"attention.query.weight": torch.zeros(4, 4, dtype=torch.bool)}), {})
+        output = module(torch.ones(1, 4))
+        assert torch.equal(output[0], module.attention.query.bias)
+    assert module.attention.query.weight is weight

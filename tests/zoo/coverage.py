@@ -1,8 +1,9 @@
 """The command that plans every model of both libraries and writes `docs/coverage.md`.
 
-    python -m tests.zoo.coverage [ROWS.jsonl]
+    python -m tests.zoo.coverage PLANS.jsonl PIPELINE.jsonl
 
-Rows are added to the file as they are made, so an interrupted run goes on where it stopped.
+Rows of plans are added to the first file as they are made, so an interrupted run goes on where it
+stopped; the second one is that of `tests.zoo.pipeline`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from tests.zoo.libraries import timm_names, transformers_types
 from tests.zoo.planning import Row, row_of
@@ -35,9 +37,9 @@ def all_rows(file: Path) -> list[Row]:
     return [rows[key] for key in names]
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Row], instances: Sequence[Mapping[str, Any]]) -> str:
     """The table, with every model that is an exception by its name."""
-    return "\n".join(_lines(rows)) + "\n"
+    return "\n".join([*_lines(rows), *_path(instances), *_exceptions(rows)]) + "\n"
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -51,17 +53,22 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
         + "."
     )
     yield ""
-    yield "| library | models | built | planned | at least 97 % gated | median gated |"
-    yield "|---|--:|--:|--:|--:|--:|"
+    yield (
+        "| library | models | built | planned | at least 97 % gated | … position tables aside "
+        "| median gated |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|"
     for library in ("timm", "transformers"):
         mine = [row for row in rows if row.library == library and row.outcome != "no class"]
         built = [row for row in mine if row.outcome != "not built"]
         planned = [row for row in built if row.outcome == "planned"]
         enough = sum(row.share >= ENOUGH for row in planned)
+        aside = sum(row.multiplied_share >= ENOUGH for row in planned)
         shares = sorted(row.share for row in planned)
         yield (
             f"| {library} | {len(mine):,} | {len(built):,} | {len(planned):,} "
-            f"| {enough:,} ({enough / len(planned):.1%}) | {shares[len(shares) // 2]:.2%} |"
+            f"| {enough:,} ({enough / len(planned):.1%}) | {aside:,} ({aside / len(planned):.1%}) "
+            f"| {shares[len(shares) // 2]:.2%} |"
         )
     yield ""
     yield (
@@ -69,7 +76,38 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
         "what is tied to them. Position tables, tokens and routers count as not gated. In every "
         "planned model sites and skipped parameters together are all parameters, each once."
     )
-    yield from _exceptions(rows)
+
+
+def _path(instances: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    done = [row for row in instances if "outcome" in row]
+    yield "\n## The whole path\n"
+    yield (
+        "Two search steps, a ticket, its export as `sparse-csr` and `dense`, loading, `verify`: on "
+        "the smallest member of each family of timm and on each type of transformers with a config "
+        "shrunk by one rule, or on as many of them as one run came to "
+        "(`python -m tests.zoo.pipeline`). *Equal* are those whose loaded outputs are bit for bit "
+        "those of the origin with its weights masked by hand. *Unfit* are those for which the rule "
+        "gives no small model that runs, or no inputs that it takes: they say nothing about the "
+        "search.\n"
+    )
+    yield "| library | tried | equal | not equal | unfit |"
+    yield "|---|--:|--:|--:|--:|"
+    for library in ("timm", "transformers"):
+        found = Counter(row["outcome"] for row in done if row["library"] == library)
+        yield (
+            f"| {library} | {found.total():,} | {found['equal']:,} | {found['failed']:,} "
+            f"| {found['unfit']:,} |"
+        )
+    yield ""
+    for row in done:
+        if row["outcome"] == "failed":
+            yield f"- `{row['name']}` ({row['library']}): {row['error'][:160]}"
+    for library in ("timm", "transformers"):
+        names = sorted(
+            row["name"] for row in done
+            if (row["library"], row["outcome"]) == (library, "equal")
+        )  # fmt: skip
+        yield f"\nEqual in {library}: " + ", ".join(f"`{name}`" for name in names) + "."
 
 
 def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
@@ -109,9 +147,10 @@ def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> None:
-    file = Path(arguments[0]) if arguments else Path("coverage.jsonl")
-    rows = all_rows(file)
-    PAGE.write_text(page(rows), encoding="utf-8")
+    plans, pipeline = (Path(argument) for argument in arguments)
+    rows = all_rows(plans)
+    lines = pipeline.read_text(encoding="utf-8").splitlines()
+    PAGE.write_text(page(rows, [json.loads(line) for line in lines]), encoding="utf-8")
     print(f"{len(rows):,} models: {PAGE}")
 
 

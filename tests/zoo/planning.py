@@ -47,6 +47,12 @@ class Row:
         """Gated share of the matrices."""
         return self.gated / self.matrices if self.matrices else 1.0
 
+    @property
+    def multiplied_share(self) -> float:
+        """The same without tables of positions and tokens, which are added or looked up."""
+        tables = sum(n for why, n in self.ungated.items() if why.startswith("position"))
+        return self.gated / (self.matrices - tables) if self.matrices > tables else 1.0
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

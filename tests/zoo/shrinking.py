@@ -19,12 +19,18 @@ _WIDTHS = re.compile(
 )
 _NOT_WIDTHS = re.compile(r"(num_channels|in_channels|input_dim|image|patch|kernel|mel|vocab|feat)")
 _TOKEN = re.compile(r"(token_id|token_index|_id|_idx|_ids)$")
+# Names of the layers that a backbone gives, which a smaller one does not have.
+_OF_STAGES = ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names")
 VOCABULARY = 64
 
 
 def shrunk(config: Mapping[str, Any], divisor: int) -> dict[str, Any]:
     """The config with all its widths divided by `divisor`, one or two layers and few words."""
-    return {name: _shrunk(name, value, divisor, config) for name, value in config.items()}
+    return {
+        name: _shrunk(name, value, divisor, config)
+        for name, value in config.items()
+        if name not in _OF_STAGES
+    }
 
 
 def _shrunk(name: str, value: Any, divisor: int, config: Mapping[str, Any]) -> Any:
