@@ -14,12 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from slt_compress.counting import histogram, root, threshold, top
 from slt_compress.errors import BudgetError
 from slt_compress.layouts import ELEMENTWISE, Layout
 from slt_compress.masks import Masks
 from slt_compress.names import own_densities, type_of
 from slt_compress.patterns import Pattern, parse_pattern
-from slt_compress.selection import histogram, root, threshold, top
 
 Scope = Literal["global", "type", "layer"]
 Normalise = Literal["none", "rms"]

@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from slt_compress.counting import top
 from slt_compress.gating import sample_key
 from slt_compress.layouts import Grouped, Layout, kept_units, norms
 from slt_compress.masks import Masks
 from slt_compress.methods import Magnitude
-from slt_compress.selection import top
 
 Masked = dict[str, Tensor]
 

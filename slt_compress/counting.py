@@ -1,4 +1,4 @@
-"""Selection: order statistics with exact counts, histograms, roots of monotone functions."""
+"""Counting: order statistics with exact counts, histograms, and roots of monotone functions."""
 
 from __future__ import annotations
 
