@@ -19,9 +19,10 @@ from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.exporting import export_ticket
 from slt_compress.files import read_json
 from slt_compress.fitting import plan_sites
+from slt_compress.forecasting import forecast
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
-from slt_compress.origins import local_folder, module_checkpoint
+from slt_compress.origins import local_folder
 from slt_compress.planning import Plan, make_plan
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
 from slt_compress.recording import model_name, record, target_of
@@ -104,21 +105,21 @@ def plan(
     training: Training | None = None,
     recipe: Recipe | None = None,
 ) -> Plan:
-    """What a search with the same arguments would gate, need and give; no weights are loaded.
+    """What a search with the same arguments would gate, need and give.
+
+    Weights are loaded only to time two steps, where they and a named data set are at hand.
 
     Raises:
         SltError: the source, budget or recipe cannot be used, or nothing would be gated.
     """
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
     recipe = recipe if data is None else replace(recipe, dataset=data)
-    if isinstance(source, nn.Module):
-        checkpoint = module_checkpoint(source)
-    else:
-        checkpoint = sketch_source(source, recipe)
+    checkpoint = sketch_source(source, recipe)
     sites = plan_sites(
         checkpoint.module, recipe.targets, recipe.budget(), gate_head=not checkpoint.trained_head
     )
-    return make_plan(checkpoint, sites, recipe, warnings=obstacles(checkpoint))
+    found = make_plan(checkpoint, sites, recipe, warnings=obstacles(checkpoint))
+    return replace(found, forecast=forecast(found, checkpoint, sites, recipe))
 
 
 def compare(

@@ -114,7 +114,6 @@ def make_plan(
     sites: SitePlan,
     recipe: Recipe,
     *,
-    forecast: Forecast | None = None,
     warnings: Sequence[str] = (),
 ) -> Plan:
     """The plan of a search; no weight of the checkpoint is looked at, so they may be on meta."""
@@ -137,7 +136,7 @@ def make_plan(
         skipped=sites.skipped,
         memory=_memory(module, sites, recipe),
         sizes=sizes,
-        forecast=forecast or Forecast(note="not measured"),
+        forecast=Forecast(note="not measured"),
         warnings=tuple(warnings),
         expectations=expectations(sizes, recipe.pattern),
         command=search_command(checkpoint.source, recipe),

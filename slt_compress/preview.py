@@ -43,7 +43,7 @@ def plan(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a search would gate, need and give; no weights are loaded."""
+    """Show what a search would gate, need and give; no weights are loaded but to time it."""
     flags = {
         "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
         "dataset": dataset, "init": init, "weights": weights, "revision": revision,

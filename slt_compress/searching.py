@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from slt_compress.budget import Budget, binarize, binarize_signed
 from slt_compress.controls import control_masks
+from slt_compress.errors import RecipeError
 from slt_compress.evaluation import Metrics, reestimate_batchnorm
-from slt_compress.gating import Gates, evaluating, gated, kept_buffers
+from slt_compress.gating import Gates, evaluating, gated, kept_buffers, sample_key
+from slt_compress.layouts import norms
 from slt_compress.masks import Masks
 from slt_compress.methods import Learned, Method, Phase
 from slt_compress.objectives import Objective
@@ -113,6 +115,33 @@ class Search:
                 return replace(result, notes=notes)
         finally:
             self.module.to(home)
+
+    def pace(self) -> float:
+        """Seconds of a step: the mean of two after a first one; the module comes back as it was.
+
+        Raises:
+            RecipeError: the method takes no steps.
+        """
+        if not isinstance(self.method, Learned):
+            raise RecipeError(f"the method {self.method.name} takes no steps")
+        training = replace(self.training, steps=3, max_time=None)
+        accelerator = accelerator_of(training)
+        home, weights = next(self.module.parameters()).device, self._weights()
+        # any order will do: that of a prior makes no step longer, and inputs take time to see
+        scores = {
+            name: self.method.start(norms(layout, weights[name]), None, sample_key(0, name))
+            for name, layout in self.plan.layouts.items()
+        }
+        try:
+            self.module.to(accelerator.device)
+            with gated(
+                self.module, self.plan, method=self.method, scores=scores, rescale=self._rescales
+            ) as gates:
+                self.module.to(accelerator.device)
+                steps = list(train(self._loop(gates, self.method), training, accelerator))
+        finally:
+            self.module.to(home)
+        return (steps[-1].seconds - steps[0].seconds) / 2
 
     def _weights(self) -> dict[str, Tensor]:
         """The frozen weights of the sites, on the CPU."""

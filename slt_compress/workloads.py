@@ -87,14 +87,17 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     return checkpoint, prepared
 
 
-def sketch_source(source: str | Path, recipe: Recipe) -> Checkpoint:
+def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
     """The checkpoint of a search on the meta device; nothing is downloaded but configurations.
 
-    A random init's head takes the classes of the data where that is at hand.
+    A random init's head takes the classes of the data where that is at hand. A module of the
+    user's own is taken as it is.
 
     Raises:
         SourceError, DataError: the source cannot be found, or the data at hand cannot be used.
     """
+    if isinstance(source, nn.Module):
+        return module_checkpoint(source)
     raw: RawData | None = None
     if recipe.dataset is not None and recipe.init and is_at_hand(recipe.dataset):
         raw = open_data(recipe.dataset, recipe.data)

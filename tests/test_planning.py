@@ -196,6 +196,53 @@ def test_the_memory_of_a_search_is_as_planned(tmp_path: Path) -> None:
     assert 0.4 * planned["total"] < max(alive) <= 1.1 * steady
 
 
+@pytest.mark.parametrize(("name", "data"), [("vit", "pictures"), ("llama", "prose")])
+def test_two_steps_are_timed_where_weights_and_data_are_here(
+    name: str, data: str, checkpoints: dict[str, Path], data_sets: dict[str, str]
+) -> None:
+    training = Training(steps=500, batch_size=4, device="cpu")
+    found = api.plan(checkpoints[name], data_sets[data], recipe=Recipe(training=training)).forecast
+    assert found.seconds_per_step is not None, found.note
+    assert 0.0 < found.seconds_per_step < 30.0
+    assert (found.steps, found.seconds) == (500, 500 * found.seconds_per_step)
+    assert "two steps of 4 examples" in found.note
+
+
+def test_a_step_is_timed_without_the_first_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 100.0, 103.0, 105.0])
+    monkeypatch.setattr("slt_compress.training.time.monotonic", lambda: next(clock))
+    recipe = Recipe(init="random", training=Training(epochs=2, batch_size=32, max_time=9.0))
+    found = api.plan("lenet-300-100", "digits", recipe=recipe).forecast
+    assert found.seconds_per_step == 2.5, found.note
+    assert found.steps is not None
+    assert found.steps > 9.0 / 2.5
+    assert found.seconds == 9.0
+
+
+def test_what_is_not_timed_says_why(
+    configs: dict[str, Path],
+    checkpoints: dict[str, Path],
+    data_sets: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vit, pictures = checkpoints["vit"], data_sets["pictures"]
+    cases: list[tuple[str | Path, str | None, Recipe, str]] = [
+        (vit, None, Recipe(), "no data set is named"),
+        (vit, "some/set", Recipe(), "the data set some/set is not on this machine"),
+        (vit, pictures, Recipe(method={"name": "magnitude"}), "magnitude takes no steps"),
+        (vit, data_sets["prose"], Recipe(), "text"),
+        (configs["vit"], pictures, Recipe(), "there are no weights"),
+        ("test_resnet.r160_in1k", pictures, Recipe(), "the weights are on the hub"),
+    ]
+    for source, data, recipe, note in cases:
+        found = api.plan(source, data, recipe=recipe).forecast
+        assert found.seconds_per_step is None
+        assert found.note.startswith("not measured: ")
+        assert note in found.note, found.note
+    monkeypatch.setattr("slt_compress.forecasting._LIMIT_GIB", 1e-6)
+    assert "a plan takes" in api.plan(vit, pictures).forecast.note
+
+
 text = st.text("abcxyz*.:/_-0 '\"$é", min_size=1, max_size=8).filter(str.strip)
 words = st.from_regex(r"[a-z][a-z_]{0,5}", fullmatch=True)
 recipes = st.builds(
