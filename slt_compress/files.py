@@ -22,6 +22,7 @@ from slt_compress.errors import SltError
 
 MANIFEST_KEY = "slt"
 JSON_LIMIT = 64 * 1024 * 1024
+_ALIGNMENT = 64  # bytes, of what torch allocates on the CPU
 _FLOAT_TAG = "__float__"
 _UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
 
@@ -161,9 +162,18 @@ def read_safetensors(path: Path, error: type[SltError]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in sorted(file.keys())}
+            return {name: aligned(file.get_tensor(name)) for name in sorted(file.keys())}
     except _UNREADABLE as cause:
         raise _unreadable(path, cause, error) from cause
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where torch's allocator puts its own; a copy of one that lies elsewhere.
+
+    In a mapped file a tensor lies at any multiple of its element size, and kernels add up in
+    another order there: the same weights would give outputs that differ in the last bits.
+    """
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from slt_compress.checkpoints.weights import read_tensors
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.files import (
     atomic_folder,
@@ -266,3 +267,14 @@ def test_a_missing_safetensors_file_and_a_bad_manifest_are_refused(tmp_path):
     path.write_bytes(packed({"__metadata__": {"slt": "[1]"}} | entry(), b"\0" * 4))
     with pytest.raises(ArtifactError, match="manifest in"):
         read_manifest(path, ArtifactError)
+
+
+def test_tensors_lie_where_kernels_round_as_everywhere_else(tmp_path):
+    path = tmp_path / "model.safetensors"
+    saved = {name: torch.randn(3) for name in "abcdef"}  # 12 bytes each: no two at a multiple of 64
+    write_safetensors(path, saved)
+    for found in (read_safetensors(path, ArtifactError), read_tensors((path,))):
+        assert found.keys() == saved.keys()
+        for name, tensor in found.items():
+            assert torch.equal(tensor, saved[name])
+            assert tensor.data_ptr() % 64 == 0

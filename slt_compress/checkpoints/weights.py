@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slt_compress.errors import SourceError
+from slt_compress.files import aligned
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -140,7 +141,7 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
                 for key in keys:
                     if key in tensors:
                         raise SourceError(f"{path} repeats the tensor {key} of another shard")
-                    tensors[key] = opened.get_tensor(key)
+                    tensors[key] = aligned(opened.get_tensor(key))
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(
                 f"{path} is not a sound safetensors file ({error}); it may be truncated: "
