@@ -348,6 +348,32 @@ def test_a_checkpointed_llama_gives_the_same_gradients() -> None:
         assert torch.allclose(gradient, found[1][name], atol=1e-7), name
 
 
+# torch's own tracer looks at the .grad of what it resumes with
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_module_reads_every_new_sample_and_mask() -> None:
+    pico = mlp()
+    plan = find_sites(pico.module)
+    compiled = replace(pico, module=torch.compile(pico.module, backend="eager"))
+    with sampled(pico.module, plan) as gates:
+        for step in range(2):
+            gates.sample(Phase(step=step, seed=3), dict.fromkeys(gates.by_name, 0.1))
+            found = []
+            for each in (pico, compiled):
+                output = each()
+                output.square().sum().backward()
+                found.append((output, {n: s.grad for n, s in gates.scores.items()}))
+                pico.module.zero_grad(set_to_none=True)
+            (output, gradients), (output_compiled, gradients_compiled) = found
+            assert torch.allclose(output_compiled, output, atol=1e-6)
+            for site, gradient in gradients.items():
+                assert gradient is not None
+                assert torch.allclose(gradients_compiled[site], gradient, atol=1e-5), site
+        gates.mask(Masks({n: torch.rand(s.shape) < 0.5 for n, s in gates.scores.items()}), {})
+        assert torch.allclose(compiled(), pico(), atol=1e-6)
+        assert not torch.allclose(compiled(), output, atol=1e-3)
+    torch.compiler.reset()
+
+
 def test_a_weight_under_spectral_norm_is_gated_and_its_vectors_come_back() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 2))

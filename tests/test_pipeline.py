@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -165,6 +166,22 @@ def test_a_process_of_its_own_verifies(checkpoints, data_sets, tmp_path):
     assert [check.name for check in found.checks if not check.ok] == ["origin"]
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("vit", torch.float16), ("llama", torch.bfloat16)])
+def test_half_precision_weights(name, dtype, checkpoints, data_sets, tmp_path):
+    origin = tmp_path / "origin"
+    shutil.copytree(checkpoints[name], origin)
+    open_checkpoint(origin).module.to(dtype).save_pretrained(origin)
+    ticket = slt_compress.search(
+        origin, data_sets[DATA[name]], recipe=short(), out=tmp_path / "ticket"
+    )
+    check_whole_path(ticket, tmp_path)
+    module = slt_compress.load(tmp_path / "sparse-csr")
+    assert {p.dtype for p in module.parameters()} == {dtype}
+    for site, mask in ticket.masks.items():
+        kept = open_checkpoint(origin).module.get_parameter(site) * mask
+        assert torch.equal(module.get_parameter(site), kept)
+
+
 @pytest.mark.parametrize("init", ["random", "default", "kaiming-normal"])
 def test_random_lenet_on_digits(init, tmp_path):
     recipe = short(init=init, evaluation={"limit": 40})
@@ -283,6 +300,42 @@ def test_a_module_of_ones_own(tmp_path):
         slt_compress.search(module, batches)
     with pytest.raises(SltError, match="data set name"):
         slt_compress.search("lenet-300-100", batches)
+
+
+class Repeating(nn.Module):
+    """A module called three times in one forward, and a weight in two modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mirror, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.mirror.weight = self.body.weight
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.body(x).tanh()
+        return self.head(self.mirror(x))
+
+
+def test_shared_weights_and_modules_called_several_times(tmp_path):
+    torch.manual_seed(0)
+    module, batches = Repeating(), [torch.randn(5, 6) for _ in range(3)]
+    ticket = slt_compress.search(
+        module, batches, budget=Budget(density=0.4), training=SHORT, out=tmp_path / "ticket",
+        loss_fn=lambda model, batch: model(batch).square().mean(),
+    )  # fmt: skip
+    assert set(ticket.masks) == {"body.weight", "head.weight"}
+    expected = copy.deepcopy(module)
+    with torch.no_grad():
+        for site, mask in ticket.masks.items():
+            expected.get_parameter(site).mul_(mask)
+        for format in ("dense", "sparse-csr"):
+            out = slt_compress.export(
+                ticket.path, format=format, out=tmp_path / format, model=module
+            ).path
+            loaded = slt_compress.load(out, model=Repeating())
+            assert loaded.mirror.weight is loaded.body.weight
+            assert torch.equal(loaded(batches[0]), expected(batches[0]))
+            assert slt_compress.verify(out, model=module, in_process=True).ok
 
 
 def test_regression_on_pairs(data_sets, tmp_path):
