@@ -22,7 +22,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits counting errors expectations hidden layouts masks outputs parameters plots printing reference registering schedules",
+    "attentions bits counting errors expectations hidden layouts masks outputs parameters plots "
+    "printing reference registering schedules",
     "files formats initial names patterns roles shrinking",
     "budget checkpoints manifests sites",
     "artifact data fitting methods objectives pushing silencing ticket",
