@@ -58,7 +58,7 @@ CASES: Mapping[str, Case] = {
     ),
     "vit-digits": Case(
         source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
-        sparsities=(0.9,), seeds=3, keys={},
+        sparsities=(0.9,), seeds=3, keys={"training": {"steps": 500}},
     ),
     "llama-50": Case(
         source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
@@ -70,7 +70,7 @@ CASES: Mapping[str, Case] = {
     ),
     "cifar-random": Case(
         source="resnet20-cifar", recipe="cifar-random", methods=("relaxed", "edge-popup"),
-        sparsities=(0.5, 0.9), seeds=1, keys={},
+        sparsities=(0.5, 0.9), seeds=1, keys={"training": {"epochs": 1}},
     ),
 }  # fmt: skip
 

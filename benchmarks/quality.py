@@ -33,7 +33,11 @@ CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
         {"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 6}},
     ),
     "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
-    "cifar-resnet20-80": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.8}),
+    "cifar-resnet20-80": (
+        "resnet20-cifar",
+        "cifar-resnet",
+        {"target_sparsity": 0.8, "training": {"epochs": 6}},
+    ),
     "cifar-resnet20-90": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.9}),
     "cifar-resnet20-2of4": (
         "resnet20-cifar",
