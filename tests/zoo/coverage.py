@@ -127,7 +127,8 @@ def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
     yield "The library itself cannot build these from their default config here:\n"
     for row in rows:
         if row.outcome == "not built":
-            said = re.sub(r" \(/\S*\)", "", row.error)  # where its config lay for the moment
+            # neither where its config lay for the moment nor where the library is installed
+            said = re.sub(r" \(/\S*\)| from '/\S*", "", row.error)
             yield f"- `{row.name}`: {said.partition(': ')[2][:120] or said[:120]}"
     parts = [row.name for row in rows if row.outcome == "no class"]
     yield "\n## Types without a class\n"
