@@ -15,10 +15,10 @@ from slt_compress.artifact import Artifact, is_artifact
 from slt_compress.budget import Budget
 from slt_compress.compacting import export_shrunk
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
+from slt_compress.confining import sites_of
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.exporting import export_ticket
 from slt_compress.files import read_json
-from slt_compress.fitting import plan_sites
 from slt_compress.forecasting import forecast
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
@@ -80,9 +80,7 @@ def search(
     if isinstance(method, Learned):
         training = settled(recipe.training, method.name, random_init=random_init)
         recipe = replace(recipe, training=training)
-    sites = plan_sites(
-        checkpoint.module, recipe.targets, budget, gate_head=not checkpoint.trained_head
-    )
+    sites = sites_of(checkpoint, recipe)
     result = Search(
         module=checkpoint.module,
         plan=sites,
@@ -115,9 +113,7 @@ def plan(
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
     recipe = recipe if data is None else replace(recipe, dataset=data)
     checkpoint = sketch_source(source, recipe)
-    sites = plan_sites(
-        checkpoint.module, recipe.targets, recipe.budget(), gate_head=not checkpoint.trained_head
-    )
+    sites = sites_of(checkpoint, recipe)
     found = make_plan(checkpoint, sites, recipe, warnings=obstacles(checkpoint))
     return replace(found, forecast=forecast(found, checkpoint, sites, recipe))
 

@@ -95,8 +95,9 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
             raise BudgetError(f"the scores of {name} hold NaN: the search diverged, lower its lr")
     if layouts is None:
         layouts = dict.fromkeys(scores, ELEMENTWISE)
+    scores = {name: layouts[name].centre(score) for name, score in scores.items()}
     if budget.shape.density is not None:
-        return Masks({name: layouts[name].centre(score) > 0.0 for name, score in scores.items()})
+        return Masks({name: score > 0.0 for name, score in scores.items()})
     masks: dict[str, Tensor] = {}
     for names, kept in _integer_groups(scores, budget, budget.density):
         flat = torch.cat([scores[name].detach().reshape(-1) for name in names])

@@ -20,6 +20,7 @@ from slt_compress.options import (
     Epochs,
     Format,
     Init,
+    Inside,
     Json,
     Lr,
     MaxShardSize,
@@ -85,6 +86,7 @@ def search(
     scope: Annotated[
         str | None, typer.Option(help="What competes: global (all), type (like layers) or layer.")
     ] = None,
+    inside: Inside = None,
     objective: Annotated[str | None, typer.Option(help="auto, task, distill or lm.")] = None,
     dataset: Dataset = None,
     init: Init = None,
@@ -112,7 +114,7 @@ def search(
         "weights": weights, "revision": revision, "training.steps": steps,
         "training.epochs": epochs, "training.batch_size": batch_size, "training.lr": lr,
         "training.seed": seed, "training.device": device, "training.precision": precision,
-        "training.max_time": max_time,
+        "training.max_time": max_time, "inside": inside,
     }  # fmt: skip
     resolved = resolve(start_of(recipe), set_, flags)
     from slt_compress import api

@@ -35,9 +35,10 @@ def control_masks(
     def largest(name: str, units: Tensor) -> Tensor:
         layout, key = layouts[name], sample_key(seed, f"magnitude:{name}")
         score = Magnitude().score(norms(layout, weights[name]), key)
+        competing = layout.centre(score)
         if isinstance(layout, Grouped):
-            return layout.centre(score) > 0.0
-        return top(score.reshape(-1), int(units.count_nonzero())).reshape(units.shape)
+            return competing > 0.0
+        return top(competing.reshape(-1), int(units.count_nonzero())).reshape(units.shape)
 
     def control(choose: Callable[[str, Tensor], Tensor], chosen: Mapping[str, Tensor]) -> Masked:
         found: dict[str, Tensor] = {}

@@ -35,6 +35,18 @@ def plan_sites(
     return plan
 
 
+def ceiling(plan: SitePlan, budget: Budget) -> float:
+    """The largest density that these sites have room for, by the budget's scope and floor."""
+    sites = {site.name: site for site in plan.sites}
+    shares = [1.0]
+    for names, _ in pools({name: site.units for name, site in sites.items()}, budget, 1.0):
+        pool = [sites[name] for name in names]
+        shares.append(sum(site.room for site in pool) / sum(site.units for site in pool))
+        if len(pool) > 1 and budget.floor > 0.0:
+            shares += [site.room / (budget.floor * site.units) for site in pool]
+    return min(shares)
+
+
 def fit(plan: SitePlan, pattern: Pattern, module: nn.Module) -> SitePlan:
     """The plan with `pattern` laid out on its sites; those that cannot hold it move to `skipped`.
 

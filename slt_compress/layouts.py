@@ -197,6 +197,56 @@ class Blocks:
         return not bool((self.expand(kept_units(self, mask)) & ~mask & ~unseen).any())
 
 
+# Where the scores of weights that may not be kept stand: below those of their site by more than any
+# noise, or, where the whole site may not be kept, below all others.
+_BELOW, _NEVER = 10.0, -1e30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Inside:
+    """One score per weight, and none is kept outside `allowed`, a mask of the weight's shape."""
+
+    allowed: Tensor
+
+    @property
+    def room(self) -> int:
+        """How many weights may be kept."""
+        return int(self.allowed.count_nonzero())
+
+    def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
+        """That of the weight."""
+        return tuple(weight)
+
+    def centre(self, scores: Tensor) -> Tensor:
+        """The scores, those outside below all inside."""
+        allowed = self.allowed.to(scores.device)
+        inside = scores[allowed]
+        lowest = float(inside.min()) - _BELOW if inside.numel() else _NEVER
+        return torch.where(allowed, scores, lowest)
+
+    def expand(self, units: Tensor) -> Tensor:
+        """The values, 0 outside."""
+        return units * self.allowed.to(units.device)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """The values, 0 outside."""
+        return values * self.allowed.to(values.device)
+
+    def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
+        """Uniform inside, or within each row (first dimension) of it."""
+        rows = units.reshape(len(units) if by_row else 1, -1)
+        allowed = self.allowed.reshape(rows.shape)
+        counts = (rows & allowed).sum(1, keepdim=True)
+        # the places of each row in random order, those outside at the end
+        order = torch.rand(rows.shape, generator=generator).masked_fill_(~allowed, 2.0).argsort(1)
+        taken = torch.arange(rows.shape[1]).expand(rows.shape) < counts
+        return torch.zeros_like(rows).scatter_(1, order, taken).reshape(units.shape)
+
+    def holds(self, mask: Tensor, unseen: Tensor) -> bool:
+        """Whether nothing outside is kept."""
+        return not bool((mask & ~self.allowed).any())
+
+
 ELEMENTWISE = Elementwise()
 
 

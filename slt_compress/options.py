@@ -35,6 +35,9 @@ MethodName = Annotated[
 Pattern = Annotated[
     str | None, typer.Option(help="unstructured, N:M (2:4), block:RxC, neuron, channel or head.")
 ]
+Inside = Annotated[
+    str | None, typer.Option(metavar="TICKET", help="What this ticket removed stays removed.")
+]
 Dataset = Annotated[
     str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
 ]

@@ -39,6 +39,7 @@ _FLAGS: Mapping[str, str] = MappingProxyType(
         "method.name": "--method",
         "pattern": "--pattern",
         "scope": "--scope",
+        "inside": "--inside",
         "objective.name": "--objective",
         "dataset": "--dataset",
         "init": "--init",

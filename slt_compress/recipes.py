@@ -44,6 +44,7 @@ class Recipe:
         revision, weights: of the source.
         model: free configuration or timm arguments for the architecture.
         dataset: specification of the data set; None takes a default by task.
+        inside: folder of a ticket; what it removed stays removed.
         save_scores: keep the scores in the ticket.
     """
 
@@ -64,6 +65,7 @@ class Recipe:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: Training = field(default_factory=Training)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    inside: str | None = None
     save_scores: bool = False
 
     @property

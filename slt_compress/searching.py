@@ -17,6 +17,7 @@ from slt_compress.budget import Budget, binarize, binarize_signed
 from slt_compress.controls import control_masks
 from slt_compress.errors import RecipeError
 from slt_compress.evaluation import Metrics, reestimate_batchnorm
+from slt_compress.fitting import ceiling
 from slt_compress.gating import Gates, evaluating, gated, kept_buffers, sample_key
 from slt_compress.layouts import norms
 from slt_compress.masks import Masks
@@ -174,7 +175,7 @@ class Search:
             budget=self.budget,
             objective=self.workload.objective,
             batches=self.workload.train,
-            start_density=max(start, self.budget.density),
+            start_density=max(min(start, ceiling(self.plan, self.budget)), self.budget.density),
         )
 
     def _learn(

@@ -32,6 +32,15 @@ def silenced(
     make its queries, keys and values (those of a shared key once all its heads are gone) unread.
     With `heads` the units of the plan are heads, else outputs.
     """
+    dead, unknown = silenced_lines(module, plan, masks, heads=heads)
+    counts = {name: _kept(masks, name, lines) for name, lines in dead.items()}
+    return {name: count for name, count in counts.items() if count}, unknown
+
+
+def silenced_lines(
+    module: nn.Module, plan: SitePlan, masks: Masks, *, heads: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """By parameter, which weights read or feed removed units only; and the sites not known."""
     dead: dict[str, Tensor] = {}
     unknown: list[str] = []
     for site in plan.sites:
@@ -47,8 +56,7 @@ def silenced(
             unknown.append(site.name)
         for name, lines in found.items():
             dead[name] = dead[name] | lines if name in dead else lines
-    counts = {name: _kept(masks, name, lines) for name, lines in dead.items()}
-    return {name: count for name, count in counts.items() if count}, unknown
+    return dead, unknown
 
 
 def _kept(masks: Masks, name: str, lines: Tensor) -> int:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from slt_compress.errors import TargetError
-from slt_compress.layouts import ELEMENTWISE, Layout
+from slt_compress.layouts import ELEMENTWISE, Inside, Layout
 from slt_compress.names import matcher
 from slt_compress.outputs import head_names
 from slt_compress.parameters import Parameter, joined, walk
@@ -67,6 +67,11 @@ class Site:
     def units(self) -> int:
         """How many units, hence scores."""
         return prod(self.layout.grid(self.shape))
+
+    @property
+    def room(self) -> int:
+        """How many units may be kept."""
+        return self.layout.room if isinstance(self.layout, Inside) else self.units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
