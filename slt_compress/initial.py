@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from slt_compress.errors import SourceError
 
@@ -206,95 +206,3 @@ def _log(x: _Floats) -> _Floats:
     for odd in range(21, 0, -2):
         series = series * square + 1.0 / odd
     return exponent * _LN2 + 2.0 * s * series
-
-
-@torch.no_grad()
-def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
-    """Fill `module` by the rule; return the state-dict names that keep the library's value.
-
-    Filled are: biases (0), scales of norms (1) and their running statistics (mean 0, variance 1),
-    and every trainable parameter of two or more dimensions (`initial_tensor`, cast to its dtype).
-    Left alone are other vectors, other persistent buffers, constants (`requires_grad` False) and
-    weights under a parametrization. A shared parameter is filled once, under its first name. With
-    the scheme `default` nothing is filled and every name is returned.
-
-    Raises:
-        SourceError: no such scheme.
-    """
-    parse_scheme(scheme)
-    names = tuple(module.state_dict())
-    if scheme == "default":
-        return names
-    done: dict[int, bool] = {}  # id of a tensor -> whether the rule covers it
-    left = []
-    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    tensors.update(module.named_buffers(remove_duplicate=False))
-    for name in names:
-        tensor = tensors.get(name)
-        if tensor is None:  # extra state: not a tensor, so nothing a ticket could store
-            continue
-        if id(tensor) not in done:
-            done[id(tensor)] = _fill(module, name, tensor, scheme=scheme, seed=seed)
-            if not done[id(tensor)]:
-                left.append(name)
-    return tuple(left)
-
-
-def _fill(module: nn.Module, name: str, tensor: Tensor, *, scheme: str, seed: int) -> bool:
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    is_norm = "norm" in type(owner).__name__.lower()
-    if not isinstance(tensor, nn.Parameter):
-        value = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.get(leaf)
-        if not is_norm or value is None:
-            return False
-        tensor.fill_(value)
-        return True
-    if not (tensor.requires_grad and tensor.is_floating_point()) or _is_derived(owner, name, leaf):
-        return False
-    if leaf.endswith("bias") or leaf.startswith("bias_"):
-        tensor.zero_()
-    elif tensor.dim() >= 2:
-        shape = tuple(tensor.shape)
-        fan = fan_in(owner, tensor)
-        tensor.copy_(initial_tensor(name, shape, scheme=scheme, seed=seed, fan_in=fan))
-    elif is_norm and leaf == "weight" and not _counts_from_one(owner, tensor):
-        tensor.fill_(1)
-    else:
-        return False
-    return True
-
-
-def _is_derived(owner: nn.Module, name: str, leaf: str) -> bool:
-    """Whether the weight is computed from this parameter (weight norm, old and new)."""
-    split = leaf[:-2] if leaf.endswith(("_g", "_v")) else ""
-    return ".parametrizations." in f".{name}" or (
-        bool(split) and hasattr(owner, f"{split}_g") and hasattr(owner, f"{split}_v")
-    )
-
-
-def _counts_from_one(owner: nn.Module, scale: Tensor) -> bool:
-    """Whether a norm multiplies by 1 + weight: libraries start such a scale at 0 (Gemma).
-
-    Batch norms also start at 0 where a residual branch shall begin silent; they do not count.
-    """
-    return "BatchNorm" not in type(owner).__name__ and not bool(scale.any())
-
-
-def fan_in(owner: nn.Module, weight: Tensor) -> int:
-    """How many inputs feed one output of a weight of two or more dimensions held by `owner`.
-
-    The last dimension, unless the layer says otherwise: convolutions count the kernel (transposed
-    ones hold the input channels first), transformers' Conv1D and experts that are marked
-    `is_transposed` hold [..., in, out].
-    """
-    shape = weight.shape
-    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
-        return shape[0] // owner.groups * math.prod(shape[2:])
-    if isinstance(owner, nn.modules.conv._ConvNd):
-        return math.prod(shape[1:])
-    if getattr(owner, "is_transposed", False) is True and len(shape) == 3:
-        return int(shape[1])
-    if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
-        return int(shape[0])
-    return int(shape[-1])

@@ -26,6 +26,8 @@ _LOOKED_UP = re.compile(r"embeddings?$", re.IGNORECASE)
 _MATRIX_TYPES = (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 _CONV_TYPES = nn.modules.conv._ConvNd
 _LISTS = (nn.ParameterList, nn.ParameterDict)
+_EMBEDDING = "embedding: looked up, not multiplied"
+_TABLE = "position, token or table: added or looked up, not multiplied"
 # The dimension that a bare parameter sums over, where that is not the usual one: by class of its
 # owner and name. Read in transformers 5.24, whose einsums and matmuls keep the inputs first.
 _INPUT_DIMS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
@@ -51,7 +53,7 @@ def unsuitable(entry: Parameter) -> str | None:
     """Why no gate is put on this parameter by default."""
     owner, kind = _holder(entry)
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
-        return "embedding: looked up, not multiplied"
+        return _EMBEDDING
     if _is_router(entry):
         return "router of experts"
     if isinstance(owner, (*_MATRIX_TYPES, _CONV_TYPES)):
@@ -61,13 +63,18 @@ def unsuitable(entry: Parameter) -> str | None:
     if _NORM.search(kind):
         return "normalisation"
     if _LOOKED_UP.search(kind) and entry.param == "weight":
-        return "embedding: looked up, not multiplied"
+        return _EMBEDDING
     added = _ADDED.search(entry.param.lower()) and not _MULTIPLIED.search(entry.param)
     if added or ("Embed" in kind and entry.param != "weight"):
-        return "position, token or table: added or looked up, not multiplied"
+        return _TABLE
     if sum(size > 1 for size in entry.tensor.shape) < 2:
         return "one-dimensional"
     return None
+
+
+def is_table(entry: Parameter) -> bool:
+    """Whether activations are looked up in this parameter or it is added to them, as it is."""
+    return unsuitable(entry) in (_EMBEDDING, _TABLE)
 
 
 def _holder(entry: Parameter) -> tuple[nn.Module, str]:

@@ -22,15 +22,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits counting errors expectations hidden layouts masks outputs parameters plots "
-    "printing reference registering schedules",
+    "attentions bits counting errors expectations hidden layouts masks outputs parameters "
+    "plots printing reference registering schedules",
     "files formats initial names patterns roles shrinking",
-    "budget checkpoints manifests sites",
-    "artifact data fitting methods objectives pushing silencing ticket",
-    "calibration gating origins provenance settings",
-    "controls evaluation pattern_checks recipes reporting runtime selecting starting training",
-    "adapters cards comparing cookbook options planning quantizer searching verifying",
-    "compacting deriving exporting importing outlines recording workloads",
+    "budget filling manifests sites",
+    "checkpoints fitting methods silencing ticket",
+    "artifact calibration data gating objectives provenance pushing settings",
+    "controls evaluation origins pattern_checks recipes reporting selecting starting training",
+    "cards comparing cookbook options planning runtime searching",
+    "adapters compacting confining deriving exporting importing outlines quantizer recording "
+    "verifying workloads",
     "console forecasting shelf",
     "api",
     "preview",
@@ -48,8 +49,8 @@ PUBLIC = [
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
 FLAGS = {
     "": "--version",
-    "search": "SOURCE --target-sparsity --method --pattern --scope --objective --dataset --init "
-    "--weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
+    "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
+    "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
     "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
     "plan": "SOURCE --target-sparsity --method --pattern --dataset --init --weights --revision "
     "--steps --epochs --batch-size --recipe --set --json",

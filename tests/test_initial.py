@@ -13,14 +13,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from slt_compress.errors import SourceError
-from slt_compress.initial import (
-    SCHEMES,
-    fan_in,
-    initial_tensor,
-    initialise_,
-    normal_quantile,
-    parse_scheme,
-)
+from slt_compress.filling import fan_in, initialise_
+from slt_compress.initial import SCHEMES, initial_tensor, normal_quantile, parse_scheme
 
 SEEDED = ("signed-constant", "kaiming-normal", "kaiming-uniform", "uniform:0.25")
 GOLDEN: dict[str, tuple[list[float], str]] = {
@@ -194,6 +188,27 @@ def test_initialise_fills_by_the_rule_and_names_the_rest() -> None:
     assert module.bn.weight.tolist() == module.ln.weight.tolist() == [1.0] * 4
     assert not module.bn.running_mean.any()  # type: ignore[union-attr]
     assert module.scale.tolist() == [0.5] * 4
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 8)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.head = nn.Linear(8, 10, bias=False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_fan_in_of_a_table_is_one_unless_it_is_the_head_too(tied: bool) -> None:
+    module = Tables()
+    if tied:
+        module.head.weight = module.embed.weight
+    initialise_(module, "signed-constant", 0)
+    tables = (module.embed.weight, module.pos_embed, module.cls_token)
+    size = math.sqrt(2 / 8) if tied else math.sqrt(2)
+    assert [float(table.detach().abs().max()) for table in tables] == pytest.approx([size] * 3)
+    assert float(module.head.weight.detach().abs().max()) == pytest.approx(math.sqrt(2 / 8))
 
 
 def test_what_is_named_and_what_is_filled_is_everything() -> None:

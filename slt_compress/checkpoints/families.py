@@ -15,7 +15,7 @@ from slt_compress.checkpoints import reference_models, timm_models, transformers
 from slt_compress.checkpoints.records import Architecture, Family, Init, Task
 from slt_compress.checkpoints.weights import read_json_object
 from slt_compress.errors import SourceError
-from slt_compress.initial import initialise_
+from slt_compress.filling import initialise_
 from slt_compress.reference import REFERENCE
 
 
