@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,41 @@ from surroundings import surroundings
 import slt_compress
 from slt_compress.recipes import merged, parse_recipe, read_recipe
 
-# case -> (source, recipe, keys laid over it)
-CASES: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "mnist-lenet-90": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.9}),
-    "mnist-lenet-96": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.96}),
-    "mnist-lenet-98": ("lenet-300-100", "mnist-lenet", {"target_sparsity": 0.98}),
-    "mnist-lenet-neuron-77": (
-        "lenet-300-100",
-        "mnist-lenet",
-        {"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 6}},
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A search: `keys` are laid over the recipe; one of `first` goes before, and it is inside it."""
+
+    source: str
+    recipe: str
+    keys: Mapping[str, Any]
+    first: Mapping[str, Any] | None = None
+
+
+def _mnist(keys: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> Case:
+    return Case(source="lenet-300-100", recipe="mnist-lenet", keys=keys, first=first)
+
+
+def _cifar(recipe: str, **keys: Any) -> Case:
+    return Case(source="resnet20-cifar", recipe=recipe, keys=keys)
+
+
+CASES: Mapping[str, Case] = {
+    "mnist-lenet-90": _mnist({"target_sparsity": 0.9}),
+    "mnist-lenet-96": _mnist({"target_sparsity": 0.96}),
+    "mnist-lenet-98": _mnist({"target_sparsity": 0.98}),
+    "mnist-lenet-neuron-77": _mnist(
+        {"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 6}}
     ),
-    "cifar-resnet20-50": ("resnet20-cifar", "distill", {"target_sparsity": 0.5}),
-    "cifar-resnet20-80": (
-        "resnet20-cifar",
-        "cifar-resnet",
-        {"target_sparsity": 0.8, "training": {"epochs": 6}},
+    "mnist-lenet-neuron-77-inside-90": _mnist(
+        {"target_sparsity": 0.9},
+        first={"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 2}},
     ),
-    "cifar-resnet20-90": ("resnet20-cifar", "cifar-resnet", {"target_sparsity": 0.9}),
-    "cifar-resnet20-2of4": (
-        "resnet20-cifar",
-        "cifar-resnet",
-        {"target_sparsity": None, "pattern": "2:4", "training": {"epochs": 4}},
+    "cifar-resnet20-50": _cifar("distill", target_sparsity=0.5),
+    "cifar-resnet20-80": _cifar("cifar-resnet", target_sparsity=0.8, training={"epochs": 6}),
+    "cifar-resnet20-90": _cifar("cifar-resnet", target_sparsity=0.9),
+    "cifar-resnet20-2of4": _cifar(
+        "cifar-resnet", target_sparsity=None, pattern="2:4", training={"epochs": 4}
     ),
 }
 
@@ -55,16 +70,18 @@ def main() -> None:
     parser.add_argument("--weights", help="safetensors file of a pretrained net")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    source, name, over = CASES[arguments.case]
-    content = merged(read_recipe(name), over)
-    content = merged(content, {"dataset": arguments.data, "training": {"seed": arguments.seed}})
+    case = CASES[arguments.case]
+    content = merged(
+        read_recipe(case.recipe), {"dataset": arguments.data, "training": {"seed": arguments.seed}}
+    )
     if arguments.weights:
         content = merged(content, {"weights": arguments.weights})
     started, worked = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        ticket = slt_compress.search(
-            source, recipe=parse_recipe(content), out=Path(folder) / "ticket", on_step=_show
-        )
+        if case.first is not None:
+            outer = _search(case.source, merged(content, case.first), Path(folder) / "outer")
+            content = merged(content, {"inside": str(outer.path)})
+        ticket = _search(case.source, merged(content, case.keys), Path(folder) / "ticket")
         report = slt_compress.report(ticket.path)
         verified = slt_compress.verify(ticket.path).ok
     seconds = round(time.monotonic() - started, 1)
@@ -76,13 +93,29 @@ def main() -> None:
         "metrics": dict(report.metrics),
         "controls": dict(report.controls),
         "layers": [dict(layer) for layer in report.layers],
+        "empty_rows": _empty_rows(ticket.masks),
         "verified": verified,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "recipe": {**report.recipe, "dataset": Path(arguments.data).name, "weights": None},
+        "first": case.first,
+        "recipe": {
+            **report.recipe,
+            "dataset": Path(arguments.data).name,
+            "weights": None,
+            "inside": None,
+        },
         **surroundings(),
     }
     print(json.dumps(result, indent=2, sort_keys=True))
+
+
+def _search(source: str, content: Mapping[str, Any], out: Path) -> slt_compress.Ticket:
+    return slt_compress.search(source, recipe=parse_recipe(content), out=out, on_step=_show)
+
+
+def _empty_rows(masks: slt_compress.Masks) -> dict[str, int]:
+    """Rows (first dimension) without a kept weight: the outputs that are removed."""
+    return {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}
 
 
 def _show(step: Any) -> None:
