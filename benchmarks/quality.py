@@ -26,7 +26,7 @@ from slt_compress.recipes import merged, parse_recipe, read_recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A search: `keys` are laid over the recipe; one of `first` goes before, and it is inside it."""
+    """A search: `keys` are laid over the recipe; with `first`, inside the ticket of those keys."""
 
     source: str
     recipe: str
