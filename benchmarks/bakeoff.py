@@ -58,7 +58,15 @@ CASES: Mapping[str, Case] = {
     ),
     "vit-digits": Case(
         source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
-        sparsities=(0.9,), seeds=3, keys={"training": {"steps": 500}},
+        sparsities=(0.9,), seeds=3, keys={},
+    ),
+    "vit-digits-lr-0.01": Case(
+        source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
+        sparsities=(0.9,), seeds=3, keys={"training": {"lr": 0.01}},
+    ),
+    "vit-digits-published": Case(
+        source="timm:test_vit", recipe="vit-digits", methods=("edge-popup",),
+        sparsities=(0.9,), seeds=3, keys=PUBLISHED,
     ),
     "llama-50": Case(
         source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
@@ -70,7 +78,12 @@ CASES: Mapping[str, Case] = {
     ),
     "cifar-random": Case(
         source="resnet20-cifar", recipe="cifar-random", methods=("relaxed", "edge-popup"),
-        sparsities=(0.5, 0.9), seeds=1, keys={"training": {"epochs": 1}},
+        sparsities=(0.5, 0.9), seeds=1, keys={"training": {"epochs": 2}},
+    ),
+    "cifar-random-published": Case(
+        source="resnet20-cifar", recipe="cifar-random", methods=("edge-popup",),
+        sparsities=(0.5, 0.9), seeds=1,
+        keys={**PUBLISHED, "training": {**PUBLISHED["training"], "epochs": 2}},
     ),
 }  # fmt: skip
 
