@@ -60,9 +60,9 @@ CASES: Mapping[str, Case] = {
         source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
         sparsities=(0.9,), seeds=3, keys={},
     ),
-    "vit-digits-lr-0.01": Case(
-        source="timm:test_vit", recipe="vit-digits", methods=("relaxed", "edge-popup"),
-        sparsities=(0.9,), seeds=3, keys={"training": {"lr": 0.01}},
+    "vit-digits-adam": Case(
+        source="timm:test_vit", recipe="vit-digits", methods=("edge-popup",),
+        sparsities=(0.9,), seeds=3, keys={"training": {"optimizer": "adam", "lr": 0.01}},
     ),
     "vit-digits-published": Case(
         source="timm:test_vit", recipe="vit-digits", methods=("edge-popup",),

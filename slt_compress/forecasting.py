@@ -11,7 +11,7 @@ from slt_compress.methods import Learned
 from slt_compress.planning import Forecast, Plan, missing_weights
 from slt_compress.recipes import Recipe
 from slt_compress.searching import Search
-from slt_compress.settings import settled
+from slt_compress.settings import Training, settled
 from slt_compress.sites import SitePlan
 from slt_compress.workloads import checkpoint_workload, is_at_hand, open_source
 
@@ -54,10 +54,15 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
         return "no data set is named (--dataset)"
     if not is_at_hand(recipe.dataset):
         return f"the data set {recipe.dataset} is not on this machine"
-    needed = plan.memory[recipe.training.precision][recipe.training.optimizer]["total"] / 2**30
+    optimizer = _settled(recipe).optimizer or "adam"
+    needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
     if needed > _LIMIT_GIB:
         return f"it needs {needed:.1f} GiB, and a plan takes {_LIMIT_GIB} at most"
     return None
+
+
+def _settled(recipe: Recipe) -> Training:
+    return settled(recipe.training, recipe.method_instance().name, random_init=bool(recipe.init))
 
 
 def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
@@ -65,7 +70,7 @@ def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
     source = sketch.folder or sketch.source
     checkpoint, data = open_source(source, replace(recipe, revision=None))
     method, random_init = recipe.method_instance(), checkpoint.init is not None
-    training = settled(recipe.training, method.name, random_init=random_init)
+    training = _settled(recipe)
     workload = checkpoint_workload(checkpoint, data, recipe.objective)
     pace = Search(
         module=checkpoint.module, plan=sites, workload=workload, budget=recipe.budget(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Literal
@@ -14,8 +15,14 @@ Precision = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["adam", "sgd"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
-# Methods that want a higher learning rate from a random init.
-_FASTER = ("edge-popup", "hard-concrete")
+# The learning rate of each optimizer from a random init, by method, the best optimizer in front.
+_RANDOM: Mapping[str, Mapping[OptimizerName, float]] = {
+    "edge-popup": {"sgd": 1e-1, "adam": 3e-2},
+    "hard-concrete": {"adam": 3e-2},
+    "gumbel": {"adam": 1e-2},
+    "relaxed": {"adam": 1e-2},
+}
+_PRETRAINED: Mapping[OptimizerName, float] = {"adam": 2e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +34,10 @@ class Training:
             is None too, 2,000.
         epochs: passes over the training split, where `steps` is None.
         batch_size: examples in a step.
-        optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9.
-        lr: its learning rate; None is what the bake-off found best for the method and the start
-            (`settled`; docs/bake-off.md).
+        optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
+            the next two, is what the bake-off found best for the method and the start (`settled`;
+            docs/bake-off.md).
+        lr: its learning rate.
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
             the way.
         decay: share of the search, at its end, over which a linear `lr` falls.
@@ -56,9 +64,9 @@ class Training:
     steps: int | None = None
     epochs: float | None = None
     batch_size: int = 64
-    optimizer: OptimizerName = "adam"
+    optimizer: OptimizerName | None = None
     lr: float | None = None
-    lr_schedule: LrSchedule = "linear"
+    lr_schedule: LrSchedule | None = None
     decay: float = 0.3
     weight_decay: float = 0.0
     clip: float | None = None
@@ -102,18 +110,22 @@ class Training:
 
 
 def settled(training: Training, method: str, *, random_init: bool) -> Training:
-    """The settings with the learning rate that suits the method and the start, where none is given.
+    """The settings with what suits the method and the start, where they leave it open.
 
     Raises:
-        RecipeError: none is known, as for plain gradient descent, whose scale no one knows.
+        RecipeError: no learning rate is known for the optimizer that is asked for.
     """
-    if training.lr is not None:
-        return training
-    if training.optimizer != "adam":
-        raise RecipeError(f"training.optimizer={training.optimizer} needs training.lr (or --lr)")
-    if not random_init:
-        return replace(training, lr=2e-2)
-    return replace(training, lr=3e-2 if method in _FASTER else 1e-2)
+    rates = _RANDOM[method] if random_init else _PRETRAINED
+    best: OptimizerName = next(iter(rates))
+    optimizer = best if training.optimizer is None else training.optimizer
+    if training.lr is None and optimizer not in rates:
+        raise RecipeError(f"training.optimizer={optimizer} needs training.lr (or --lr)")
+    return replace(
+        training,
+        optimizer=optimizer,
+        lr=rates[optimizer] if training.lr is None else training.lr,
+        lr_schedule=training.lr_schedule or ("cosine" if optimizer == "sgd" else "linear"),
+    )
 
 
 def lr_factor(training: Training, progress: float) -> float:

@@ -72,17 +72,20 @@ def test_the_learning_rate_falls_as_its_schedule_says() -> None:
     assert [lr_factor(cosine, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_a_learning_rate_that_is_not_given_suits_the_method_and_the_start() -> None:
-    def lr(method: str, random_init: bool, **given: Any) -> float | None:
-        return settled(Training(**given), method, random_init=random_init).lr
+def test_an_optimizer_that_is_not_given_suits_the_method_and_the_start() -> None:
+    def found(method: str, random_init: bool, **given: Any) -> tuple[Any, ...]:
+        training = settled(Training(**given), method, random_init=random_init)
+        return training.optimizer, training.lr, training.lr_schedule
 
-    assert lr("relaxed", True) == 0.01
-    assert lr("edge-popup", True) == 0.03
-    assert lr("relaxed", False) == lr("edge-popup", False) == 0.02
-    assert lr("relaxed", True, lr=0.2) == 0.2
-    assert lr("relaxed", True, optimizer="sgd", lr=7.0) == 7.0
+    assert found("relaxed", True) == ("adam", 0.01, "linear")
+    assert found("edge-popup", True) == ("sgd", 0.1, "cosine")
+    assert found("edge-popup", True, optimizer="adam") == ("adam", 0.03, "linear")
+    assert found("relaxed", False) == found("edge-popup", False) == ("adam", 0.02, "linear")
+    assert found("relaxed", True, lr=0.2) == ("adam", 0.2, "linear")
+    assert found("relaxed", True, optimizer="sgd", lr=7.0) == ("sgd", 7.0, "cosine")
+    assert found("edge-popup", True, lr_schedule="linear") == ("sgd", 0.1, "linear")
     with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):
-        lr("relaxed", True, optimizer="sgd")
+        found("relaxed", True, optimizer="sgd")
 
 
 def test_a_phase_is_soft_then_annealed_then_hard() -> None:
