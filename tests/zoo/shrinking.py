@@ -22,6 +22,25 @@ _TOKEN = re.compile(r"(token_id|token_index|_id|_idx|_ids)$")
 # Names of the layers that a backbone gives, which a smaller one does not have.
 _OF_STAGES = ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names")
 VOCABULARY = 64
+# Arguments that make the models of timm small, by what their families call them.
+_ONES, _NARROW, _HEADS = (1, 1, 1, 1), (16, 16, 32, 32), (1, 1, 2, 2)
+_SMALL: tuple[dict[str, Any], ...] = (
+    {"embed_dim": 48, "depth": 1, "num_heads": 2},
+    {"embed_dim": 16, "depths": _ONES, "num_heads": _HEADS},
+    {"embed_dims": _NARROW, "depths": _ONES, "num_heads": _HEADS},
+    {"embed_dim": 48, "depth": 1},
+    {"embed_dim": 48, "num_blocks": 1},
+    {"embed_dim": 16, "depths": _ONES},
+    {"dim": 48, "depth": 1},
+    {"depths": _ONES, "dims": _NARROW},
+    {"depths": _ONES, "embed_dims": _NARROW},
+    {"depths": _ONES, "channels": _NARROW},
+    {"layers": _ONES, "channels": _NARROW},
+    {"layers": _ONES, "embed_dims": _NARROW},
+    {"block_config": _ONES, "growth_rate": 8},
+    {"depths": _ONES},
+    {"layers": _ONES},
+)
 
 
 def shrunk(config: Mapping[str, Any], divisor: int) -> dict[str, Any]:
@@ -85,12 +104,6 @@ def _is_count(name: str) -> bool:
 def timm_arguments() -> Iterator[dict[str, Any]]:
     """Arguments of `timm.create_model` to try, the smallest first; a model refuses most of them."""
     for size in (64, 96, 128, 224):
-        for widths in (
-            {"embed_dim": 48, "depth": 1, "num_heads": 2},
-            {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
-            {"depths": (1, 1, 1, 1), "dims": (16, 16, 32, 32)},
-            {"depths": (1, 1, 1, 1)},
-            {},
-        ):
+        for widths in (*_SMALL, {}):
             yield {**widths, "img_size": size}
             yield {**widths, "_size": size}
