@@ -258,12 +258,13 @@ def _save_timm(folder: Path, checkpoint: Checkpoint, module: nn.Module) -> None:
     if checkpoint.classes is not None and "label_names" not in settings:
         labels = {"label_names": list(checkpoint.classes)}
     with quiet():
-        from timm.models import save_for_hf
+        # Not `save_for_hf`: it refuses weights that modules share, as those of CoaT.
+        from timm.models._hub import save_config_for_hf
 
-        save_for_hf(
+        write_safetensors(folder / DENSE_WEIGHTS, module.state_dict())
+        save_config_for_hf(
             module,
-            str(folder),
+            str(folder / CONFIG),
             model_config=labels,
             model_args=dict(checkpoint.config.get("model_args") or {}),
-            safe_serialization=True,
         )
