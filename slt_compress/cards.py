@@ -138,6 +138,9 @@ _AUTO_CLASSES: Mapping[str, str] = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "token-classification": "AutoModelForTokenClassification",
     "audio-classification": "AutoModelForAudioClassification",
+    "visual-question-answering": "AutoModelForVisualQuestionAnswering",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-text-to-text": "AutoModelForImageTextToText",
     "features": "AutoModel",
 }
 

@@ -16,6 +16,7 @@ from slt_compress.checkpoints import Task
 from slt_compress.gating import evaluating
 from slt_compress.objectives import (
     LANGUAGE_TASKS,
+    NEXT_TOKEN_TASKS,
     Batch,
     Forward,
     divergence,
@@ -93,7 +94,7 @@ class _Sums:
         found: Metrics = {}
         if self.pairs:
             found["pearson"] = _pearson(self.pairs)
-        elif self.rows and task not in ("causal-lm", "seq2seq"):
+        elif self.rows and task not in (*NEXT_TOKEN_TASKS, "seq2seq"):
             found["accuracy"] = self.correct / self.rows
         if self.rows:
             found["loss"] = self.loss / self.rows

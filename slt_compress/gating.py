@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from slt_compress.convolutions import plain_layouts
 from slt_compress.layouts import Layout
 from slt_compress.masks import Masks
 from slt_compress.methods.base import Learned, Phase, Sample
@@ -200,7 +201,8 @@ def gated(
             for owner, param in _owners(module, site):
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
-        yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
+        with plain_layouts(module):
+            yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
     finally:
         for site in plan.sites:
             for owner, param in _owners(module, site) if site.name in gates else ():

@@ -18,7 +18,8 @@ Batch = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Tensor]
 ObjectiveName = Literal["auto", "task", "distill", "lm"]
 # Their own text is their labels.
-LANGUAGE_TASKS: tuple[Task, ...] = ("causal-lm", "masked-lm", "seq2seq")
+NEXT_TOKEN_TASKS: tuple[Task, ...] = ("causal-lm", "image-text-to-text")
+LANGUAGE_TASKS: tuple[Task, ...] = (*NEXT_TOKEN_TASKS, "masked-lm", "seq2seq")
 IGNORED = -100
 
 
@@ -88,7 +89,7 @@ def forward_of(family: Family, task: Task) -> Forward:
     A module of the user's own takes the tensors of the batch in their order.
     """
     if family == "transformers":
-        return _features if task == "features" else _seq2seq if task == "seq2seq" else _logits
+        return _FORWARDS.get(task, _logits)
     if family == "module":
         return lambda module, batch: _tensor(module(*batch.values()))
     return lambda module, batch: _tensor(module(batch["pixel_values"]))
@@ -106,6 +107,19 @@ def _seq2seq(module: nn.Module, batch: Batch) -> Tensor:
 def _features(module: nn.Module, batch: Batch) -> Tensor:
     output = module(**{k: v for k, v in batch.items() if k != "labels"})
     return _tensor(output[0])
+
+
+def _matched(module: nn.Module, batch: Batch) -> Tensor:
+    """How well each picture of the batch goes with each text, and the reverse: [2 N, N]."""
+    output = module(**{k: v for k, v in batch.items() if k != "labels"})
+    return torch.cat((_tensor(output.logits_per_image), _tensor(output.logits_per_text)))
+
+
+_FORWARDS: Mapping[Task, Forward] = {
+    "features": _features,
+    "seq2seq": _seq2seq,
+    "zero-shot-image-classification": _matched,
+}
 
 
 def _tensor(value: object) -> Tensor:
@@ -137,7 +151,7 @@ def rows(task: Task, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Ten
     A causal model predicts the next token, so its logits are shifted against the labels. Without
     labels every row is given.
     """
-    if labels is not None and task == "causal-lm":
+    if labels is not None and task in NEXT_TOKEN_TASKS:
         logits, labels = logits[:, :-1], labels[:, 1:]
     if logits.dim() > 2:
         logits = logits.reshape(-1, logits.shape[-1])

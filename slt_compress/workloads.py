@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
-from slt_compress.data import RawData, SearchData, default_spec, modality_of, open_data, prepare
+from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
 from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evaluation import Metrics, evaluate
 from slt_compress.gating import evaluating
@@ -63,7 +63,7 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     """
     training = recipe.training
     # What no data set can be given to is refused before its weights are read or downloaded.
-    modality_of(
+    modalities_of(
         sketch_checkpoint(
             source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
             options=recipe.model,
@@ -113,7 +113,7 @@ def obstacles(checkpoint: Checkpoint) -> tuple[str, ...]:
     found = missing_weights(checkpoint)
     try:
         if checkpoint.kind != "module":
-            modality_of(checkpoint)
+            modalities_of(checkpoint)
     except DataError as error:
         return (*found, str(error))
     return found

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import timm
 import torch
 import transformers
-from data_sets import picture_table
+from data_sets import picture_table, png, write_table
 from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor
@@ -64,6 +67,78 @@ def save_mixtral(folder: Path) -> Path:
     config = transformers.MixtralConfig(**DECODER, **END, num_local_experts=3)
     _save(transformers.MixtralForCausalLM, config, folder)
     return save_tokenizer(folder)
+
+
+def save_wav2vec2(folder: Path, classes: list[str] = CLASSES) -> Path:
+    config = transformers.Wav2Vec2Config(
+        **SMALL, intermediate_size=32, vocab_size=32, conv_dim=(16, 16), conv_kernel=(10, 4),
+        conv_stride=(5, 4), num_feat_extract_layers=2, num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=4, classifier_proj_size=16, mask_time_prob=0.0,
+        layerdrop=0.0, id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )  # fmt: skip
+    _save(transformers.Wav2Vec2ForSequenceClassification, config, folder)
+    transformers.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    return folder
+
+
+def save_ast(folder: Path) -> Path:
+    """A net on spectrograms, whose extractor pads by itself."""
+    config = transformers.ASTConfig(
+        **SMALL, intermediate_size=32, max_length=32, num_mel_bins=16, patch_size=8,
+        time_stride=8, frequency_stride=8, id2label=dict(enumerate(CLASSES)),
+    )  # fmt: skip
+    _save(transformers.ASTForAudioClassification, config, folder)
+    transformers.ASTFeatureExtractor(num_mel_bins=16, max_length=32).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    config = transformers.CLIPConfig(
+        text_config={**SMALL, **TEXT, "intermediate_size": 32, "eos_token_id": 3},
+        vision_config={**SMALL, "intermediate_size": 32, "image_size": 16, "patch_size": 8},
+        projection_dim=8,
+    )
+    _save(transformers.CLIPModel, config, folder)
+    return _save_processor(transformers.CLIPProcessor, folder)
+
+
+def save_vilt(folder: Path) -> Path:
+    config = transformers.ViltConfig(
+        **SMALL, **TEXT, intermediate_size=32, image_size=16, patch_size=8,
+        id2label={0: "no", 1: "yes"}, max_image_length=-1,
+    )  # fmt: skip
+    _save(transformers.ViltForQuestionAnswering, config, folder)
+    pictures = transformers.ViltImageProcessor(size={"shortest_edge": 16}, size_divisor=8)
+    save_tokenizer(folder)
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    transformers.ViltProcessor(pictures, words).save_pretrained(folder)
+    return folder
+
+
+def save_llava(folder: Path) -> Path:
+    """A language model that is shown pictures, each of which stands for four tokens."""
+    vision = {**SMALL, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**DECODER, **END),
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        image_token_id=len(SPECIAL) + len(WORDS), vision_feature_layer=-1,
+    )  # fmt: skip
+    _save(transformers.LlavaForConditionalGeneration, config, folder)
+    return _save_processor(
+        transformers.LlavaProcessor, folder, image_token="<image>", patch_size=8,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def _save_processor(kind: type, folder: Path, **how: object) -> Path:
+    size = {"height": 16, "width": 16}
+    pictures = transformers.CLIPImageProcessor(size=size, crop_size=size)
+    save_tokenizer(folder)
+    words = PreTrainedTokenizerFast.from_pretrained(folder)
+    words.add_tokens(["<image>"], special_tokens=True)
+    kind(image_processor=pictures, tokenizer=words, **how).save_pretrained(folder)
+    return folder
 
 
 def save_timm(name: str, folder: Path) -> Path:
@@ -138,4 +213,43 @@ def save_prose(folder: Path) -> Path:
     for split, count in (("train", 100), ("test", 20)):
         lines = [f"{sentence(i)} ." for i in range(count)]
         (folder / f"{split}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def wave(pitch: float, seconds: float = 0.2, rate: int = 16_000, channels: int = 1) -> bytes:
+    """A tone as the bytes of a WAV file."""
+    time = np.arange(int(seconds * rate)) / rate
+    tone = 0.5 * np.sin(2 * np.pi * pitch * time)
+    out = io.BytesIO()
+    soundfile.write(out, np.repeat(tone[:, None], channels, axis=1), rate, format="WAV")
+    return out.getvalue()
+
+
+def save_sounds(folder: Path, classes: list[str] = CLASSES) -> Path:
+    """Tones of three pitches, some of which are longer, or at another rate in two channels."""
+    features = {"audio": {"_type": "Audio"}, "label": {"_type": "ClassLabel", "names": classes}}
+    for split, count in (("train", 18), ("test", 6)):
+        sounds = [
+            wave(200.0 * (1 + i % 3), 0.15 + 0.01 * (i % 4), 16_000 if i % 2 else 8_000, 1 + i % 2)
+            for i in range(count)
+        ]
+        columns = {
+            "audio": [{"bytes": sound, "path": None} for sound in sounds],
+            "label": [i % 3 for i in range(count)],
+        }
+        write_table(folder / f"{split}.parquet", columns, features)
+    return folder
+
+
+def save_captions(folder: Path) -> Path:
+    """Pictures with a text, and with a question whose answer is yes or no."""
+    for split, count in (("train", 18), ("test", 6)):
+        pictures = [png((10 * i, 255 - 10 * i, 99), (20 + i, 24)) for i in range(count)]
+        columns = {
+            "image": [{"bytes": picture, "path": None} for picture in pictures],
+            "caption": [sentence(i) for i in range(count)],
+            "question": [f"was the {'cat' if i % 2 else 'dog'} good" for i in range(count)],
+            "answer": ["yes" if i % 2 else "no" for i in range(count)],
+        }
+        write_table(folder / f"{split}.parquet", columns)
     return folder

@@ -12,7 +12,7 @@ import torch
 
 import slt_compress
 from slt_compress.checkpoints import sketch_checkpoint
-from slt_compress.data import DataOptions, default_spec, modality_of, open_data, prepare
+from slt_compress.data import DataOptions, default_spec, modalities_of, open_data, prepare
 from slt_compress.data.labels import match_names
 from slt_compress.errors import DataError
 from slt_compress.reference import REFERENCE
@@ -255,7 +255,7 @@ def test_wordnet_ids_are_imagenets_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "reads"),
     [
-        ("wav2vec2", {}, "sound"),
+        ("whisper", {}, "sound and text"),
         ("clip", {}, "pictures and text"),
         ("time_series_transformer", {"prediction_length": 4}, "time series"),
     ],
@@ -266,7 +266,7 @@ def test_what_no_data_set_can_feed_is_refused_before_it_is_loaded(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **settings}))
     sketch = sketch_checkpoint(tmp_path)
     with pytest.raises(DataError, match=rf"reads {reads}.*search\(module, batches, loss_fn"):
-        modality_of(sketch)
+        modalities_of(sketch)
     # the folder has no weights: that it is not said shows that nothing was opened
     with pytest.raises(DataError, match=f"reads {reads}"):
         slt_compress.search(tmp_path)

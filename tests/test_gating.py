@@ -445,3 +445,31 @@ def test_a_module_that_exchanges_its_parts_as_it_runs() -> None:
         output = module(torch.ones(1, 4))
         assert torch.equal(output[0], module.attention.query.bias)
     assert module.attention.query.weight is weight
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_strided_pointwise_convolutions_read_few_channels_first(channels):
+    # oneDNN overflows its workspace where they are last; see slt_compress/convolutions.py
+    class Stem(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow = nn.Conv2d(channels, 8, 1, stride=2)
+            self.wide = nn.Conv2d(channels, 8, 3, stride=2, padding=1)
+
+        def forward(self, pictures):
+            return self.narrow(pictures) + self.wide(pictures)
+
+    module = Stem()
+    seen = {}
+    for name, child in module.named_children():
+        child.register_forward_hook(lambda _, inputs, __, n=name: seen.update({n: inputs[0]}))
+    pictures = torch.randn(2, channels, 8, 8).to(memory_format=torch.channels_last)
+    dense = module(pictures)
+    with gated(module, find_sites(module)):
+        module(pictures)
+    height, width = (8 * channels, channels) if channels == 16 else (8, 1)
+    assert seen["narrow"].stride()[2:] == (height, width)
+    assert seen["wide"].stride() == pictures.stride()
+    assert torch.equal(seen["narrow"], pictures)
+    assert torch.allclose(module(pictures), dense)
+    assert seen["narrow"].stride() == pictures.stride()  # nothing stays behind

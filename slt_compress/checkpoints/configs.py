@@ -24,6 +24,9 @@ HEADS: tuple[tuple[Task, str], ...] = (
     ("masked-lm", "MODEL_FOR_MASKED_LM_MAPPING"),
     ("seq2seq", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
     ("causal-lm", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    ("visual-question-answering", "MODEL_FOR_VISUAL_QUESTION_ANSWERING_MAPPING"),
+    ("zero-shot-image-classification", "MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING"),
+    ("image-text-to-text", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
     ("features", "MODEL_MAPPING"),
 )
 

@@ -19,6 +19,9 @@ Task = Literal[
     "seq2seq",
     "token-classification",
     "audio-classification",
+    "visual-question-answering",
+    "zero-shot-image-classification",
+    "image-text-to-text",
     "features",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)

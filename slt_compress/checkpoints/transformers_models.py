@@ -28,6 +28,7 @@ _CLASSIFIERS = (
     "text-classification",
     "token-classification",
     "audio-classification",
+    "visual-question-answering",
 )
 
 

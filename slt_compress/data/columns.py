@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from slt_compress.data.rows import AUDIO_NAMES
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,17 +18,18 @@ if TYPE_CHECKING:
     from slt_compress.data.options import DataOptions
     from slt_compress.data.rows import Feature, Kind, Rows
 
-Modality = Literal["image", "text", "audio"]
+Modality = Literal["image", "text", "audio", "image-text"]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 IMAGE_NAMES = ("image", "img", "images", "picture")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "score")
-TEXT_NAMES = ("text", "sentence", "content")
+TEXT_NAMES = ("text", "sentence", "caption", "content")
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+    ("question", "answer"),
     ("source", "target"),
     ("document", "summary"),
 )
@@ -36,13 +39,22 @@ PAIR_NAMES = (
 class Columns:
     """The columns that are used: one input (or a text pair) and perhaps a label.
 
-    With `tags` the input is a list of words and the label a list of as many classes.
+    With `tags` the input is a list of words and the label a list of as many classes. Where the
+    rows have pictures and texts, `picture` and `texts` are what a model of both reads.
     """
 
     modality: Modality
     inputs: tuple[str, ...]
     label: str | None
     tags: bool = False
+    picture: str | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """What the rows can be read as."""
+        both: tuple[Modality, ...] = ("image-text",) if self.picture and self.texts else ()
+        return (self.modality, *both)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,32 +74,40 @@ def find_columns(rows: Rows, options: DataOptions, spec: str) -> Columns:
     """
     features = rows.features
     label = _named(features, options.label, "label", spec) or _find_label(features)
-    if options.text:
-        for name in options.text:
-            _named(features, name, "text", spec)
-        return Columns(modality="text", inputs=options.text, label=_other(label, options.text))
-    image = _named(features, options.image, "image", spec)
-    if image and features[image].kind != "image":
-        raise DataError(
-            f"{spec}: data.image={image} names a column of kind {features[image].kind}, not images"
-        )
-    image = image or _find(features, "image", IMAGE_NAMES)
-    if image:
-        return Columns(modality="image", inputs=(image,), label=_other(label, (image,)))
-    text = _find_text(features, label if options.label else None)
-    if text:
-        return Columns(modality="text", inputs=text, label=_other(label, text))
+    for name in options.text:
+        _named(features, name, "text", spec)
+    texts = options.text or _find_text(features, label if options.label else None)
+    picture = _typed(features, options.image, "image", IMAGE_NAMES, spec)
+    sound = _typed(features, options.audio, "audio", AUDIO_NAMES, spec)
+    make = partial(Columns, picture=picture, texts=texts)
+    if options.text and not options.image:
+        return make(modality="text", inputs=texts, label=_other(label, texts))
+    if picture and not options.audio:
+        return make(modality="image", inputs=(picture,), label=_other(label, (picture,)))
+    if sound:
+        return make(modality="audio", inputs=(sound,), label=_other(label, (sound,)))
+    if texts:
+        return make(modality="text", inputs=texts, label=_other(label, texts))
     words = _find(features, "words", ("tokens", "words"))
     tags = options.label or _find(features, "tags", ("ner_tags", "tags", "labels"))
     if words and tags and features[tags].kind == "tags":
         return Columns(modality="text", inputs=(words,), label=tags, tags=True)
-    audio = _find(features, "audio", ("audio",))
-    if audio:
-        return Columns(modality="audio", inputs=(audio,), label=label)
     raise DataError(
-        f"{spec}: no column of images or text was found among {', '.join(features)}; "
-        "name one with --set data.image=COLUMN or data.text=COLUMN[,COLUMN]"
+        f"{spec}: no column of images, text or sound was found among {', '.join(features)}; name "
+        "one with --set data.image=COLUMN, data.text=COLUMN[,COLUMN] or data.audio=COLUMN"
     )
+
+
+def _typed(
+    features: Mapping[str, Feature], name: str | None, kind: Kind, names: Sequence[str], spec: str
+) -> str | None:
+    """The column of a kind: the one that the user names, else by its type and name."""
+    name = _named(features, name, kind, spec)
+    if name and features[name].kind != kind:
+        raise DataError(
+            f"{spec}: data.{kind}={name} names a column of kind {features[name].kind}, not {kind}s"
+        )
+    return name or _find(features, kind, names)
 
 
 def _named(features: Mapping[str, Feature], name: str | None, key: str, spec: str) -> str | None:

@@ -216,7 +216,7 @@ def _transformers(checkpoint: Checkpoint) -> Pipeline:
     folder, config = checkpoint.folder, checkpoint.config
     side = config.get("image_size")
     height, width = (side, side) if isinstance(side, int) else tuple(side or (224, 224))[:2]
-    if folder is not None and _has_processor(folder):
+    if folder is not None and has_processor(folder):
         return _processor(folder, (height, width) if side and checkpoint.init else None)
     channels = int(config.get("num_channels") or 3)
     plain = _reference((channels, height, width), [0.5] * channels, [0.5] * channels)
@@ -259,7 +259,8 @@ def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
     )  # fmt: skip
 
 
-def _has_processor(folder: Path) -> bool:
+def has_processor(folder: Path) -> bool:
+    """Whether a folder says how its model's pictures are prepared."""
     return any(
         (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
     )

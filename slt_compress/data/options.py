@@ -19,11 +19,13 @@ class DataOptions:
         train: split to search on; default "train".
         test: split to measure on; default "test", else "validation".
         image: column of the images.
+        audio: column of the sounds.
         label: column of the labels.
         text: one text column, or two for pairs (source and target for sequence to sequence).
         limit_train: the most training examples (blocks of text for language models).
         held_out: fraction of the training examples to select on, at most 2,000 of them.
         max_length: tokens in an example. Default: 128, or what the model can take if less.
+        max_seconds: what a sound is cut to.
         augment: how training pictures are changed at random.
 
     Raises:
@@ -33,11 +35,13 @@ class DataOptions:
     train: str | None = None
     test: str | None = None
     image: str | None = None
+    audio: str | None = None
     label: str | None = None
     text: tuple[str, ...] = ()
     limit_train: int | None = None
     held_out: float = 0.1
     max_length: int | None = None
+    max_seconds: float = 20.0
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
@@ -50,5 +54,7 @@ class DataOptions:
         ):
             if value is not None and value < least:
                 raise DataError(f"data.{name} is {value}; it must be at least {least}")
+        if not self.max_seconds > 0:
+            raise DataError(f"data.max_seconds is {self.max_seconds}; it must be above 0")
         if len(self.text) > 2:
             raise DataError(f"data.text names {len(self.text)} columns; give one, or two for pairs")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from slt_compress.data.augment import timm_transform
-from slt_compress.data.batches import Batches, Examples, SearchData, generator
-from slt_compress.data.feeding import modality_of
+from slt_compress.data.batches import Batches, Examples, SearchData
+from slt_compress.data.captioned import captioned
+from slt_compress.data.feeding import modalities_of
 from slt_compress.data.images import PictureExamples, pipeline_of
-from slt_compress.data.labels import LabelMatch, match_labels
-from slt_compress.data.options import HELD_OUT_CAP, DataOptions
+from slt_compress.data.labels import LabelMatch
+from slt_compress.data.sounds import sounds
+from slt_compress.data.splitting import (
+    Ready,
+    accepted_of,
+    cut,
+    held_of,
+    label_tensor,
+    match_of,
+)
 from slt_compress.data.text import (
     BlockExamples,
     Encoder,
@@ -40,22 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from slt_compress.checkpoints import Checkpoint
-    from slt_compress.data.raw import RawData, Split
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """Examples of the three splits and what was said about them.
-
-    `augmented` are the training ones as an epoch sees them, where they are changed at random.
-    """
-
-    train: Examples
-    held_out: Examples
-    test: Examples
-    match: LabelMatch
-    notes: tuple[str, ...] = ()
-    augmented: Examples | None = None
+    from slt_compress.data.raw import RawData
 
 
 def prepare(
@@ -103,52 +92,30 @@ def _maker(
     raw: RawData, checkpoint: Checkpoint
 ) -> Callable[[RawData, Checkpoint, int | None], Ready]:
     """The function that makes the examples of this task, once the data is seen to suit it."""
-    wanted = modality_of(checkpoint)
-    if wanted != raw.modality:
+    readable = modalities_of(checkpoint)
+    found = next((kind for kind in readable if kind in raw.columns.modalities), None)
+    if found is None:
+        wanted = _WORDS[readable[0]]
+        names = " and ".join(f"data.{key}=COLUMN" for key in readable[0].split("-"))
         raise DataError(
-            f"{checkpoint.source} reads {wanted}s and {raw.spec} holds {raw.modality}s (column "
-            f"{', '.join(raw.columns.inputs)}); choose another --dataset or name the column with "
-            f"--set data.{wanted}=COLUMN"
+            f"{checkpoint.source} reads {wanted} and {raw.spec} holds {_WORDS[raw.modality]} "
+            f"(column {', '.join(raw.columns.inputs)}); choose another --dataset or name the "
+            f"column with --set {names}"
         )
-    if wanted == "image":
-        return _pictures
-    if checkpoint.task in {"causal-lm", "masked-lm"}:
+    if found == "text" and checkpoint.task in _RUNNING_TEXT:
         return _blocks
-    return _pairs if checkpoint.task == "seq2seq" else _sentences
+    if found == "text":
+        return _pairs if checkpoint.task == "seq2seq" else _sentences
+    return {"image": _pictures, "audio": sounds, "image-text": captioned}[found]
 
 
-def cut(raw: RawData, limit: int | None) -> tuple[Split, Split, Split]:
-    """Train, held-out and test rows; chosen by a fixed seed, kept in the order of the file."""
-    whole, options = raw.splits["train"], raw.options
-    if len(whole) < 2:
-        raise DataError(f"{raw.spec}: one training example cannot be split into train and held-out")
-    wanted = min(len(whole), options.limit_train or len(whole))
-    held = min(_held(options, wanted), len(whole) - 1)
-    order = torch.randperm(len(whole), generator=generator("held-out")).numpy()
-    train = np.sort(order[held : held + wanted])
-    return whole.select(train), whole.select(np.sort(order[:held])), capped(raw, limit)
-
-
-def capped(raw: RawData, limit: int | None) -> Split:
-    """The test rows, at most `limit` of them, drawn by a fixed seed."""
-    test = raw.splits["test"]
-    if limit is None or limit >= len(test):
-        return test
-    order = torch.randperm(len(test), generator=generator("limit")).numpy()
-    return test.select(np.sort(order[:limit]))
-
-
-def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
-    """Labels in the head's own numbering: int64 [N], or float32 [N]; None where unmatched."""
-    if split.labels is None or not match.matches:
-        return None
-    labels = torch.from_numpy(split.labels)
-    return labels if match.ids is None else torch.tensor(match.ids)[labels]
+_RUNNING_TEXT = ("causal-lm", "masked-lm", "image-text-to-text")
+_WORDS = {"image": "images", "text": "texts", "audio": "sounds", "image-text": "images with texts"}
 
 
 def _pictures(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     pipeline = pipeline_of(checkpoint)
-    match = _match(raw, checkpoint)
+    match = match_of(raw, checkpoint)
     augment = raw.options.augment
     if augment.timm:  # a wrong option is seen before anything is searched
         timm_transform(augment.timm, pipeline.size, pipeline.mean, pipeline.std)
@@ -177,7 +144,7 @@ def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready
             f"lengths in one batch; give it one with --set model.pad_token_id="
             f"{tokenizer.pad_token_id}"
         )
-    match = _match(raw, checkpoint)
+    match = match_of(raw, checkpoint)
     encoder = _encoder(raw, checkpoint, tokenizer)
     tagged = checkpoint.task == "token-classification" and raw.columns.tags
     made: list[Examples] = []
@@ -207,7 +174,7 @@ def _encoder(raw: RawData, checkpoint: Checkpoint, tokenizer: Any) -> Callable[.
         Encoder,
         tokenizer=tokenizer,
         length=length_of(checkpoint, tokenizer, raw.options.max_length),
-        accepted=_accepted(checkpoint),
+        accepted=accepted_of(checkpoint),
         vocabulary=vocabulary_of(checkpoint),
     )
 
@@ -221,7 +188,7 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     finish = mask_tokens(tokenizer, vocabulary, checkpoint.source) if masked else next_token
     wanted = options.limit_train
     if wanted is not None:
-        wanted += _held(options, wanted)
+        wanted += held_of(options, wanted)
     make = partial(
         blocks_of, column=raw.columns.inputs[0], tokenizer=tokenizer, length=length, masked=masked
     )
@@ -234,37 +201,13 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
         )
     check_ids(ids, vocabulary)
     check_ids(test[0], vocabulary)
-    held = min(_held(options, options.limit_train or len(ids)), len(ids) - 1)
+    held = min(held_of(options, options.limit_train or len(ids)), len(ids) - 1)
     parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
-    accepted = _accepted(checkpoint)
+    accepted = accepted_of(checkpoint)
     made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
     note = f"{raw.spec}: text is read in blocks of {length} tokens, each on its own."
     match = LabelMatch(matches=True)
     return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
-
-
-def _held(options: DataOptions, examples: int) -> int:
-    return min(max(1, round(options.held_out * examples)), HELD_OUT_CAP)
-
-
-def _match(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
-    if checkpoint.task == "features":
-        return LabelMatch(
-            matches=False,
-            note=f"The labels of {raw.spec} are not used: the model has no head; its hidden "
-            "states are compared with the dense model's instead.",
-        )
-    if checkpoint.task == "token-classification" and not raw.columns.tags:
-        return LabelMatch(
-            matches=False,
-            note=f"{raw.spec} has no tag for each word; the metrics compare with the dense model "
-            "instead.",
-        )
-    return match_labels(raw, checkpoint.classes, checkpoint.num_classes)
-
-
-def _accepted(checkpoint: Checkpoint) -> frozenset[str]:
-    return frozenset(inspect.signature(checkpoint.module.forward).parameters)
 
 
 def _knows_padding(checkpoint: Checkpoint) -> bool:

@@ -89,7 +89,7 @@ def default_spec(task: Task) -> str:
     """
     if task == "image-classification":
         return IMAGE_DEFAULT
-    if task in {"causal-lm", "masked-lm", "seq2seq"}:
+    if task in {"causal-lm", "masked-lm", "seq2seq", "image-text-to-text"}:
         return TEXT_DEFAULT
     raise DataError(f"there is no default data set for {task}; name one with --dataset SPEC")
 

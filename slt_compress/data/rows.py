@@ -15,6 +15,8 @@ from slt_compress.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# What columns of sound are called; without a declared type nothing else tells them from pictures.
+AUDIO_NAMES = ("audio", "speech", "sound")
 Kind = Literal["image", "audio", "classes", "text", "integer", "number", "words", "tags", "other"]
 Positions = npt.NDArray[np.int64]
 
@@ -57,7 +59,8 @@ def as_rows(table: pa.Table) -> Rows:
     """Wrap a table; `features` come from its Hugging Face metadata, else from the Arrow types."""
     declared = _declared(table.schema)
     features = {
-        field.name: _feature(field.type, declared.get(field.name)) for field in table.schema
+        field.name: _feature(field.name, field.type, declared.get(field.name))
+        for field in table.schema
     }
     return Rows(table=table, order=np.arange(table.num_rows, dtype=np.int64), features=features)
 
@@ -70,7 +73,7 @@ def _declared(schema: pa.Schema) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _feature(arrow: pa.DataType, declared: object) -> Feature:
+def _feature(name: str, arrow: pa.DataType, declared: object) -> Feature:
     said = declared if isinstance(declared, dict) else {}
     names = _names(said)
     if names and pa.types.is_integer(arrow):
@@ -81,7 +84,8 @@ def _feature(arrow: pa.DataType, declared: object) -> Feature:
         return Feature(kind="words" if pa.types.is_string(arrow.value_type) else "other")
     fields = {field.name for field in arrow} if pa.types.is_struct(arrow) else set()
     # A struct of bytes and path is how `datasets` stores both pictures and sound.
-    if said.get("_type") == "Audio" and "bytes" in fields:
+    usual = "Audio" if name in AUDIO_NAMES else "Image"
+    if "bytes" in fields and said.get("_type", usual) == "Audio":
         return Feature(kind="audio")
     if fields == {"bytes", "path"} and said.get("_type", "Image") == "Image":
         return Feature(kind="image")

@@ -1,0 +1,91 @@
+"""What all kinds of data are cut into before a model sees them: splits, with matched labels."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slt_compress.data.batches import Examples, generator
+from slt_compress.data.labels import LabelMatch, match_labels
+from slt_compress.data.options import HELD_OUT_CAP, DataOptions
+from slt_compress.errors import DataError
+
+if TYPE_CHECKING:
+    from slt_compress.checkpoints import Checkpoint
+    from slt_compress.data.raw import RawData, Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Examples of the three splits and what was said about them.
+
+    `augmented` are the training ones as an epoch sees them, where they are changed at random.
+    """
+
+    train: Examples
+    held_out: Examples
+    test: Examples
+    match: LabelMatch
+    notes: tuple[str, ...] = ()
+    augmented: Examples | None = None
+
+
+def cut(raw: RawData, limit: int | None) -> tuple[Split, Split, Split]:
+    """Train, held-out and test rows; chosen by a fixed seed, kept in the order of the file."""
+    whole, options = raw.splits["train"], raw.options
+    if len(whole) < 2:
+        raise DataError(f"{raw.spec}: one training example cannot be split into train and held-out")
+    wanted = min(len(whole), options.limit_train or len(whole))
+    held = min(held_of(options, wanted), len(whole) - 1)
+    order = torch.randperm(len(whole), generator=generator("held-out")).numpy()
+    train = np.sort(order[held : held + wanted])
+    return whole.select(train), whole.select(np.sort(order[:held])), capped(raw, limit)
+
+
+def capped(raw: RawData, limit: int | None) -> Split:
+    """The test rows, at most `limit` of them, drawn by a fixed seed."""
+    test = raw.splits["test"]
+    if limit is None or limit >= len(test):
+        return test
+    order = torch.randperm(len(test), generator=generator("limit")).numpy()
+    return test.select(np.sort(order[:limit]))
+
+
+def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
+    """Labels in the head's own numbering: int64 [N], or float32 [N]; None where unmatched."""
+    if split.labels is None or not match.matches:
+        return None
+    labels = torch.from_numpy(split.labels)
+    return labels if match.ids is None else torch.tensor(match.ids)[labels]
+
+
+def held_of(options: DataOptions, examples: int) -> int:
+    """How many training examples are held out."""
+    return min(max(1, round(options.held_out * examples)), HELD_OUT_CAP)
+
+
+def match_of(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
+    """Whether the labels of the data are those of the head."""
+    if checkpoint.task == "features":
+        return LabelMatch(
+            matches=False,
+            note=f"The labels of {raw.spec} are not used: the model has no head; its hidden "
+            "states are compared with the dense model's instead.",
+        )
+    if checkpoint.task == "token-classification" and not raw.columns.tags:
+        return LabelMatch(
+            matches=False,
+            note=f"{raw.spec} has no tag for each word; the metrics compare with the dense model "
+            "instead.",
+        )
+    return match_labels(raw, checkpoint.classes, checkpoint.num_classes)
+
+
+def accepted_of(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of the arguments that the model takes."""
+    return frozenset(inspect.signature(checkpoint.module.forward).parameters)
