@@ -17,6 +17,7 @@ from slt_compress.convolutions import plain_layouts
 from slt_compress.layouts import Layout
 from slt_compress.masks import Masks
 from slt_compress.methods.base import Learned, Phase, Sample
+from slt_compress.reaching import reached
 from slt_compress.sites import Site, SitePlan
 
 Mode = Literal["open", "sampled", "masked"]
@@ -201,7 +202,7 @@ def gated(
             for owner, param in _owners(module, site):
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
-        with plain_layouts(module):
+        with plain_layouts(module), reached(module):
             yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
     finally:
         for site in plan.sites:

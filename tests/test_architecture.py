@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
     "attentions bits convolutions counting errors expectations hidden layouts masks outputs "
-    "parameters plots printing reference registering schedules",
+    "parameters plots printing reaching reference registering schedules",
     "files formats initial names patterns roles shrinking",
     "budget filling manifests sites",
     "checkpoints fitting methods silencing ticket",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from slt_compress.masks import Masks
 from slt_compress.methods import METHODS, Learned, Phase, Relaxed
 from slt_compress.methods.sampled import Sampled
 from slt_compress.sites import SitePlan, Targets, find_sites
-from tests.models import PICOS, Pico, conv_net, lstm, mlp
+from tests.models import PICOS, Pico, conv_net, lstm, mixtral, mlp, shared
 
 LEARNED = [name for name, method in METHODS.items() if isinstance(method(), Learned)]
 PHASE = Phase(step=2, seed=3)
@@ -268,13 +268,32 @@ class Counting:
         return Relaxed().effective(*arguments)
 
 
-def test_a_recurrent_layer_reads_one_sample() -> None:
-    pico, method = lstm(), Counting()
+def eager_mixtral() -> Pico:
+    """Experts that read their packed weights one after the other."""
+    pico = mixtral()
+    pico.module.set_experts_implementation("eager")
+    return pico
+
+
+@pytest.mark.parametrize("make", [lstm, shared, eager_mixtral])
+def test_a_weight_that_is_read_often_has_one_sample_a_step(make: Callable[[], Pico]) -> None:
+    pico, method = make(), Counting()
     plan = find_sites(pico.module)
     with sampled(pico.module, plan, method=method) as gates:
         with read_once(pico.module, plan):
             pico().square().sum().backward()
-        assert method.calls == len(plan.sites)
+        # once in each module that holds the weight, however often it reads it
+        owners = {
+            (pico.module.get_submodule(path), param)
+            for site in plan.sites for path, param in site.places
+        }  # fmt: skip
+        assert method.calls == len(owners)
+        for site in plan.sites:
+            found = [
+                weight_of(pico.module, f"{path}.{param}".lstrip(".")) for path, param in site.places
+            ]
+            assert all(torch.equal(each, found[0]) for each in found)
+        assert all(score.grad is not None for score in gates.scores.values())
         reads = [weight_of(pico.module, plan.sites[0].name) for _ in range(2)]
         assert torch.equal(*reads)
         gates.sample(Phase(step=9, seed=3), dict.fromkeys(gates.by_name, 0.1))
@@ -325,7 +344,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(once: bool) -> None:
         assert torch.allclose(gradient, saving[name], atol=1e-7)
 
 
-def test_a_checkpointed_llama_gives_the_same_gradients() -> None:
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_llama_gives_the_same_gradients(reentrant: bool) -> None:
     config = transformers.LlamaConfig(
         vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1,
@@ -338,7 +358,7 @@ def test_a_checkpointed_llama_gives_the_same_gradients() -> None:
         if saving:
             newer = hasattr(module, "activation_checkpointing_enable")
             enable = "activation_checkpointing_enable" if newer else "gradient_checkpointing_enable"
-            getattr(module, enable)({"use_reentrant": False})
+            getattr(module, enable)({"use_reentrant": reentrant})
         forwards: list[nn.Module] = []
         module.model.layers[0].mlp.register_forward_pre_hook(lambda m, _: forwards.append(m))  # noqa: B023
         found.append(gradients(module, inputs, once=True))
@@ -346,6 +366,20 @@ def test_a_checkpointed_llama_gives_the_same_gradients() -> None:
     assert len(found[0]) == 15
     for name, gradient in found[0].items():
         assert torch.allclose(gradient, found[1][name], atol=1e-7), name
+
+
+def test_reversible_layers_give_gradients_to_every_score() -> None:
+    torch.manual_seed(0)
+    config = transformers.ReformerConfig(
+        vocab_size=20, hidden_size=16, feed_forward_size=16, num_attention_heads=2,
+        attention_head_size=8, attn_layers=["local", "local"], axial_pos_embds=False,
+        max_position_embeddings=16, local_attn_chunk_length=4, is_decoder=True,
+    )  # fmt: skip
+    module = transformers.ReformerModelWithLMHead(config).train()
+    found = gradients(module, {"input_ids": torch.randint(0, 20, (2, 8))}, once=True)
+    assert found.keys() == {site.name for site in find_sites(module).sites}
+    assert all(bool(gradient.any()) for gradient in found.values())
+    assert not module.get_input_embeddings()._forward_hooks
 
 
 # torch's own tracer looks at the .grad of what it resumes with

@@ -205,8 +205,12 @@ def make_type(kind: str, folder: Path) -> tuple[Path, Inputs]:
                 continue
             if found and all(bool(t.isfinite().any()) for t in found if t.numel()):
                 source = folder / "origin"
-                with quiet():
-                    module.save_pretrained(source)
+                try:
+                    with quiet():
+                        module.save_pretrained(source)
+                except Exception as error:  # a shrunk config that the library cannot write
+                    reasons.insert(0, f"cannot be saved: {error!r}")
+                    break
                 return source, inputs
         reason = reasons[0] if reasons else "no inputs are known for its main input"
     raise UnfitError(reason[:200])

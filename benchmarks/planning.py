@@ -1,0 +1,70 @@
+"""Time `slt-compress plan` of ViT-base from its config, beside what it cannot do without, as JSON.
+
+    python benchmarks/planning.py
+
+Every figure is the median of fresh processes, taken in turns: wall and processor seconds of the
+plan, of `import torch, transformers`, and of that with the class of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from surroundings import surroundings
+from transformers import ViTConfig
+
+BARE = "import torch, transformers"
+
+
+def run(arguments: list[str]) -> tuple[float, float]:
+    """Wall and processor seconds of one fresh Python."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, used
+
+
+def main() -> None:
+    """Parse, write the config, time in turns, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        config = ViTConfig(architectures=["ViTForImageClassification"]).to_dict()
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        commands = {
+            "plan": ["-m", "slt_compress", "plan", folder, "--json"],
+            "libraries": ["-c", BARE],
+            "libraries and model class": ["-c", f"{BARE}; transformers.ViTForImageClassification"],
+        }
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        for _ in range(rounds + 1):  # the first one warms the file cache
+            for name, arguments in commands.items():
+                taken[name].append(run(arguments))
+    found = {
+        name: {
+            "wall": round(median(wall for wall, _ in times[1:]), 2),
+            "processor": round(median(used for _, used in times[1:]), 2),
+        }
+        for name, times in taken.items()
+    }
+    ratios = {
+        name: round(found["plan"]["processor"] / found[name]["processor"], 2)
+        for name in found
+        if name != "plan"
+    }
+    print(json.dumps({"rounds": rounds, "seconds": found, "plan_over": ratios, **surroundings()},
+                     indent=2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
