@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # Layers that compute their own backward pass, and run it only if what they read needs a gradient.
 _OWN_BACKWARD = ("ReformerEncoder",)
+# … and layers of theirs that refuse to run it in eval mode.
+_REFUSING = ("ReformerLayer",)
 
 
 @contextmanager
@@ -28,6 +30,11 @@ def reached(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def refuses_eval(child: nn.Module) -> bool:
+    """Whether a layer has no backward pass in eval mode; its own mode, not that of its parts."""
+    return type(child).__name__ in _REFUSING
 
 
 def _needs_input(child: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from slt_compress.errors import RecipeError, SltError
 from slt_compress.gating import Gates, read_once
 from slt_compress.methods import Learned
 from slt_compress.objectives import Answer, Objective, to_device
+from slt_compress.reaching import refuses_eval
 from slt_compress.schedules import density_at
 from slt_compress.settings import BatchNormPolicy, Training, lr_factor, phase_at
 from slt_compress.sites import SitePlan
@@ -204,7 +205,7 @@ def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
     """Eval mode (no dropout: the gates are noise enough), with BatchNorm as the policy says.
 
     Running statistics stay those of the dense network, which may be the teacher. Recurrent
-    layers go to train mode, as cuDNN has no backward for them otherwise.
+    layers go to train mode, as cuDNN has no backward for them otherwise; so do Reformer's.
     """
     module.eval()
     for child in module.modules():
@@ -213,6 +214,8 @@ def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
             child.train()
         elif isinstance(child, nn.RNNBase) and child.dropout == 0:
             child.train()
+        elif refuses_eval(child):
+            child.training = True
 
 
 def _endless(batches: EpochBatches) -> Iterator[Any]:

@@ -446,3 +446,16 @@ def test_a_type_without_a_base_model_has_the_features_of_its_head(tmp_path: Path
     assert (sketch.task, type(sketch.module).__name__) == (
         "features", "SuperPointForKeypointDetection"
     )  # fmt: skip
+
+
+def test_arguments_that_timm_changes_with_weights_are_the_same_without() -> None:
+    """An artifact is built without weights: its normalisation must be that of its origin."""
+    with torch.device("meta"):
+        settings = {"state_dict": timm.create_model("fbnetc_100").state_dict()}
+        loaded = timm.create_model("fbnetc_100", pretrained=True, pretrained_cfg_overlay=settings)
+    built = sketch_checkpoint("timm:fbnetc_100").module
+    found, wanted = (
+        {child.eps for child in module.modules() if isinstance(child, nn.BatchNorm2d)}
+        for module in (built, loaded)
+    )
+    assert found == wanted == {1e-3}

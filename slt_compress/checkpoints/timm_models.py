@@ -17,6 +17,9 @@ from slt_compress.errors import SourceError
 
 # What says where timm would fetch weights from: we always hand them over ourselves.
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
+# Arguments that timm itself changes where it loads weights, and not where it only builds: the same
+# weights would give other outputs.
+_OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {"fbnetc_100": {"bn_eps": 1e-3}}
 
 
 def is_name(name: str) -> bool:
@@ -194,7 +197,8 @@ def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.
         settings = {k: _tuples(v) for k, v in settings.items() if k in known}
         if tensors is not None:
             settings["state_dict"] = tensors
-        arguments = {k: _tuples(v) for k, v in dict(config.get("model_args") or {}).items()}
+        said = {**_OF_WEIGHTS.get(name, {}), **(config.get("model_args") or {})}
+        arguments = {k: _tuples(v) for k, v in said.items()}
         try:
             module: nn.Module = timm.create_model(
                 name,

@@ -22,6 +22,23 @@ from tests.zoo.planning import Row, row_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 ENOUGH = 0.97
+# Found by models that ended the process, and worked around in slt_compress/convolutions.py.
+_ONEDNN = """
+`fastvit_t8`, `mobileone_s1` and `repvgg_a0` ended the process before, by a fault of
+[oneDNN](https://github.com/uxlfoundation/oneDNN/issues/6035) that needs no gates: the backward
+pass of a strided 1x1 convolution of few channels, channels last, writes past its workspace. A
+search gives such convolutions their inputs with channels first. To see it with plain torch
+(glibc's checks show the first damage):
+
+```console
+$ LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 OMP_NUM_THREADS=1 python -c '
+> import torch
+> pictures = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+> convolution = torch.nn.Conv2d(3, 48, 1, stride=2, bias=False)
+> for _ in range(20): convolution(pictures).sum().backward()'
+free(): invalid pointer
+```
+"""
 
 
 def all_rows(file: Path) -> list[Row]:
@@ -55,7 +72,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
     )
     yield ""
     yield (
-        "| library | models | built | planned | at least 97 % gated | … position tables aside "
+        "| library | models | built | planned | at least 97 % gated | … bare tables counted "
         "| median gated |"
     )
     yield "|---|--:|--:|--:|--:|--:|--:|"
@@ -64,18 +81,24 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
         built = [row for row in mine if row.outcome != "not built"]
         planned = [row for row in built if row.outcome == "planned"]
         enough = sum(row.share >= ENOUGH for row in planned)
-        aside = sum(row.multiplied_share >= ENOUGH for row in planned)
+        strict = sum(row.strict_share >= ENOUGH for row in planned)
+        part, strict_part = enough / len(planned), strict / len(planned)
         shares = sorted(row.share for row in planned)
         yield (
             f"| {library} | {len(mine):,} | {len(built):,} | {len(planned):,} "
-            f"| {enough:,} ({enough / len(planned):.1%}) | {aside:,} ({aside / len(planned):.1%}) "
+            f"| {enough:,} ({part:.1%}) | {strict:,} ({strict_part:.1%}) "
             f"| {shares[len(shares) // 2]:.2%} |"
         )
     yield ""
     yield (
         "*Gated* is the share of all weights of two or more dimensions, without embeddings and "
-        "what is tied to them. Position tables, tokens and routers count as not gated. In every "
-        "planned model sites and skipped parameters together are all parameters, each once."
+        "what is tied to them. A table of positions or tokens is an embedding: it is added to "
+        "activations or looked up, and multiplies nothing. Most models hold theirs as an "
+        "`nn.Embedding`, some as a bare parameter; neither kind counts. *Bare tables counted* is "
+        "the stricter share in which the second kind counts as matrices that are not gated; the "
+        "models that it puts below 97 % are listed further down. Routers count as not gated in "
+        "both. In every planned model sites and skipped parameters together are all parameters, "
+        "each once."
     )
 
 
@@ -103,6 +126,7 @@ def _path(instances: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for row in done:
         if row["outcome"] == "failed":
             yield f"- `{row['name']}` ({row['library']}): {row['error'][:160]}"
+    yield _ONEDNN
     for library in ("timm", "transformers"):
         names = sorted(
             row["name"] for row in done
@@ -113,13 +137,13 @@ def _path(instances: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
     planned = [row for row in rows if row.outcome == "planned"]
-    low = sorted((row for row in planned if row.share < ENOUGH), key=lambda row: row.share)
-    yield "\n## Less than 97 % gated\n"
+    low = sorted((r for r in planned if r.strict_share < ENOUGH), key=lambda r: r.strict_share)
+    yield "\n## Less than 97 % gated, bare tables counted\n"
     yield "| model | gated | weights that are not, by reason |"
     yield "|---|--:|---|"
     for row in low:
         reasons = ", ".join(f"{why} ({count:,})" for why, count in row.ungated.items())
-        yield f"| `{row.name}` ({row.library}) | {row.share:.1%} | {reasons} |"
+        yield f"| `{row.name}` ({row.library}) | {row.strict_share:.1%} | {reasons} |"
     failed = [row for row in rows if row.outcome == "failed"]
     yield "\n## Not planned\n"
     yield from ([f"- `{r.name}` ({r.library}): {r.error}" for r in failed] or ["None."])

@@ -44,14 +44,18 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Gated share of the matrices."""
-        return self.gated / self.matrices if self.matrices else 1.0
+        """Gated share of the matrices, embeddings aside.
 
-    @property
-    def multiplied_share(self) -> float:
-        """The same without tables of positions and tokens, which are added or looked up."""
+        A table of positions is an embedding whether it is an `nn.Embedding`, which `matrices`
+        leaves out, or a bare parameter, which only its name tells from a matrix.
+        """
         tables = sum(n for why, n in self.ungated.items() if why.startswith("position"))
         return self.gated / (self.matrices - tables) if self.matrices > tables else 1.0
+
+    @property
+    def strict_share(self) -> float:
+        """The same with tables that are bare parameters among the matrices."""
+        return self.gated / self.matrices if self.matrices else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
