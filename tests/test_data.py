@@ -154,7 +154,7 @@ def test_named_columns(tmp_path: Path) -> None:
     assert raw.columns.inputs == ("b", "a")
     assert raw.num_classes == 6
     with pytest.raises(
-        DataError, match=r"no column of images or text.*a, b, n, label.*data\.image"
+        DataError, match=r"no column of images, text or sound.*a, b, n, label.*data\.image"
     ):
         open_data(str(path), PLAIN)
     with pytest.raises(DataError, match=r"no column 'q' \(data\.label\); its columns are a, b"):
