@@ -30,10 +30,10 @@ def forecast(plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe) ->
         sites: of the sketch.
         recipe: of the search.
     """
-    missing = _missing(plan, sketch, recipe)
-    if missing:
-        return Forecast(note=f"not measured: {missing}")
     try:
+        missing = _missing(plan, sketch, recipe)
+        if missing:
+            return Forecast(note=f"not measured: {missing}")
         with quiet():
             return _measured(sketch, sites, recipe)
     except Exception as error:  # of the data, the model's own code or the device's memory

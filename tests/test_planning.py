@@ -233,6 +233,7 @@ def test_what_is_not_timed_says_why(
         (vit, None, Recipe(), "no data set is named"),
         (vit, "some/set", Recipe(), "the data set some/set is not on this machine"),
         (vit, pictures, Recipe(method={"name": "magnitude"}), "magnitude takes no steps"),
+        (vit, pictures, Recipe(training=Training(optimizer="sgd")), "sgd needs training.lr"),
         (vit, data_sets["prose"], Recipe(), "text"),
         (configs["vit"], pictures, Recipe(), "there are no weights"),
         ("test_resnet.r160_in1k", pictures, Recipe(), "the weights are on the hub"),
