@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,14 @@ from slt_compress.budget import Budget
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import BudgetError, TicketError
 from slt_compress.files import sha256_tensors
-from slt_compress.fitting import ceiling, fit, plan_sites
+from slt_compress.fitting import ceiling, fit_again, plan_sites
 from slt_compress.layouts import Inside
 from slt_compress.patterns import parse_pattern
 from slt_compress.provenance import provenance_of
 from slt_compress.recipes import Recipe
 from slt_compress.runtime import site_weights
 from slt_compress.silencing import silenced_lines
-from slt_compress.sites import SitePlan, Targets, find_sites
+from slt_compress.sites import SitePlan
 from slt_compress.ticket import Ticket, read_ticket
 
 
@@ -99,8 +98,7 @@ def _check_weights(module: nn.Module, ticket: Ticket) -> None:
 def _without_effect(module: nn.Module, ticket: Ticket) -> Mapping[str, Tensor]:
     """The weights that a ticket of whole neurons, channels or heads leaves without effect."""
     pattern = parse_pattern(str(ticket.budget.get("pattern", "unstructured")))
-    if pattern.kind not in ("neuron", "channel", "head"):
+    if not pattern.silences:
         return {}
-    names = Targets(include=tuple(glob.escape(name) for name in ticket.masks))
-    own = fit(find_sites(module, names), pattern, module)
+    own = fit_again(ticket.masks, pattern, module)
     return silenced_lines(module, own, ticket.masks, heads=pattern.kind == "head")[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 from types import MappingProxyType
@@ -33,6 +34,16 @@ def plan_sites(
     plan = fit(find_sites(module, targets, gate_head=gate_head), budget.shape, module)
     pools({site.name: site.units for site in plan.sites}, budget, budget.density)
     return plan
+
+
+def fit_again(names: Iterable[str], pattern: Pattern, module: nn.Module) -> SitePlan:
+    """The sites of these names, with `pattern` laid out on them as when they were searched.
+
+    Raises:
+        TargetError: the module has none of a name, or no site is left.
+    """
+    include = tuple(glob.escape(name) for name in names)
+    return fit(find_sites(module, Targets(include=include)), pattern, module)
 
 
 def ceiling(plan: SitePlan, budget: Budget) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,11 @@ from torch import Tensor, nn
 
 from slt_compress.bits import bits
 from slt_compress.errors import BudgetError, TargetError
-from slt_compress.fitting import fit
+from slt_compress.fitting import fit_again
 from slt_compress.layouts import Layout, kept_units
 from slt_compress.masks import Masks
 from slt_compress.patterns import Pattern, parse_pattern
 from slt_compress.provenance import Provenance
-from slt_compress.sites import Targets, find_sites
 
 
 def pattern_held(
@@ -40,8 +38,7 @@ def pattern_held(
         pattern = parse_pattern(str(known.budget.get("pattern", "unstructured")))
         if pattern.kind == "unstructured":
             return True, "unstructured: any mask fits"
-        names = Targets(include=tuple(glob.escape(name) for name in masks))
-        layouts = fit(find_sites(module, names), pattern, module).layouts
+        layouts = fit_again(masks, pattern, module).layouts
     except (BudgetError, TargetError) as error:
         return False, str(error)
     lost = [name for name in masks if name not in layouts]

@@ -43,6 +43,11 @@ class Pattern:
         """Whether a budget counts units that are larger than a weight."""
         return self.kind in ("block", "neuron", "channel", "head")
 
+    @property
+    def silences(self) -> bool:
+        """Whether its units are outputs or heads, whose neighbours lose their effect with them."""
+        return self.kind in ("neuron", "channel", "head")
+
     def contradicts(self, density: float) -> bool:
         """Whether the pattern fixes another density than this one."""
         return self.density is not None and abs(self.density - density) > _SAME

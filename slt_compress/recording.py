@@ -152,10 +152,10 @@ def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
 
 def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
     """Kept weights without effect, of patterns that remove whole outputs or heads."""
-    kind = recipe.budget().shape.kind
-    if kind not in ("neuron", "channel", "head"):
+    pattern = recipe.budget().shape
+    if not pattern.silences:
         return {}
-    found, unknown = silenced(module, result.plan, result.masks, heads=kind == "head")
+    found, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
     return {"silenced": found, "neighbours_unknown": unknown}
 
 

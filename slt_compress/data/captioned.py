@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.data.images import has_processor, open_picture
+from slt_compress.data.images import open_picture
 from slt_compress.data.labels import LabelMatch
+from slt_compress.data.parts import has_processor, opening
 from slt_compress.data.splitting import Ready, accepted_of, cut, label_tensor, match_of
 from slt_compress.data.text import IGNORED, read_texts
-from slt_compress.data.tokens import check_ids, length_of, vocabulary_of
+from slt_compress.data.tokens import check_ids, length_of, pad_on_the_right_, vocabulary_of
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -203,17 +204,12 @@ def open_processor(checkpoint: Checkpoint, asked: int | None) -> Processor:
             f"{checkpoint.source} has no processor (preprocessor_config.json and a tokenizer) and "
             "reads pictures with text; save its processor into the checkpoint's folder"
         )
-    try:
-        with quiet():
-            from transformers import AutoProcessor
+    with opening("processor", folder):
+        from transformers import AutoProcessor
 
-            call: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            tokenizer: Any = call.tokenizer
-    except Exception as error:  # a damaged file ends in anything from KeyError to OSError
-        raise DataError(f"the processor in {folder} cannot be used: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
+        call: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = call.tokenizer
+    pad_on_the_right_(tokenizer, folder)
     return Processor(
         call=call,
         tokenizer=tokenizer,

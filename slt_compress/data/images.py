@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from slt_compress.checkpoints.quiet import quiet
 from slt_compress.data.augment import Augment, timm_transform
+from slt_compress.data.parts import has_processor, opening
 from slt_compress.errors import DataError
 from slt_compress.reference import REFERENCE
 
@@ -232,14 +232,11 @@ def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
 
     That size can be another than the folder's (`--set model.image_size=32`).
     """
-    try:
-        with quiet():
-            from transformers import AutoImageProcessor
+    with opening("image processor", folder):
+        from transformers import AutoImageProcessor
 
-            processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            seen = processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
-    except Exception as error:  # a damaged file ends in anything from KeyError to OSError
-        raise DataError(f"the image processor in {folder} cannot be used: {error}") from error
+        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        seen = processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
     size = tuple(seen["pixel_values"].shape[-2:])
     other: dict[str, Any] = {}
     if built is not None and size != built:
@@ -257,10 +254,3 @@ def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
         size=(3, *(built or size)), mean=getattr(processor, "image_mean", None) or _PLAIN,
         std=getattr(processor, "image_std", None) or _PLAIN,
     )  # fmt: skip
-
-
-def has_processor(folder: Path) -> bool:
-    """Whether a folder says how its model's pictures are prepared."""
-    return any(
-        (folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    )

@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from slt_compress.data.raw import RawData
 
 
+_RUNNING_TEXT = ("causal-lm", "masked-lm", "image-text-to-text")
+_WORDS = {"image": "images", "text": "texts", "audio": "sounds", "image-text": "images with texts"}
+
+
 def prepare(
     raw: RawData, checkpoint: Checkpoint, *, batch_size: int, seed: int, limit: int | None = None
 ) -> SearchData:
@@ -107,10 +111,6 @@ def _maker(
     if found == "text":
         return _pairs if checkpoint.task == "seq2seq" else _sentences
     return {"image": _pictures, "audio": sounds, "image-text": captioned}[found]
-
-
-_RUNNING_TEXT = ("causal-lm", "masked-lm", "image-text-to-text")
-_WORDS = {"image": "images", "text": "texts", "audio": "sounds", "image-text": "images with texts"}
 
 
 def _pictures(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.data.parts import has_processor, opening
 from slt_compress.data.splitting import Ready, accepted_of, cut, label_tensor, match_of
 from slt_compress.errors import DataError
 
@@ -112,20 +113,16 @@ def open_extractor(checkpoint: Checkpoint) -> Extractor:
         DataError: none there, or one that cannot be used.
     """
     folder = checkpoint.folder
-    names = ("preprocessor_config.json", "processor_config.json")
-    if folder is None or not any((folder / name).is_file() for name in names):
+    if folder is None or not has_processor(folder):
         raise DataError(
-            f"{checkpoint.source} has no {names[0]}, which says how sound is read; save its "
-            "feature extractor into the checkpoint's folder"
+            f"{checkpoint.source} has no preprocessor_config.json, which says how sound is read; "
+            "save its feature extractor into the checkpoint's folder"
         )
-    try:
-        with quiet():
-            from transformers import AutoFeatureExtractor
+    with opening("feature extractor", folder):
+        from transformers import AutoFeatureExtractor
 
-            found: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            rate = int(found.sampling_rate)
-    except Exception as error:  # a damaged file ends in anything from KeyError to OSError
-        raise DataError(f"the feature extractor in {folder} cannot be used: {error}") from error
+        found: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        rate = int(found.sampling_rate)
     # Some pad to a fixed length by themselves (Whisper's to 30 s), as their models need it.
     asked = inspect.signature(type(found).__call__).parameters.get("padding")
     padding = {"padding": True} if asked is not None and asked.default is False else {}

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from slt_compress.checkpoints.quiet import quiet
+from slt_compress.data.parts import opening
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from slt_compress.checkpoints import Checkpoint
 
 DEFAULT_LENGTH = 128
@@ -36,13 +38,20 @@ def open_tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.source} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}, …) and the "
             "data set is text; save the tokenizer into the checkpoint's folder"
         )
-    try:
-        with quiet():
-            from transformers import AutoTokenizer
+    with opening("tokenizer", folder):
+        from transformers import AutoTokenizer
 
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # a damaged file ends in anything from KeyError to OSError
-        raise DataError(f"the tokenizer in {folder} cannot be used: {error}") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    pad_on_the_right_(tokenizer, folder)
+    return tokenizer
+
+
+def pad_on_the_right_(tokenizer: Any, folder: Path) -> None:
+    """Let a tokenizer pad, by its end token where it has no pad token.
+
+    Raises:
+        DataError: it has neither.
+    """
     if tokenizer.pad_token_id is None:
         fallback = tokenizer.eos_token or tokenizer.unk_token
         if fallback is None:
@@ -50,7 +59,6 @@ def open_tokenizer(checkpoint: Checkpoint) -> Any:
         tokenizer.pad_token = fallback
     # Padding on the left, which some decoders ask for, would shift the positions of a block.
     tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> int | None:

@@ -1,0 +1,31 @@
+"""Parts of a checkpoint beside its model: processors, tokenizers, feature extractors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slt_compress.checkpoints.quiet import quiet
+from slt_compress.errors import DataError
+
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+def has_processor(folder: Path) -> bool:
+    """Whether a folder says how its model's pictures or sounds are prepared."""
+    return any((folder / name).is_file() for name in _PROCESSORS)
+
+
+@contextmanager
+def opening(part: str, folder: Path) -> Iterator[None]:
+    """Open a part of the checkpoint in `folder` inside this block, quietly.
+
+    Raises:
+        DataError: whatever goes wrong: a damaged file ends in anything from KeyError to OSError.
+    """
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        raise DataError(f"the {part} in {folder} cannot be used: {error}") from error
