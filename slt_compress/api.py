@@ -27,7 +27,8 @@ from slt_compress.planning import Plan, make_plan
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
 from slt_compress.recording import model_name, record, target_of
 from slt_compress.reporting import Report, make_report
-from slt_compress.runtime import as_runtime, open_path
+from slt_compress.runtime import open_path
+from slt_compress.runtimes import as_runtime
 from slt_compress.searching import OnStep, Search
 from slt_compress.settings import Training, settled
 from slt_compress.ticket import Ticket, free_path, newest, read_ticket

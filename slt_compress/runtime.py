@@ -278,17 +278,6 @@ def environment(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def as_runtime(opened: Opened, runtime: str) -> nn.Module:
-    """The model on a runtime; `dense` is torch's own kernels on weights with zeros.
-
-    Raises:
-        SltError: an unknown runtime.
-    """
-    if runtime != "dense":
-        raise SltError(f"unknown runtime {runtime!r}; known: dense")
-    return opened.module
-
-
 def _versions_note(record: Mapping[str, Any]) -> str:
     from_versions = record.get("versions")
     if not isinstance(from_versions, Mapping):

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.artifact import PROBE, Proof, dtype_of, is_artifact
+from slt_compress.artifact import Proof, dtype_of, is_artifact
 from slt_compress.bits import bits, same_bits
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, SltError, TicketError
-from slt_compress.files import read_safetensors, sha256_tensors
+from slt_compress.files import sha256_tensors
 from slt_compress.gating import masked_weight, set_buffers
 from slt_compress.masks import Masks
 from slt_compress.objectives import forward_of
 from slt_compress.pattern_checks import counts_units, pattern_held
+from slt_compress.probes import stored_probe
 from slt_compress.provenance import Provenance, check_provenance
 from slt_compress.runtime import (
     Opened,
@@ -33,7 +34,7 @@ from slt_compress.runtime import (
     site_weights,
 )
 from slt_compress.shrinking import TOLERANCE, prove, tolerance_of
-from slt_compress.ticket import read_probe, read_ticket
+from slt_compress.ticket import read_ticket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +153,7 @@ def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint)
     total = f"{sum(flips.values()):,} kept weights have their sign flipped"
     yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
     run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
-    probe = {name: value for name, value in _read_probe(opened).items() if name != "logits"}
+    probe = {name: value for name, value in stored_probe(opened.path).items() if name != "logits"}
     forward = (lambda module: run(module, probe)) if probe else None
     for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
         yield Check(name=name, ok=ok, detail=detail)
@@ -265,7 +266,7 @@ def _below(name: str, masks: Masks) -> bool:
 
 
 def _logits(opened: Opened, known: Provenance) -> Check:
-    probe = _read_probe(opened)
+    probe = stored_probe(opened.path)
     if not probe:
         return Check(name="logits", ok=True, detail="not tested: no probe was stored")
     wanted = probe.pop("logits", torch.empty(0))
@@ -290,10 +291,3 @@ def _logits(opened: Opened, known: Provenance) -> Check:
         f"(tested so because {'it is shrunk' if opened.proof else 'the environment differs'})"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)
-
-
-def _read_probe(opened: Opened) -> dict[str, Tensor]:
-    if opened.ticket is not None:
-        return read_probe(opened.path)
-    path = opened.path / PROBE
-    return read_safetensors(path, ArtifactError) if path.is_file() else {}

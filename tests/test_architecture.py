@@ -28,10 +28,11 @@ LAYERS = (
     "budget filling manifests sites",
     "checkpoints fitting methods silencing ticket",
     "artifact calibration data gating objectives provenance pushing settings",
-    "controls evaluation origins pattern_checks recipes reporting selecting starting training",
+    "controls evaluation origins pattern_checks probes recipes reporting selecting starting "
+    "training",
     "cards comparing cookbook options planning runtime searching",
     "adapters compacting confining deriving exporting importing outlines quantizer recording "
-    "verifying workloads",
+    "runtimes verifying workloads",
     "console forecasting shelf",
     "api",
     "preview",
