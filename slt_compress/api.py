@@ -17,11 +17,12 @@ from slt_compress.compacting import export_shrunk
 from slt_compress.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.confining import sites_of
 from slt_compress.errors import ArtifactError, TicketError
-from slt_compress.exporting import export_ticket
 from slt_compress.files import read_json
 from slt_compress.forecasting import forecast
+from slt_compress.interchange import export_as
 from slt_compress.methods import Learned, Method
 from slt_compress.objectives import ObjectiveName
+from slt_compress.onnx_checks import verify_folder
 from slt_compress.origins import local_folder
 from slt_compress.planning import Plan, make_plan
 from slt_compress.recipes import Recipe, parse_recipe, with_arguments
@@ -32,7 +33,7 @@ from slt_compress.runtimes import as_runtime
 from slt_compress.searching import OnStep, Search
 from slt_compress.settings import Training, settled
 from slt_compress.ticket import Ticket, free_path, newest, read_ticket
-from slt_compress.verifying import Verification, verify_apart, verify_path
+from slt_compress.verifying import Verification, verify_apart
 from slt_compress.workloads import measure_path, obstacles, open_workload, sketch_source
 
 TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
@@ -184,7 +185,7 @@ def export(
     """Export the masked model of a ticket (default: the newest) into a new folder.
 
     Args:
-        format: a name in `slt_compress.formats.FORMATS`.
+        format: a name in `slt_compress.formats.EXPORTS`.
         shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
         origin, model: as for `load`; `inputs` is what a module of your own takes.
@@ -199,8 +200,8 @@ def export(
         raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
     target = Path(out or EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}")
     if not shrink:
-        return export_ticket(folder, target, format=format, origin=origin, model=model,
-                             values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+        return export_as(folder, target, format=format, origin=origin, model=model,
+                         values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
     if values_dtype is not None or max_shard_size is not None:
         raise ArtifactError("a shrunk export is one file in the model's own dtype")
     return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
@@ -252,7 +253,7 @@ def verify(
     """
     folder = Path(path) if path is not None else newest(TICKETS)
     if in_process or model is not None:
-        return verify_path(folder, origin=origin, model=model)
+        return verify_folder(folder, origin=origin, model=model)
     return verify_apart(folder, origin=origin)
 
 

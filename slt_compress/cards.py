@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -120,9 +120,51 @@ def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str
             "",
             f"model = timm.create_model({json.dumps('local-dir:' + folder)}, pretrained=True)",
         ]
+    elif format == "onnx":
+        code = [
+            "import onnxruntime",
+            "",
+            f"session = onnxruntime.InferenceSession({json.dumps(folder + '/model.onnx')})",
+            'logits = session.run(["logits"], inputs)[0]  # inputs: numpy arrays by name',
+        ]
     else:
         code = _own_loading(folder, origin)
     return ["```python", *code, "```"]
+
+
+def onnx_inputs(
+    inputs: Sequence[Mapping[str, Any]], origin: Mapping[str, Any], folder: str
+) -> list[str]:
+    """Markdown on the inputs of an ONNX model: name, dtype and shape, and who makes them."""
+    names = {str(value["name"]) for value in inputs}
+    lines = ["## Inputs", "", "| name | dtype | shape |", "|---|---|---|"]
+    for value in inputs:
+        lines.append(
+            f"| {value['name']} | {value['dtype']} | {', '.join(map(str, value['shape']))} |"
+        )
+    lines += ["", "Where the shape has a word, any size will do.", ""]
+    if origin.get("family") == "transformers":
+        name, example = next(
+            (found for needed, *found in _PREPARING if set(needed) <= names), ("AutoProcessor", "…")
+        )
+        lines += [
+            "```python",
+            f"from transformers import {name}",
+            "",
+            f"prepare = {name}.from_pretrained({json.dumps(folder)})",
+            f'made = prepare({example}, return_tensors="np")',
+            "inputs = {value.name: made[value.name] for value in session.get_inputs()}",
+            "```",
+            "",
+        ]
+    return lines
+
+
+_PREPARING = (
+    (("input_ids", "pixel_values"), "AutoProcessor", 'text=["a text"], images=[picture]'),
+    (("pixel_values",), "AutoImageProcessor", "[picture]"),
+    (("input_ids",), "AutoTokenizer", '["a text"]'),
+)
 
 
 def _own_loading(folder: str, origin: Mapping[str, Any]) -> list[str]:

@@ -156,10 +156,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the masked model of a ticket as a folder that can be loaded."""
-    from slt_compress.formats import FORMATS
+    from slt_compress.formats import EXPORTS
 
-    if format not in FORMATS:
-        raise typer.BadParameter(f"unknown format {format!r}; known: {', '.join(FORMATS)}",
+    if format not in EXPORTS:
+        raise typer.BadParameter(f"unknown format {format!r}; known: {', '.join(EXPORTS)}",
                                  param_hint="--format")  # fmt: skip
     from slt_compress import api
     from slt_compress.cards import how_to_load

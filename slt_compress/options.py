@@ -56,7 +56,8 @@ BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
 Lr = Annotated[float | None, typer.Option(help="Learning rate of the scores.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
 Format = Annotated[
-    str, typer.Option(help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor) or mask.")
+    str,
+    typer.Option(help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor), mask or onnx."),
 ]
 ValuesDtype = Annotated[
     str | None, typer.Option(help="Round kept weights to bf16 or fp16 in the file (lossy).")

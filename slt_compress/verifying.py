@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def verify_path(
         checks = [Check(name="files", ok=True, detail="version, hashes, sizes and counts agree")]
         source = origin_of(opened, origin=origin, model=model)
         step = "origin"
-        checks += _against_origin(opened, known, source)
+        checks += against_origin(opened, known, source)
         step = "logits"
         checks.append(_logits(opened, known))
     except (TicketError, ArtifactError) as error:
@@ -117,8 +117,10 @@ def _failed(name: str, detail: str) -> Check:
     return Check(name=name, ok=False, detail=detail)
 
 
-def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> Iterator[Check]:
-    """The checks that need the origin's weights."""
+def against_origin(
+    opened: Opened, known: Provenance, source: Checkpoint, absent: Collection[str] = ()
+) -> Iterator[Check]:
+    """The checks that need the origin's weights; `absent` are parameters that the folder lacks."""
     weights = site_weights(source.module, opened.shapes)
     masks = opened.masks if opened.masks is not None else _stored_masks(opened)
     unseen = _unseen(opened, known, masks, weights)
@@ -138,7 +140,7 @@ def _against_origin(opened: Opened, known: Provenance, source: Checkpoint) -> It
         yield from _shrunk(opened, opened.proof, known, source)
         return
     yield _weights(opened, known, masks, weights, unseen)
-    yield _others(opened, source, masks)
+    yield _others(opened, source, [*masks, *absent])
 
 
 def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint) -> Iterator[Check]:
@@ -244,7 +246,7 @@ def _weights(
     return Check(name="weights", ok=not wrong, detail=bad if wrong else good)
 
 
-def _others(opened: Opened, source: Checkpoint, masks: Masks) -> Check:
+def _others(opened: Opened, source: Checkpoint, masks: Collection[str]) -> Check:
     """Parameters that were not gated are the origin's too."""
     here: dict[str, Tensor] = dict(opened.module.named_parameters())
     there: dict[str, Tensor] = dict(source.module.named_parameters())
@@ -259,7 +261,7 @@ def _others(opened: Opened, source: Checkpoint, masks: Masks) -> Check:
     )
 
 
-def _below(name: str, masks: Masks) -> bool:
+def _below(name: str, masks: Collection[str]) -> bool:
     """Whether a parameter is only read by the parametrization of a site (weight norm's parts)."""
     module, marker, rest = name.partition("parametrizations.")
     return bool(marker) and module + rest.partition(".")[0] in masks

@@ -28,12 +28,12 @@ LAYERS = (
     "budget filling manifests sites",
     "checkpoints fitting methods silencing ticket",
     "artifact calibration data gating objectives provenance pushing settings",
-    "controls evaluation origins pattern_checks probes recipes reporting selecting starting "
-    "training",
+    "controls evaluation onnx_models origins pattern_checks probes recipes reporting selecting "
+    "starting training",
     "cards comparing cookbook options planning runtime searching",
-    "adapters compacting confining deriving exporting importing outlines quantizer recording "
-    "runtimes verifying workloads",
-    "console forecasting shelf",
+    "adapters compacting confining converting deriving exporting importing outlines quantizer "
+    "recording runtimes verifying workloads",
+    "console forecasting interchange onnx_checks shelf",
     "api",
     "preview",
     "cli",

@@ -7,17 +7,38 @@ from slt_compress.artifact.components import dtype_of
 from slt_compress.artifact.masking import MaskArtifact, read_mask_artifact
 from slt_compress.artifact.reading import (
     describe_artifact,
+    expect_probe,
     is_artifact,
+    open_manifest,
     read_artifact,
     read_site_tensors,
+    weight_files,
 )
-from slt_compress.artifact.records import MASK_FORMAT, PROBE, SHRUNK, Artifact, LoadedArtifact
+from slt_compress.artifact.records import (
+    CONFIG,
+    DENSE_MANIFEST,
+    MASK_FORMAT,
+    ONNX,
+    ONNX_DATA,
+    ONNX_MODEL,
+    PROBE,
+    SHRUNK,
+    Artifact,
+    LoadedArtifact,
+    manifest_head,
+)
 from slt_compress.artifact.shrunken import Proof, read_proof, write_shrunk
+from slt_compress.artifact.tensors import state_of
 from slt_compress.artifact.writing import MAX_SHARD_SIZE, write_artifact
 
 __all__ = [
+    "CONFIG",
+    "DENSE_MANIFEST",
     "MASK_FORMAT",
     "MAX_SHARD_SIZE",
+    "ONNX",
+    "ONNX_DATA",
+    "ONNX_MODEL",
     "PROBE",
     "SHRUNK",
     "Artifact",
@@ -27,11 +48,16 @@ __all__ = [
     "copy_companions",
     "describe_artifact",
     "dtype_of",
+    "expect_probe",
     "is_artifact",
+    "manifest_head",
+    "open_manifest",
     "read_artifact",
     "read_mask_artifact",
     "read_proof",
     "read_site_tensors",
+    "state_of",
+    "weight_files",
     "write_artifact",
     "write_shrunk",
 ]

@@ -16,6 +16,9 @@ from slt_compress.artifact.records import (
     DENSE_WEIGHTS,
     KIND,
     MASK_FORMAT,
+    NO_MODULE,
+    ONNX,
+    ONNX_MODEL,
     PROBE,
     PROOF,
     SHRUNK,
@@ -58,8 +61,9 @@ def describe_artifact(path: str | Path) -> Artifact:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the safetensors files of an artifact that hold weights, in the order of their names."""
-    return sorted(file for file in folder.glob("*.safetensors") if file.name not in (PROBE, PROOF))
+    """List the files of an artifact that hold weights, in the order of their names."""
+    found = [*folder.glob("*.safetensors"), *folder.glob(f"{ONNX_MODEL}*")]
+    return sorted(file for file in found if file.name not in (PROBE, PROOF))
 
 
 def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> LoadedArtifact:
@@ -77,8 +81,8 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
     folder = Path(path)
     manifest = open_manifest(folder)
     artifact = _describe(folder, manifest)
-    if artifact.format == MASK_FORMAT:
-        raise ArtifactError(f"{folder} holds a mask and no weights; open it with slt_compress.load")
+    if artifact.format in NO_MODULE:
+        raise ArtifactError(f"{folder} {NO_MODULE[artifact.format]}")
     family, task = _architecture(manifest)
     expect_probe(folder, manifest)
     if artifact.format == "dense":
@@ -192,7 +196,7 @@ def open_manifest(folder: Path) -> Manifest:
 
 def _describe(folder: Path, manifest: Manifest) -> Artifact:
     name = manifest.text("format")
-    if name not in FORMATS and name != SHRUNK:
+    if name not in FORMATS and name not in (SHRUNK, ONNX):
         raise ArtifactError(
             f"{folder} is in the format {name[:40]!r}, which this slt-compress lacks; upgrade"
         )

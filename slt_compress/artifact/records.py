@@ -22,7 +22,15 @@ DENSE_MANIFEST = "slt.json"
 CONFIG = "config.json"
 PROBE = "probe.safetensors"
 PROOF = "proof.slt.safetensors"
-SHRUNK = "shrunk"  # a format of whole artifacts and not of tensors, so not in FORMATS
+# formats of whole artifacts and not of tensors, so not in FORMATS
+SHRUNK = "shrunk"
+ONNX = "onnx"
+ONNX_MODEL, ONNX_DATA = "model.onnx", "model.onnx.data"
+# why an artifact of a format cannot be read as a module
+NO_MODULE: Mapping[str, str] = {
+    MASK_FORMAT: "holds a mask and no weights; open it with slt_compress.load",
+    ONNX: f"is an ONNX model: onnxruntime.InferenceSession opens its {ONNX_MODEL}",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +39,7 @@ class Artifact:
 
     Attributes:
         path: the folder.
-        format: a name in `FORMATS`, or `shrunk`.
+        format: a name in `FORMATS`, or `shrunk` or `onnx`.
         entries: per stored tensor `format` (a name in `CODECS`), `shape`, `dtype`, and for sites
             `kept`, with `values` where kept values are stored in a narrower dtype.
         nbytes: bytes of its weight files, headers included.
@@ -66,3 +74,31 @@ class LoadedArtifact:
     def module(self) -> nn.Module:
         """The dense model with zeros, on the CPU in eval mode."""
         return self.checkpoint.module
+
+
+def manifest_head(
+    checkpoint: Checkpoint,
+    *,
+    format: str,
+    ticket_hash: str,
+    provenance: Mapping[str, Any],
+    dense_nbytes: int,
+    ties: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the manifest of every artifact has; `probe` is null until one is written."""
+    return {
+        "kind": KIND[0],
+        "version": KIND[1],
+        "format": format,
+        "family": checkpoint.family,
+        "task": checkpoint.task,
+        "config": checkpoint.config,
+        "classes": None if checkpoint.classes is None else list(checkpoint.classes),
+        "num_classes": checkpoint.num_classes,
+        "license": checkpoint.license,
+        "ticket": ticket_hash,
+        "provenance": provenance,
+        "probe": None,
+        "dense_nbytes": dense_nbytes,
+        "ties": ties,
+    }

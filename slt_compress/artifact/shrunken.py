@@ -19,6 +19,7 @@ from slt_compress.artifact.records import (
     SHRUNK,
     SPARSE_WEIGHTS,
     LoadedArtifact,
+    manifest_head,
 )
 from slt_compress.artifact.tensors import expect_masked, own_shapes, state_of
 from slt_compress.checkpoints import Checkpoint
@@ -95,12 +96,11 @@ def write_shrunk(
         for name, t in state.tensors.items()
     }
     manifest: dict[str, Any] = {
-        "kind": KIND[0], "version": KIND[1], "format": SHRUNK, "family": checkpoint.family,
-        "task": checkpoint.task, "config": checkpoint.config,
-        "classes": None if checkpoint.classes is None else list(checkpoint.classes),
-        "num_classes": checkpoint.num_classes, "license": checkpoint.license,
-        "ticket": ticket_hash, "provenance": provenance, "probe": None,
-        "dense_nbytes": dense_nbytes, "ties": state.ties, "shrunk": proof.shrunk.to_dict(),
+        **manifest_head(
+            checkpoint, format=SHRUNK, ticket_hash=ticket_hash, provenance=provenance,
+            dense_nbytes=dense_nbytes, ties=state.ties,
+        ),
+        "shrunk": proof.shrunk.to_dict(),
         "entries": {name: entry | kept.get(name, {}) for name, entry in facts.items()},
         "buffers": sorted(proof.buffers), "proof": sha256_tensors(packed),
         "hash": sha256_tensors(state.tensors),

@@ -24,6 +24,7 @@ from slt_compress.artifact.records import (
     SPARSE_INDEX,
     SPARSE_WEIGHTS,
     Artifact,
+    manifest_head,
 )
 from slt_compress.artifact.sharding import ShardWriter
 from slt_compress.artifact.tensors import State, expect_masked, state_of
@@ -130,23 +131,10 @@ class _Draft:
 
     def manifest(self, ticket_hash: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
         """What is known before a tensor is written."""
-        checkpoint = self.checkpoint
-        return {
-            "kind": KIND[0],
-            "version": KIND[1],
-            "format": self.format.name,
-            "family": checkpoint.family,
-            "task": checkpoint.task,
-            "config": checkpoint.config,
-            "classes": None if checkpoint.classes is None else list(checkpoint.classes),
-            "num_classes": checkpoint.num_classes,
-            "license": checkpoint.license,
-            "ticket": ticket_hash,
-            "provenance": provenance,
-            "probe": None,
-            "dense_nbytes": self.state.nbytes,
-            "ties": self.state.ties,
-        }
+        return manifest_head(
+            self.checkpoint, format=self.format.name, ticket_hash=ticket_hash,
+            provenance=provenance, dense_nbytes=self.state.nbytes, ties=self.state.ties,
+        )  # fmt: skip
 
     def write(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """The weight files with their manifest, and the config."""

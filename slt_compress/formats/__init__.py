@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODECS",
+    "EXPORTS",
     "FORMATS",
     "VALUES_DTYPES",
     "Bitmask",
@@ -61,6 +62,9 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
     }
 )
 
+# What `export` writes; an ONNX model is no table of stored tensors.
+EXPORTS = (*FORMATS, "onnx")
+
 # What kept values can be rounded to in the file.
 VALUES_DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,5 +78,5 @@ def find_format(name: str) -> Format | MaskOnly:
         ArtifactError: there is none of that name.
     """
     if name not in FORMATS:
-        raise ArtifactError(f"there is no format {name!r}; the formats are {', '.join(FORMATS)}")
+        raise ArtifactError(f"there is no format {name!r}; the formats are {', '.join(EXPORTS)}")
     return FORMATS[name]
