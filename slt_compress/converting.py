@@ -26,7 +26,7 @@ from slt_compress.onnx_models import (
     weights_of,
     write_onnx,
 )
-from slt_compress.runtime import Opened
+from slt_compress.runtime import Opened, shapes_of
 from slt_compress.shrinking import tolerance_of
 
 
@@ -138,7 +138,7 @@ def _placed(stored: Mapping[str, Tensor], module: nn.Module, masks: Masks) -> di
         ArtifactError: a gated weight is not there, or is not masked.
     """
     placed: dict[str, str] = {}
-    for name, tensor in state_of(module, masks).tensors.items():
+    for name, tensor in state_of(module, shapes_of(masks)).tensors.items():
         likely = [key for key in (name, f"model.{name}") if key in stored]
         where = next((k for k in (*likely, *stored) if same_bits(stored[k], tensor)), None)
         if where is not None:

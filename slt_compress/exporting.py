@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slt_compress.artifact import MAX_SHARD_SIZE, Artifact, write_artifact
 from slt_compress.cards import artifact_card
-from slt_compress.errors import ArtifactError, TicketError
+from slt_compress.errors import ArtifactError
 from slt_compress.formats import VALUES_DTYPES
 from slt_compress.objectives import forward_of
 from slt_compress.origins import stored_of
@@ -24,7 +24,8 @@ from slt_compress.runtime import (
     open_path,
     site_parameters,
 )
-from slt_compress.ticket import read_probe, ticket_hash
+from slt_compress.streaming import rounded_weight, stream_ticket
+from slt_compress.ticket import read_probe, read_ticket, ticket_hash
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -47,26 +48,40 @@ def export_ticket(
         SltError: the ticket, its origin or the target cannot be used.
     """
     limit, rounded = parse_size(max_shard_size), parse_values_dtype(values_dtype)
-    opened = open_path(folder, origin=origin, model=model)
-    found = opened.ticket
-    if found is None or opened.masks is None:
-        raise TicketError(f"{folder} is not a ticket")
-    if format == "dense":
-        refuse_flattened(opened)
-    made, provenance, probe = make_report(found), provenance_of(found), read_probe(folder)
+    found, probe = read_ticket(folder, lazily=True), read_probe(folder)
+    made, provenance = make_report(found), provenance_of(found)
+    streamed = None
+    if model is None and not (rounded is not None and probe):
+        streamed = stream_ticket(found, format=format, origin=origin, values_dtype=rounded)
+    if streamed is not None:
+        checkpoint, state = streamed.checkpoint, streamed.state
+    else:
+        opened = _opened_whole(folder, format, origin=origin, model=model)
+        checkpoint, state = opened.checkpoint, None
+        if rounded is not None:
+            round_values_(opened, rounded)
+        if rounded is not None and probe:
+            # what the folder proves from here on is the rounded model, as it is on this machine
+            provenance = replace(provenance, environment=environment(opened.module))
+            probe = _answered(opened, probe)
     if rounded is not None:
-        round_values_(opened, rounded)
         made = replace(made, warnings=(*made.warnings, _lossy(values_dtype)))
-        # what the folder proves from here on is the rounded model, as it is on this machine
-        provenance = replace(provenance, environment=environment(opened.module))
-        probe = _answered(opened, probe)
     return write_artifact(
-        target, format=format, checkpoint=opened.checkpoint, module=opened.module,
-        masks=opened.masks, report=made.to_dict(), ticket_hash=ticket_hash(folder),
+        target, format=format, checkpoint=checkpoint, module=checkpoint.module, masks=found.masks,
+        state=state, report=made.to_dict(), ticket_hash=ticket_hash(folder),
         provenance=provenance.to_dict(), probe=probe, values_dtype=rounded, max_shard_size=limit,
         buffers=found.buffers, stored=stored_of(found),
         card=artifact_card(made, format, found.origin, target.name, rounded_to=values_dtype),
     )  # fmt: skip
+
+
+def _opened_whole(
+    folder: Path, format: str, *, origin: str | Path | None, model: nn.Module | None
+) -> Opened:
+    opened = open_path(folder, origin=origin, model=model)
+    if format == "dense":
+        refuse_flattened(opened)
+    return opened
 
 
 def refuse_flattened(opened: Opened) -> None:
@@ -115,19 +130,12 @@ def round_values_(opened: Opened, dtype: torch.dtype) -> None:
     Raises:
         ArtifactError: a weight is too large for it.
     """
-    weights = site_parameters(opened.module, opened.shapes)
-    for name, weight in weights.items():
-        if weight.is_floating_point() and dtype.itemsize < weight.dtype.itemsize:
-            rounded = weight.detach().to(dtype).to(weight.dtype)
-            if bool((rounded.isfinite() != weight.isfinite()).any()):
-                raise ArtifactError(f"{name} has weights that are too large for {dtype}: use bf16")
-            weight.data = rounded
+    for name, weight in site_parameters(opened.module, opened.shapes).items():
+        weight.data = rounded_weight(name, weight.detach(), dtype)
 
 
 def _answered(opened: Opened, probe: dict[str, Tensor]) -> dict[str, Tensor]:
     """The probe with the logits of the model as it is now."""
-    if not probe:
-        return probe
     inputs = {name: value for name, value in probe.items() if name != "logits"}
     forward: Any = forward_of(opened.checkpoint.family, opened.checkpoint.task)
     with torch.inference_mode():

@@ -24,7 +24,7 @@ MANIFEST_KEY = "slt"
 JSON_LIMIT = 64 * 1024 * 1024
 _ALIGNMENT = 64  # bytes, of what torch allocates on the CPU
 _FLOAT_TAG = "__float__"
-_UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
 
 
 @contextmanager
@@ -163,8 +163,8 @@ def read_safetensors(path: Path, error: type[SltError]) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: aligned(file.get_tensor(name)) for name in sorted(file.keys())}
-    except _UNREADABLE as cause:
-        raise _unreadable(path, cause, error) from cause
+    except UNREADABLE as cause:
+        raise unreadable(path, cause, error) from cause
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -185,8 +185,8 @@ def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:
     try:
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(MANIFEST_KEY)
-    except _UNREADABLE as cause:
-        raise _unreadable(path, cause, error) from cause
+    except UNREADABLE as cause:
+        raise unreadable(path, cause, error) from cause
     return None if text is None else parse_json(text, f"the manifest in {path}", error)
 
 
@@ -233,7 +233,8 @@ def _refuse_taken(path: Path) -> None:
 def _read_bytes(path: Path, error: type[SltError]) -> bytes:
     try:
         with path.open("rb") as stream:
-            data = stream.read(JSON_LIMIT + 1)
+            # no more than there is: Python makes room for as much as it is asked to read
+            data = stream.read(min(os.fstat(stream.fileno()).st_size, JSON_LIMIT) + 1)
     except OSError as cause:
         raise error(f"cannot read {path} ({cause.strerror or cause})") from cause
     if len(data) > JSON_LIMIT:
@@ -241,7 +242,8 @@ def _read_bytes(path: Path, error: type[SltError]) -> bytes:
     return data
 
 
-def _unreadable(path: Path, cause: Exception, error: type[SltError]) -> SltError:
+def unreadable(path: Path, cause: Exception, error: type[SltError]) -> SltError:
+    """The error that says why a safetensors file cannot be read."""
     if not path.exists():
         return error(f"{path} does not exist")
     reason = " ".join(str(cause).split("\n")[0].split())[:200]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from slt_compress.errors import SourceError
 from slt_compress.initial import initial_tensor, parse_scheme
 from slt_compress.parameters import walk
 from slt_compress.roles import is_table
@@ -44,11 +47,44 @@ def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
         if tensor is None:  # extra state: not a tensor, so nothing a ticket could store
             continue
         if id(tensor) not in done:
-            fan = 1 if id(tensor) in tables else None
-            done[id(tensor)] = _fill(module, name, tensor, scheme=scheme, seed=seed, fan=fan)
+            rule = _Rule(scheme=scheme, seed=seed, is_table=id(tensor) in tables)
+            done[id(tensor)] = _fill(module, name, tensor, tensor, rule)
             if not done[id(tensor)]:
                 left.append(name)
     return tuple(left)
+
+
+def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], Tensor]:
+    """How to make one tensor that `initialise_` fills, for a `module` that may be without memory.
+
+    Only for names that it does not return: what keeps the library's value is not looked for.
+    """
+    tables = _tables(module)
+    shells = module.state_dict(keep_vars=True)
+    first: dict[int, str] = {}  # a shared parameter is filled under its first name
+    for name, shell in shells.items():
+        first.setdefault(id(shell), name)
+
+    @torch.no_grad()
+    def make(name: str) -> Tensor:
+        name = first[id(shells[name])]
+        rule = _Rule(scheme=scheme, seed=seed, is_table=id(shells[name]) in tables)
+        # ones: the scale of a norm that starts at 0 keeps the library's value
+        made = torch.ones(shells[name].shape, dtype=shells[name].dtype)
+        if not _fill(module, name, shells[name], made, rule):
+            raise SourceError(f"no seed gives the tensor {name}")
+        return made
+
+    return make
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """What `_fill` fills with."""
+
+    scheme: str
+    seed: int
+    is_table: bool
 
 
 def _tables(module: nn.Module) -> set[int]:
@@ -60,26 +96,25 @@ def _tables(module: nn.Module) -> set[int]:
     return set() if any(seen[key] == {True, False} for key in tables) else tables
 
 
-def _fill(
-    module: nn.Module, name: str, tensor: Tensor, *, scheme: str, seed: int, fan: int | None
-) -> bool:
+def _fill(module: nn.Module, name: str, own: Tensor, tensor: Tensor, rule: _Rule) -> bool:
+    """Fill `tensor`, which is `own`, the module's, or one like it; whether the rule covers it."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     is_norm = "norm" in type(owner).__name__.lower()
-    if not isinstance(tensor, nn.Parameter):
+    if not isinstance(own, nn.Parameter):
         value = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.get(leaf)
         if not is_norm or value is None:
             return False
         tensor.fill_(value)
         return True
-    if not (tensor.requires_grad and tensor.is_floating_point()) or _is_derived(owner, name, leaf):
+    if not (own.requires_grad and tensor.is_floating_point()) or _is_derived(owner, name, leaf):
         return False
     if leaf.endswith("bias") or leaf.startswith("bias_"):
         tensor.zero_()
     elif tensor.dim() >= 2:
         shape = tuple(tensor.shape)
-        fan = fan_in(owner, tensor) if fan is None else fan
-        tensor.copy_(initial_tensor(name, shape, scheme=scheme, seed=seed, fan_in=fan))
+        fan = 1 if rule.is_table else fan_in(owner, tensor)
+        tensor.copy_(initial_tensor(name, shape, scheme=rule.scheme, seed=rule.seed, fan_in=fan))
     elif is_norm and leaf == "weight" and not _counts_from_one(owner, tensor):
         tensor.fill_(1)
     else:

@@ -40,7 +40,7 @@ from slt_compress.onnx_models import require_onnx
 from slt_compress.probes import stored_probe
 from slt_compress.provenance import provenance_of
 from slt_compress.reporting import make_report
-from slt_compress.runtime import Opened, open_path
+from slt_compress.runtime import Opened, open_path, shapes_of
 from slt_compress.ticket import ticket_hash
 
 _EXPECTATIONS = (
@@ -133,7 +133,7 @@ def _write(part: Path, opened: Opened, masks: Masks, made: Converted, name: str)
         "inputs": made.inputs, "difference": made.difference, "tolerance": made.tolerance,
         "runs": made.runs, "onnxruntime": version("onnxruntime"), "torch": str(torch.__version__),
     }  # fmt: skip
-    state = state_of(opened.module, masks)
+    state = state_of(opened.module, shapes_of(masks))
     files = {file.name: sha256_file(file) for file in weight_files(part)}
     nbytes = sum((part / file).stat().st_size for file in files)
     report = make_report(ticket)

@@ -33,6 +33,16 @@ class Masks(Mapping[str, Tensor]):
                 raise ValueError(f"the flips of {name} are not among its kept weights")
         self._flips = _copied({name: flip for name, flip in flips.items() if bool(flip.any())})
 
+    @classmethod
+    def made(cls, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor]) -> Masks:
+        """Masks out of mappings that make a tensor whenever it is looked up.
+
+        They are neither copied nor checked: whoever calls has seen that they are sound.
+        """
+        found = cls.__new__(cls)
+        found._masks, found._flips = masks, flips
+        return found
+
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
 

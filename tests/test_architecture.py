@@ -22,14 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits convolutions counting errors expectations hidden layouts masks outputs "
-    "parameters plots printing reaching reference registering schedules",
+    "attentions bits convolutions counting errors expectations hidden layouts making masks "
+    "outputs parameters plots printing reaching reference registering schedules",
     "files formats initial names patterns roles shrinking",
-    "budget filling manifests sites",
+    "budget filling lazy_files manifests sites",
     "checkpoints fitting methods silencing ticket",
     "artifact calibration data gating objectives provenance pushing settings",
     "controls evaluation onnx_models origins pattern_checks probes recipes reporting selecting "
-    "starting training",
+    "starting streaming training",
     "cards comparing cookbook options planning runtime searching",
     "adapters compacting confining converting deriving exporting importing outlines quantizer "
     "recording runtimes verifying workloads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from slt_compress.artifact.companions import copy_companions
 from slt_compress.artifact.components import dtype_of
+from slt_compress.artifact.dense import streams_dense
 from slt_compress.artifact.masking import MaskArtifact, read_mask_artifact
 from slt_compress.artifact.reading import (
     describe_artifact,
@@ -28,7 +29,7 @@ from slt_compress.artifact.records import (
     manifest_head,
 )
 from slt_compress.artifact.shrunken import Proof, read_proof, write_shrunk
-from slt_compress.artifact.tensors import state_of
+from slt_compress.artifact.tensors import State, state_of
 from slt_compress.artifact.writing import MAX_SHARD_SIZE, write_artifact
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "LoadedArtifact",
     "MaskArtifact",
     "Proof",
+    "State",
     "copy_companions",
     "describe_artifact",
     "dtype_of",
@@ -57,6 +59,7 @@ __all__ = [
     "read_proof",
     "read_site_tensors",
     "state_of",
+    "streams_dense",
     "weight_files",
     "write_artifact",
     "write_shrunk",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def pack_masks(masks: Masks) -> Tensor:
     Flips are over the kept weights alone, row-major.
     """
     names = sorted(masks)
-    signs = [masks.flips[name][masks[name]] for name in names if name in masks.flips]
-    return encode_masks([*(masks[name] for name in names), *signs])
+    signs = (masks.flips[name][masks[name]] for name in names if name in masks.flips)
+    return encode_masks(chain((masks[name] for name in names), signs))
 
 
 def read_mask_artifact(path: str | Path) -> MaskArtifact:

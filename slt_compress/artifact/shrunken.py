@@ -21,7 +21,7 @@ from slt_compress.artifact.records import (
     LoadedArtifact,
     manifest_head,
 )
-from slt_compress.artifact.tensors import expect_masked, own_shapes, state_of
+from slt_compress.artifact.tensors import masked_state, own_shapes
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError
 from slt_compress.files import (
@@ -86,9 +86,7 @@ def write_shrunk(
         ArtifactError: the path is taken, or the module is not masked.
     """
     left = Masks({name: _left(proof.shrunk, name, mask) for name, mask in proof.masks.items()})
-    state = state_of(module, left)
-    for name, mask in left.items():
-        expect_masked(name, state.tensors[name], mask)
+    state = masked_state(module, left)
     packed = _packed(proof)
     kept = {name: {"kept": int(mask.count_nonzero())} for name, mask in left.items()}
     facts = {

@@ -10,23 +10,43 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.errors import ArtifactError
-from slt_compress.masks import Masks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Parameters and saved buffers of a module, each once; `ties` maps a further name to a key."""
+    """Parameters and saved buffers of a module, each once; `ties` maps a further name to a key.
+
+    Where `tensors` are made anew at every look, `shells` has their shapes and dtypes.
+    """
 
     tensors: Mapping[str, Tensor]
     ties: Mapping[str, str]
+    shells: Mapping[str, Tensor] | None = None
+
+    def shell(self, name: str) -> Tensor:
+        """A tensor of which only shape and dtype are asked."""
+        return (self.shells or self.tensors)[name]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, each whole and once."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        return sum(shell.nbytes for shell in (self.shells or self.tensors).values())
 
 
-def state_of(module: nn.Module, masks: Masks) -> State:
+def masked_state(module: nn.Module, masks: Mapping[str, Tensor]) -> State:
+    """Collect what a masked module saves, as `state_of`.
+
+    Raises:
+        ArtifactError: as `state_of`, or a mask was not applied.
+    """
+    state = state_of(module, {name: tuple(mask.shape) for name, mask in masks.items()})
+    for name, mask in masks.items():
+        if bool((state.tensors[name].cpu().masked_fill(mask, 0) != 0).any()):
+            raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
+    return state
+
+
+def state_of(module: nn.Module, sites: Mapping[str, tuple[int, ...]]) -> State:
     """Collect what a module saves; a tied tensor goes under its site's name, else its first.
 
     Raises:
@@ -42,23 +62,13 @@ def state_of(module: nn.Module, masks: Masks) -> State:
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     for group in names.values():
-        key = next((name for name in group if name in masks), group[0])
+        key = next((name for name in group if name in sites), group[0])
         tensors[key] = found[key]
         ties.update({name: key for name in group if name != key})
-    for name, mask in masks.items():
-        if name not in tensors or tensors[name].shape != mask.shape:
-            raise ArtifactError(f"the site {name} {tuple(mask.shape)} is no weight of the model")
+    for name, shape in sites.items():
+        if name not in tensors or tensors[name].shape != shape:
+            raise ArtifactError(f"the site {name} {shape} is no weight of the model")
     return State(tensors=tensors, ties=ties)
-
-
-def expect_masked(name: str, tensor: Tensor, mask: Tensor) -> None:
-    """Refuse a weight that is not zero wherever its mask drops it.
-
-    Raises:
-        ArtifactError: the mask was not applied to it.
-    """
-    if bool((tensor.cpu().masked_fill(mask, 0) != 0).any()):
-        raise ArtifactError(f"{name} has weights that its mask drops; apply the masks first")
 
 
 def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from slt_compress.checkpoints.opening import open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.origins import origin_files, origin_record, reopen
 from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind, Task
 from slt_compress.checkpoints.snapshots import fetch_all
+from slt_compress.checkpoints.streams import Stream, stream_origin
 from slt_compress.checkpoints.weights import read_folder
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Family",
     "Init",
     "Kind",
+    "Stream",
     "Task",
     "build_module",
     "fetch_all",
@@ -24,4 +26,5 @@ __all__ = [
     "read_folder",
     "reopen",
     "sketch_checkpoint",
+    "stream_origin",
 ]

@@ -168,6 +168,25 @@ def load_weights(
     raise SourceError(f"weights of the family {family!r} cannot be loaded: hand the module over")
 
 
+def direct_keys(
+    family: Family, config: Mapping[str, Any], module: nn.Module, shells: Mapping[str, Tensor]
+) -> dict[str, str] | None:
+    """The key of every tensor of `module` in its files, where each is the module's own, cast.
+
+    None where loading does more than that. `module` and `shells` are on the meta device.
+    """
+    own = module.state_dict()
+    if family == "transformers":
+        found = transformers_models.direct_keys(module, shells)
+    elif family == "timm":
+        found = timm_models.direct_keys(config, shells)
+    else:
+        found = {name: name for name in own} if own.keys() == shells.keys() else None
+    if found is None or any(shells[key].shape != own[name].shape for name, key in found.items()):
+        return None
+    return found
+
+
 def random_module(
     family: Family, task: Task, config: Mapping[str, Any], init: Init
 ) -> tuple[nn.Module, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
+from torch import nn
+
 from slt_compress.checkpoints import families
 from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind
@@ -67,8 +69,8 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
     Raises:
         SourceError: a malformed record, or an origin that is gone or does not fit any more.
     """
-    family, task, kind, config = _checked(record)
-    init = _init(record.get("init"))
+    family, task, kind, config = checked_record(record)
+    init = recorded_init(record.get("init"))
     folder, revision, source = None, record.get("revision"), str(record.get("source"))
     if kind == "random":
         if init is None:
@@ -76,12 +78,28 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
         module, stored = families.random_module(family, task, config, init)
         keys: Mapping[str, tuple[str, ...]] = {}
     else:
-        files, folder, revision = _locate_weights(record, override)
+        files, folder, revision = locate_weights(record, override)
         where, stored = str(override or source), ()
         module, keys = families.load_weights(family, task, config, read_tensors(files), where)
-    classes = record.get("classes")
+    return recorded_checkpoint(
+        record, module, folder=folder, revision=revision, file_keys=keys, stored=stored
+    )
+
+
+def recorded_checkpoint(
+    record: Mapping[str, Any],
+    module: nn.Module,
+    *,
+    folder: Path | None,
+    revision: Any,
+    file_keys: Mapping[str, tuple[str, ...]],
+    stored: tuple[str, ...],
+) -> Checkpoint:
+    """The checkpoint of a record, with the module that was made by it."""
+    family, task, kind, config = checked_record(record)
+    init, classes = recorded_init(record.get("init")), record.get("classes")
     return Checkpoint(
-        source=source,
+        source=str(record.get("source")),
         kind=kind,
         revision=revision,
         family=family,
@@ -95,7 +113,7 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
         init=init,
         weights=record.get("weights"),
         license=record.get("license"),
-        file_keys=keys,
+        file_keys=file_keys,
         stored=stored,
     )
 
@@ -123,11 +141,16 @@ def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
     Raises:
         SourceError: they are gone, or the record is malformed.
     """
-    _checked(record)
-    return _locate_weights(record, None)[0]
+    checked_record(record)
+    return locate_weights(record, None)[0]
 
 
-def _checked(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
+def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
+    """Family, task, kind and config of a recorded origin.
+
+    Raises:
+        SourceError: the record is malformed, or of a module of the user's own.
+    """
     family: Any = record.get("family")
     kind: Any = record.get("kind")
     task, config = record.get("task"), record.get("config")
@@ -142,7 +165,12 @@ def _checked(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, An
     return family, task, kind, config
 
 
-def _init(found: Any) -> Init | None:
+def recorded_init(found: Any) -> Init | None:
+    """The random init in a record; None where there is none.
+
+    Raises:
+        SourceError: it is malformed.
+    """
     if found is None:
         return None
     scheme, seed = (found.get("scheme"), found.get("seed")) if isinstance(found, dict) else (0, 0)
@@ -151,10 +179,14 @@ def _init(found: Any) -> Init | None:
     return Init(scheme=scheme, seed=seed)
 
 
-def _locate_weights(
+def locate_weights(
     record: Mapping[str, Any], override: str | Path | None
 ) -> tuple[tuple[Path, ...], Path | None, str | None]:
-    """Weight files, folder and commit: of `override`, else of the recorded place."""
+    """Weight files, folder and commit: of `override`, else of the recorded place.
+
+    Raises:
+        SourceError: there is no such place, or it has no weights.
+    """
     place = override if override is not None else record.get("weights") or record.get("source")
     if override is None and record.get("kind") == "hub":
         # not through `locate`: a local folder of that name is not what was recorded

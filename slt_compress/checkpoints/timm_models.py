@@ -8,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.records import Architecture, Task
@@ -182,6 +184,42 @@ def load(
         ) from error
     names = [name for name, _ in module.named_parameters() if name in tensors]
     return module, {name: (name,) for name in names}
+
+
+def direct_keys(config: Mapping[str, Any], shells: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """The key of every tensor of a model in its files, where loading copies them as they are.
+
+    None where timm makes other tensors of them first, or up one that is missing. Nothing is read:
+    `shells` are on the meta device, and a load of them is watched.
+    """
+    with torch.device("meta"), _Copies(shells) as copies:
+        module = _create(config, dict(shells))
+    keys = {name: copies.key_in(own) for name, own in module.state_dict(keep_vars=True).items()}
+    found = {name: key for name, key in keys.items() if key is not None}
+    return found if len(found) == len(keys) else None
+
+
+class _Copies(TorchFunctionMode):
+    """Remembers what was last copied into which tensor, as far as it is one of some shells."""
+
+    def __init__(self, shells: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._known = {id(shell): (key, shell) for key, shell in shells.items()}
+        self._sources: dict[int, tuple[str, Tensor] | None] = {}
+
+    def key_in(self, tensor: Tensor) -> str | None:
+        """The key of the shell that a tensor holds."""
+        found = self._sources.get(id(tensor))
+        return None if found is None else found[0]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function; look at copies, of which some are of whole tensors (timm makes one)."""
+        result = func(*args, **(kwargs or {}))
+        if func is Tensor.copy_:
+            self._sources[id(args[0])] = self._known.get(id(args[1]))
+        elif func is Tensor.__deepcopy__ and id(args[0]) in self._known:
+            self._known[id(result)] = (self._known[id(args[0])][0], result)
+        return result
 
 
 def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.Module:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints.configs import (
@@ -168,6 +169,39 @@ def load(
     return module.eval(), _file_keys(module, tensors)
 
 
+def direct_keys(module: nn.Module, shells: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """The key of every tensor of a model in its files, where loading changes nothing but names.
+
+    None where transformers fuses, splits or casts tensors, makes up one that is missing, or has
+    to choose between several. `module` and `shells` are on the meta device.
+    """
+    own = module.state_dict(keep_vars=True)
+    kinds = {shell.dtype for shell in shells.values() if shell.is_floating_point()}
+    wide = [getattr(module, f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")]
+    if len(kinds) != 1 or (any(wide) and kinds != {torch.float32}):
+        return None
+    found: dict[str, str] = {}
+    with quiet():
+        rename = _renamer(module, str(getattr(module, "base_model_prefix", "")), own)
+        for key, shell in shells.items():
+            name, only_renamed = rename(key)
+            if name not in own:
+                continue  # nothing that the model has
+            same = (own[name].shape, own[name].dtype) == (shell.shape, shell.dtype)
+            if name in found or not only_renamed or not same:
+                return None
+            found[name] = key
+    groups: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        groups.setdefault(id(tensor), []).append(name)
+    for names in groups.values():
+        stored = [found[name] for name in names if name in found]
+        if len(stored) != 1:
+            return None
+        found.update(dict.fromkeys(names, stored[0]))
+    return found
+
+
 def _file_keys(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """Which keys of the file each parameter came from: transformers renames and fuses on load."""
     own = module.state_dict()
@@ -176,12 +210,16 @@ def _file_keys(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tu
     with quiet():
         rename = _renamer(module, prefix, own)
         for key in sorted(tensors):
-            sources.setdefault(rename(key), []).append(key)
+            sources.setdefault(rename(key)[0], []).append(key)
     names = [name for name, _ in module.named_parameters()]
     return {name: tuple(sources[name]) for name in names if name in sources}
 
 
-def _renamer(module: nn.Module, prefix: str, own: Mapping[str, Tensor]) -> Any:
+def _renamer(
+    module: nn.Module, prefix: str, own: Mapping[str, Tensor]
+) -> Callable[[str], tuple[str, bool]]:
+    """What gives the name of a key of a file, and whether loading is known to do no more to it."""
+
     def plain(key: str) -> str:
         candidates = (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."))
         return next((name for name in candidates if name in own), key)
@@ -196,11 +234,11 @@ def _renamer(module: nn.Module, prefix: str, own: Mapping[str, Tensor]) -> Any:
         renamings = [r for r in rules if isinstance(r, loading.WeightRenaming)]
         converters = [r for r in rules if isinstance(r, loading.WeightConverter)]
 
-        def full(key: str) -> str:
-            name = loading.rename_source_key(key, renamings, converters, prefix, dict(own))[0]
-            return str(name) if name in own else plain(key)
+        def full(key: str) -> tuple[str, bool]:
+            name, by = loading.rename_source_key(key, renamings, converters, prefix, dict(own))
+            return str(name) if name in own else plain(key), by is None
 
         full("")
     except (ImportError, AttributeError, TypeError):
-        return plain
+        return lambda key: (plain(key), False)
     return full

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from slt_compress.errors import TicketError
 from slt_compress.files import parse_json, read_json, read_safetensors, sha256_file
+from slt_compress.lazy_files import LazyTensors
+from slt_compress.making import Made
 from slt_compress.manifests import Manifest, as_shape, check_manifest
 from slt_compress.masks import Masks, unpack_bits
 from slt_compress.ticket.places import (
@@ -65,8 +67,10 @@ class Ticket:
     summary: Mapping[str, Any]
 
 
-def read_ticket(path: str | Path) -> Ticket:
+def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
     """Read a ticket folder, checking version, hashes, sizes and counts.
+
+    With `lazily` a mask is read and unpacked whenever it is looked up, and not held in between.
 
     Raises:
         TicketError: the folder is no ticket, from a newer version, incomplete or damaged.
@@ -75,10 +79,12 @@ def read_ticket(path: str | Path) -> Ticket:
     manifest = _open_manifest(folder)
     for name in manifest.object("files"):
         manifest.checked_file(name)
-    tensors = read_safetensors(manifest.checked_file(MASKS), TicketError)
-    buffers = _take(tensors, BUFFER_PREFIX, manifest.names("buffers"), manifest)
-    stored = _take(tensors, STORED_PREFIX, manifest.names("stored"), manifest)
-    masks = _unpack_masks(tensors, manifest)
+    file = manifest.checked_file(MASKS)
+    tensors = LazyTensors([file], TicketError) if lazily else read_safetensors(file, TicketError)
+    keys = set(tensors)
+    buffers = _take(tensors, keys, BUFFER_PREFIX, manifest.names("buffers"), manifest)
+    stored = _take(tensors, keys, STORED_PREFIX, manifest.names("stored"), manifest)
+    masks = _unpack_masks(tensors, keys, manifest, lazily=lazily)
     fields = {name: manifest.object(name) for name in _FIELDS}
     _check_gains(fields["gains"], masks, manifest)
     known = {*_FIELDS, "kind", "buffers", "stored"}
@@ -148,29 +154,36 @@ def _read_group(path: str | Path, name: str) -> dict[str, Tensor]:
 
 
 def _take(
-    tensors: dict[str, Tensor], prefix: str, names: list[str], manifest: Manifest
+    tensors: Mapping[str, Tensor], keys: set[str], prefix: str, names: list[str], manifest: Manifest
 ) -> dict[str, Tensor]:
-    """Take the tensors with a prefix out of `tensors`, refusing the lack of one."""
-    missing = [name for name in names if prefix + name not in tensors]
+    """Take the tensors with a prefix, and their keys out of `keys`, refusing the lack of one."""
+    missing = [name for name in names if prefix + name not in keys]
     if missing:
         raise manifest.damaged(f"{MASKS} lacks {prefix}{missing[0]}")
-    return {name: tensors.pop(prefix + name) for name in names}
+    keys -= {prefix + name for name in names}
+    return {name: tensors[prefix + name] for name in names}
 
 
-def _unpack_masks(tensors: Mapping[str, Tensor], manifest: Manifest) -> Masks:
+def _unpack_masks(
+    tensors: Mapping[str, Tensor], keys: set[str], manifest: Manifest, *, lazily: bool
+) -> Masks:
     """Unpack the masks of all sites; sizes are compared before a byte is allocated."""
     sites = manifest.object("sites")
     signed = _signed_sites(sites, manifest)
     expected = {*sites, *(name + FLIP_SUFFIX for name in signed)}
-    if tensors.keys() != expected:
-        odd = sorted(tensors.keys() ^ expected)
+    if keys != expected:
+        odd = sorted(keys ^ expected)
         raise manifest.damaged(f"{MASKS} and the sites disagree on {odd[:3]}")
-    kept = {name: _unpack(tensors[name], sites[name], manifest) for name in sorted(sites)}
-    flips = {
-        name: _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest)
-        for name in signed
-    }
-    masks = Masks(kept, flips)
+    kept: Mapping[str, Tensor] = Made(
+        sorted(sites), lambda name: _unpack(tensors[name], sites[name], manifest)
+    )
+    kept = kept if lazily else dict(kept)
+    flips: Mapping[str, Tensor] = Made(
+        signed,
+        lambda name: _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest),
+    )
+    flips = flips if lazily else dict(flips)
+    masks = Masks.made(kept, flips) if lazily else Masks(kept, flips)
     counts = manifest.object("counts")
     wanted = {"kept": masks.kept, "gated": masks.total}
     if masks.flips or "flips" in counts:

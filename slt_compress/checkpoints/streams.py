@@ -1,0 +1,94 @@
+"""Checkpoints of which one tensor at a time is read or made: larger ones than memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from slt_compress.checkpoints import families
+from slt_compress.checkpoints.origins import (
+    checked_record,
+    locate_weights,
+    recorded_checkpoint,
+    recorded_init,
+)
+from slt_compress.checkpoints.records import Checkpoint
+from slt_compress.errors import SourceError
+from slt_compress.filling import seeded_filler
+from slt_compress.lazy_files import LazyTensors
+from slt_compress.making import Made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A checkpoint without weights, and its weights one at a time.
+
+    Attributes:
+        checkpoint: its module is on the meta device.
+        tensors: by state-dict name, as `reopen` would have them; looked up anew every time.
+        renamed: whether a file calls any of them what the model does not.
+    """
+
+    checkpoint: Checkpoint
+    tensors: Mapping[str, Tensor]
+    renamed: bool
+
+
+def stream_origin(
+    record: Mapping[str, Any], stored: Mapping[str, Tensor], *, override: str | Path | None = None
+) -> Stream | None:
+    """The origin that `origin_record` recorded, tensor by tensor; None where it takes all of them.
+
+    It takes all where the library does more than to copy tensors from the files: where it fuses or
+    splits them, chooses a dtype for them or makes up one that is missing.
+
+    Args:
+        record: as for `reopen`.
+        stored: what the seed of a random init does not give.
+        override: as for `reopen`.
+
+    Raises:
+        SourceError: as for `reopen`, as far as no weight is read.
+    """
+    family, task, kind, config = checked_record(record)
+    try:
+        module = families.sketch_module(family, task, config)
+    except (SourceError, RuntimeError, NotImplementedError):
+        return None  # some architectures compute with values while they are built
+    own = module.state_dict(keep_vars=True)
+    if not all(isinstance(tensor, Tensor) for tensor in own.values()):
+        return None
+    if kind == "random":
+        init = recorded_init(record.get("init"))
+        if init is None or init.scheme == "default":
+            return None
+        fill = seeded_filler(module, init.scheme, init.seed)
+        checkpoint = recorded_checkpoint(
+            record, module, folder=None, revision=record.get("revision"), file_keys={},
+            stored=tuple(name for name in own if name in stored),
+        )  # fmt: skip
+        tensors = Made(own, lambda name: stored[name] if name in stored else fill(name))
+        return Stream(checkpoint=checkpoint, tensors=tensors, renamed=False)
+    files, folder, revision = locate_weights(record, override)
+    lazy = LazyTensors(files, SourceError)
+    shells, keys = lazy.shells(), None
+    if shells:
+        with suppress(SourceError, RuntimeError, NotImplementedError):
+            keys = families.direct_keys(family, config, module, shells)
+    if keys is None:
+        return None
+    places = keys
+    checkpoint = recorded_checkpoint(
+        record, module, folder=folder, revision=revision, stored=(),
+        file_keys={name: (places[name],) for name, _ in module.named_parameters()},
+    )  # fmt: skip
+    return Stream(
+        checkpoint=checkpoint,
+        tensors=Made(own, lambda name: lazy[places[name]].to(own[name].dtype)),
+        renamed=any(key not in own or own[key] is not own[name] for name, key in places.items()),
+    )
