@@ -222,7 +222,7 @@ def load(
         path: the folder, or the id of a hub repository.
         origin: where a ticket's weights are read from instead of the recorded place.
         model: the module that a ticket of kind `module` was searched on; it is copied.
-        runtime: `dense`.
+        runtime: `dense`, `sparse` (CPU kernels for kept weights) or `auto` (where they are faster).
         device: where its weights go.
         revision: branch, tag or commit of a hub repository.
 
@@ -230,7 +230,7 @@ def load(
         SltError: the folder or its origin cannot be used.
     """
     opened = open_path(local_folder(path, revision), origin=origin, model=model)
-    return as_runtime(opened, runtime).to(device)
+    return as_runtime(opened, runtime, device)
 
 
 def verify(

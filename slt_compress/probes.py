@@ -1,13 +1,18 @@
-"""The stored probe of a ticket or artifact: inputs of its model, and what it made of them."""
+"""Inputs of the model in a ticket or artifact: the stored probe, or others like it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from slt_compress.artifact import PROBE, is_artifact
-from slt_compress.errors import ArtifactError
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.data import modalities_of
+from slt_compress.data.images import pipeline_of
+from slt_compress.data.tokens import DEFAULT_LENGTH, context_of, vocabulary_of
+from slt_compress.errors import ArtifactError, DataError
 from slt_compress.files import read_safetensors
 from slt_compress.ticket import read_probe
 
@@ -23,3 +28,39 @@ def stored_probe(folder: Path) -> dict[str, Tensor]:
         return read_probe(folder)
     path = folder / PROBE
     return read_safetensors(path, ArtifactError) if path.is_file() else {}
+
+
+def example_inputs(folder: Path, checkpoint: Checkpoint, batch: int) -> dict[str, Tensor]:
+    """Inputs of `batch` examples: the stored probe's, over and over, or else made-up ones.
+
+    Made up are pictures of noise, and random tokens: 128 of them, or as many as the model takes.
+
+    Raises:
+        TicketError, ArtifactError: the probe is damaged.
+        DataError: there is none, and the model reads neither pictures nor text.
+    """
+    stored = {name: value for name, value in stored_probe(folder).items() if name != "logits"}
+    if not stored:
+        return _made_up(checkpoint, batch)
+    examples = min((len(value) for value in stored.values() if value.dim()), default=0)
+    if not examples:
+        raise DataError(f"the probe in {folder} holds no example")
+    rows = torch.arange(batch) % examples
+    return {name: value[rows] if value.dim() else value for name, value in stored.items()}
+
+
+def _made_up(checkpoint: Checkpoint, batch: int) -> dict[str, Tensor]:
+    chance = torch.Generator().manual_seed(0)
+    kind = None if checkpoint.family == "module" else modalities_of(checkpoint)[0]
+    if kind == "image":
+        return {"pixel_values": torch.randn(batch, *pipeline_of(checkpoint).size, generator=chance)}
+    vocabulary = vocabulary_of(checkpoint)
+    if kind != "text" or vocabulary is None:
+        raise DataError(
+            f"no probe was stored, and inputs of {checkpoint.source} cannot be made up: only "
+            "pictures and text can"
+        )
+    length = min(DEFAULT_LENGTH, context_of(checkpoint) or DEFAULT_LENGTH)
+    tokens = torch.randint(vocabulary, (batch, length), generator=chance)
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    return {**inputs, "labels": tokens} if checkpoint.task == "seq2seq" else inputs

@@ -22,10 +22,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower layers only; a subpackage also from itself. CONTRIBUTING prints this.
 LAYERS = (
-    "attentions bits convolutions counting errors expectations hidden layouts making masks "
-    "outputs parameters plots printing reaching reference registering schedules",
-    "files formats initial names patterns roles shrinking",
-    "budget filling lazy_files manifests sites",
+    "attentions bits convolutions counting errors expectations hidden kernels layouts making "
+    "masks outputs parameters plots printing reaching reference registering schedules",
+    "files formats initial layers names patterns roles shrinking",
+    "budget choosing filling lazy_files manifests sites",
     "checkpoints fitting methods silencing ticket",
     "artifact calibration data gating objectives provenance pushing settings",
     "controls evaluation onnx_models origins pattern_checks probes recipes reporting selecting "

@@ -88,16 +88,21 @@ def length_of(checkpoint: Checkpoint, tokenizer: Any, asked: int | None) -> int:
     Raises:
         DataError: more tokens asked for than the model can take.
     """
-    config = text_config(checkpoint)
-    contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
-    # Tokenizers without a limit of their own give a huge number.
-    contexts += [limit for limit in [tokenizer.model_max_length] if limit < 10**9]
-    context = min((int(limit) for limit in contexts if limit > 0), default=None)
+    context = context_of(checkpoint, tokenizer.model_max_length)
     if asked is not None and context is not None and asked > context:
         raise DataError(
             f"data.max_length is {asked} tokens and {checkpoint.source} takes at most {context}"
         )
     return asked or min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+
+
+def context_of(checkpoint: Checkpoint, limit: float = 10**9) -> int | None:
+    """The most tokens that the model, and a tokenizer of this limit, can take; None if any."""
+    config = text_config(checkpoint)
+    contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
+    # Tokenizers without a limit of their own give a huge number.
+    contexts += [limit] if limit < 10**9 else []
+    return min((int(context) for context in contexts if context > 0), default=None)
 
 
 def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
