@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -156,11 +158,6 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the masked model of a ticket as a folder that can be loaded."""
-    from slt_compress.formats import EXPORTS
-
-    if format not in EXPORTS:
-        raise typer.BadParameter(f"unknown format {format!r}; known: {', '.join(EXPORTS)}",
-                                 param_hint="--format")  # fmt: skip
     from slt_compress import api
     from slt_compress.cards import how_to_load
     from slt_compress.console import print_artifact
@@ -277,6 +274,9 @@ def compare(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the one place where an SltError becomes a line and an exit code."""
+    # What is left at the end goes with the process: looking for garbage in it takes up to a second.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     # Threads that spin while they wait cost several times the run where the cores are shared. Read
     # by OpenMP when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -55,9 +55,23 @@ Epochs = Annotated[float | None, typer.Option(help="Passes over the training spl
 BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
 Lr = Annotated[float | None, typer.Option(help="Learning rate of the scores.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
+
+
+def _format(value: str) -> str:
+    """Refuse a name that no format has."""
+    from slt_compress.formats import EXPORTS
+
+    if value not in EXPORTS:
+        raise typer.BadParameter(f"unknown format {value!r}; known: {', '.join(EXPORTS)}")
+    return value
+
+
 Format = Annotated[
     str,
-    typer.Option(help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor), mask or onnx."),
+    typer.Option(
+        callback=_format,
+        help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor), mask or onnx.",
+    ),
 ]
 ValuesDtype = Annotated[
     str | None, typer.Option(help="Round kept weights to bf16 or fp16 in the file (lossy).")

@@ -71,4 +71,8 @@ def _no_collecting() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            # all of it goes to the oldest generation unseen: else the next object that is made
+            # would have everything looked through
+            gc.freeze()
+            gc.unfreeze()
             gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import re
 import subprocess
@@ -206,6 +207,31 @@ def test_nothing_heavy_is_loaded_before_there_is_work(code: str) -> None:
     # typer itself looks for pydantic types when it builds a command with arguments
     heavy = HEAVY if re.search("search|compare|plan", code) else HEAVY | {"pydantic"}
     assert not modules_after(code) & heavy
+
+
+def test_a_plan_loads_nothing_that_only_a_search_needs(checkpoints: dict[str, Path]) -> None:
+    loaded = modules_after(RUN.format(["plan", str(checkpoints["vit"]), "--json"]))
+    assert "transformers" in loaded
+    assert not loaded & {
+        "pyarrow",
+        "datasets",
+        "timm",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "numba",
+    }
+
+
+def test_a_plan_leaves_the_garbage_collector_as_it_was(
+    checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    frozen = gc.get_freeze_count()
+    with pytest.raises(SystemExit):
+        cli.main(["plan", str(checkpoints["vit"])])
+    assert capsys.readouterr().out
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
 
 
 def test_the_flags_are_frozen() -> None:

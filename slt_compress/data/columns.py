@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from slt_compress.data.rows import AUDIO_NAMES
+from slt_compress.data.options import AUDIO_NAMES
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:

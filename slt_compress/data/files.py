@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as papq
 
+from slt_compress.data.options import SPLITS
 from slt_compress.data.rows import Rows, as_rows, concatenate
 from slt_compress.errors import DataError
 
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-}
 
 
 def _read_parquet(path: Path) -> pa.Table:

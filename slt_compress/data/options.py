@@ -10,6 +10,21 @@ from slt_compress.errors import DataError
 HELD_OUT_CAP = 2_000
 """The most training examples that are held out to select on."""
 
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+}
+"""What splits are called, and what each of them is."""
+
+AUDIO_NAMES = ("audio", "speech", "sound")
+"""What columns of sound are called: nothing else tells them from pictures without a type."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:

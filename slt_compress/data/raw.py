@@ -20,8 +20,7 @@ from slt_compress.data.columns import (
     find_target,
     read_labels,
 )
-from slt_compress.data.files import SPLITS, read_path
-from slt_compress.data.hub import is_saved, read_hub, read_saved
+from slt_compress.data.options import SPLITS
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -129,6 +128,10 @@ def open_data(spec: str, options: DataOptions) -> RawData:
 
 
 def _read(spec: str, options: DataOptions) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    # not before there is data to read: they bring pyarrow, which a plan does without
+    from slt_compress.data.files import read_path
+    from slt_compress.data.hub import is_saved, read_hub, read_saved
+
     path = Path(spec).expanduser()
     if path.exists():
         return (read_saved(path, spec) if is_saved(path) else read_path(path, spec)), ()

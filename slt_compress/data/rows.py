@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from slt_compress.data.options import AUDIO_NAMES
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What columns of sound are called; without a declared type nothing else tells them from pictures.
-AUDIO_NAMES = ("audio", "speech", "sound")
 Kind = Literal["image", "audio", "classes", "text", "integer", "number", "words", "tags", "other"]
 Positions = npt.NDArray[np.int64]
 
