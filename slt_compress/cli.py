@@ -49,6 +49,7 @@ from slt_compress.options import (
 from slt_compress.preview import plan
 from slt_compress.printing import print_json
 from slt_compress.shelf import import_command, tickets_app
+from slt_compress.timing import bench
 
 app = typer.Typer(
     name="slt-compress",
@@ -62,6 +63,7 @@ app.command()(plan)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
 app.command("import")(import_command)
+app.command()(bench)
 
 
 def _version(wanted: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -21,9 +21,11 @@ from slt_compress.runtime import Opened, site_parameters
 RUNTIMES = ("dense", "sparse", "auto")
 # The batch sizes for which `auto` chooses.
 BATCHES = (1, 8)
+# A model on inputs of some batch sizes, in their order.
+Runs = Mapping[int, Callable[[], Any]]
 # A model is left dense where its layers together take more than this share of the dense time.
 _SLOWER = 1.0
-# Rounds, and seconds, in which the whole model is compared; above the last, only with one example.
+# Rounds, and seconds, in which the whole model is compared; not with more examples above the last.
 _ROUNDS, _PATIENCE, _LONG = 15, 0.5, 0.1
 
 
@@ -75,36 +77,51 @@ def as_runtime(opened: Opened, runtime: str, device: str | torch.device = "cpu")
             "nothing there; load with runtime='dense'"
         )
     if runtime != "dense" and on_cpu:
-        fitting = fit(opened, runtime)
+        fitting = fit_opened(opened, runtime)
         fitting.put_on()
         module.requires_grad_(False)
         vars(module)["slt_runtime"] = dict(fitting.said)
     return module.to(device)
 
 
-def fit(opened: Opened, runtime: str) -> Fitting:
-    """Find kernels for the layers of a model, and with `auto` measure which of them are used."""
+def fit_opened(opened: Opened, runtime: str) -> Fitting:
+    """As `fit`, for the model of an opened folder on its example inputs."""
+    runs = _runs(opened) if runtime == "auto" else {}
+    return fit(opened.module, opened.shapes, runtime, runs)
+
+
+def fit(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], runtime: str, runs: Runs
+) -> Fitting:
+    """Find kernels for the layers of a model, and with `auto` measure which of them are used.
+
+    Args:
+        module: the masked model; it is not changed.
+        shapes: of its sites, by name.
+        runtime: one of `RUNTIMES`.
+        runs: for `auto`, the model on some inputs by batch size: what its layers see, and whether
+            it is faster as a whole. Without them layers are measured on their own.
+    """
     if runtime == "dense":
         return Fitting(forwards={}, said={})
-    said = {name: unsuited(layer) for name, layer in _layers(opened).items()}
-    layers = {name: layer for name, layer in _layers(opened).items() if said[name] is None}
+    layers = _layers(module, shapes)
+    reasons = {name: unsuited(layer) for name, layer in layers.items()}
     candidates = {
         name: Candidate(layer=layer, kernels=kernels_of(layer), seen=())
         for name, layer in layers.items()
+        if reasons[name] is None
     }
-    fitting = _all(candidates) if runtime == "sparse" else _fastest(opened, candidates)
-    dense = {name: f"dense: {reason}" for name, reason in said.items() if reason is not None}
-    return Fitting(
-        forwards=fitting.forwards, said=dict(sorted(({**fitting.said, **dense}).items()))
-    )
+    found = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs)
+    dense = {name: f"dense: {reason}" for name, reason in reasons.items() if reason is not None}
+    return Fitting(forwards=found.forwards, said=dict(sorted({**found.said, **dense}.items())))
 
 
-def _layers(opened: Opened) -> dict[str, nn.Module]:
+def _layers(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Module]:
     """The modules that have a site of their own, by name."""
-    sites = {id(weight) for weight in site_parameters(opened.module, opened.shapes).values()}
+    sites = {id(weight) for weight in site_parameters(module, shapes).values()}
     return {
         name: layer
-        for name, layer in opened.module.named_modules()
+        for name, layer in module.named_modules()
         if any(id(parameter) in sites for parameter in layer._parameters.values())
     }
 
@@ -135,15 +152,11 @@ def _said(choice: Choice) -> str:
     return f"{' and '.join(choice.used)}{least}"
 
 
-def _fastest(opened: Opened, candidates: Mapping[str, Candidate]) -> Fitting:
+def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> Fitting:
     """Every layer with what is fastest for it, if that makes the whole model faster."""
-    runs = _runs(opened)
-    seen = _seen(candidates, runs[BATCHES[0]]) if runs else {}
-    seen_by = {name: seen.get(name, ()) for name in candidates}
-    candidates = {
-        name: Candidate(layer=c.layer, kernels=c.kernels, seen=seen_by[name])
-        for name, c in candidates.items()
-    }
+    if runs:
+        seen = _seen(candidates, runs)
+        candidates = {name: replace(c, seen=seen[name]) for name, c in candidates.items()}
     fitting = _fitting(candidates, choose(candidates))
     if fitting.forwards and _is_slower(fitting, runs):
         reason = "dense: the model as a whole was not faster with kernels"
@@ -151,7 +164,7 @@ def _fastest(opened: Opened, candidates: Mapping[str, Candidate]) -> Fitting:
     return fitting
 
 
-def _runs(opened: Opened) -> dict[int, Callable[[], Any]]:
+def _runs(opened: Opened) -> Runs:
     """The model on example inputs, by batch size; none where none can be made."""
     forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
     found: dict[int, Callable[[], Any]] = {}
@@ -167,15 +180,16 @@ def _runs(opened: Opened) -> dict[int, Callable[[], Any]]:
 
 
 def _seen(
-    candidates: Mapping[str, Candidate], run: Callable[[], Any]
+    candidates: Mapping[str, Candidate], runs: Runs
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The shapes of the inputs of each layer in a run with one example, and with several."""
+    """The shapes of the inputs of each layer in the shortest run, and in longer ones."""
+    least = min(runs)
     shapes: dict[str, dict[tuple[int, ...], None]] = {name: {} for name in candidates}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim():
             first, *rest = inputs[0].shape
-            shapes[name].update(dict.fromkeys((first * batch, *rest) for batch in BATCHES))
+            shapes[name].update(dict.fromkeys((first * batch // least, *rest) for batch in runs))
 
     handles = [
         candidate.layer.register_forward_pre_hook(partial(note, name))
@@ -183,16 +197,16 @@ def _seen(
     ]
     try:
         with torch.no_grad():
-            run()
+            runs[least]()
     finally:
         for handle in handles:
             handle.remove()
     return {name: tuple(found) for name, found in shapes.items()}
 
 
-def _is_slower(fitting: Fitting, runs: Mapping[int, Callable[[], Any]]) -> bool:
+def _is_slower(fitting: Fitting, runs: Runs) -> bool:
     """Whether the whole model takes longer with the kernels, for any batch size."""
-    for batch, run in runs.items():
+    for run in runs.values():
         turns = {"dense": (fitting.take_off, run), "kernels": (fitting.put_on, run)}
         try:
             with torch.no_grad():
@@ -202,6 +216,6 @@ def _is_slower(fitting: Fitting, runs: Mapping[int, Callable[[], Any]]) -> bool:
         dense, kernels = median(taken["dense"]), median(taken["kernels"])
         if kernels > _SLOWER * dense:
             return True
-        if batch == BATCHES[0] and dense > _LONG:
+        if dense > _LONG:
             return False
     return False

@@ -34,8 +34,8 @@ LAYERS = (
     "cards comparing cookbook options planning runtime searching",
     "adapters compacting confining converting deriving exporting importing outlines quantizer "
     "recording runtimes verifying workloads",
-    "console forecasting interchange onnx_checks shelf",
-    "api",
+    "benching console forecasting interchange onnx_checks shelf",
+    "api timing",
     "preview",
     "cli",
     "__init__ __main__",
@@ -64,6 +64,7 @@ FLAGS = {
     "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "
     "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
     "import": "PATH -o --out",
+    "bench": "PATH --batch --origin --threads --rounds --json",
     "tickets": "",
     "tickets diff": "FIRST SECOND --json",
     "tickets merge": "FIRST SECOND --op -o --out",
