@@ -70,7 +70,7 @@ Format = Annotated[
     str,
     typer.Option(
         callback=_format,
-        help="dense, sparse-csr, bitmask, nm, auto (smallest per tensor), mask or onnx.",
+        help="dense, sparse-csr, bitmask, nm, coded, auto (the smallest), mask or onnx.",
     ),
 ]
 ValuesDtype = Annotated[

@@ -10,7 +10,7 @@ it forgets how it was stored, and saving it writes what saving any other model w
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
             files[:] = map(str, recorded.files())
             return model
         with torch.device("cpu"):  # transformers builds models without memory around this
-            self._tensors, self._keys = read_site_tensors(folder)
+            self._tensors, self._keys = read_site_tensors(folder, _shapes_of(model))
         self._cast()
         return model
 
@@ -170,3 +170,15 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
 
             mask_of(self._mask).put_on_(model)
         return model
+
+
+def _shapes_of(model: nn.Module) -> Callable[[str], tuple[int, ...] | None]:
+    """The shape that a model has for a name, which may be that of one with another head."""
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+
+    def shape_of(name: str) -> tuple[int, ...] | None:
+        names = (name, prefix + name, name.removeprefix(prefix))
+        return next((own[each] for each in names if each in own), None)
+
+    return shape_of

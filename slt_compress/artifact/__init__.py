@@ -12,7 +12,6 @@ from slt_compress.artifact.reading import (
     is_artifact,
     open_manifest,
     read_artifact,
-    read_site_tensors,
     weight_files,
 )
 from slt_compress.artifact.records import (
@@ -29,6 +28,7 @@ from slt_compress.artifact.records import (
     manifest_head,
 )
 from slt_compress.artifact.shrunken import Proof, read_proof, write_shrunk
+from slt_compress.artifact.site_tensors import read_site_tensors
 from slt_compress.artifact.tensors import State, state_of
 from slt_compress.artifact.writing import MAX_SHARD_SIZE, write_artifact
 

@@ -71,35 +71,37 @@ def said_of(folder: Path, name: str) -> Iterator[None]:
         raise ArtifactError(f"{folder} is damaged: {name} {cause}") from cause
 
 
-def decode(parts: Mapping[str, Tensor], entry: Entry) -> Tensor:
+def decode(
+    parts: Mapping[str, Tensor], entry: Entry, *, masked: bool
+) -> tuple[Tensor, Tensor | None]:
     """The tensor of one entry, which has a checked shape and dtype, in memory of its own.
 
-    Raises:
-        ArtifactError: the parts do not describe it.
-    """
-    codec, shape, dtype = CODECS[entry["format"]], tuple(entry["shape"]), dtype_of(entry["dtype"])
-    stored = dtype_of(entry["values"]) if "values" in entry else dtype
-    tensor = codec.decode(parts, shape=shape, dtype=stored)
-    # A copy of what still lies in the file: the model must not change when the file does, and
-    # ordinary alignment keeps its arithmetic the same as that of any other model.
-    return tensor.to(dtype) if stored is not dtype else tensor if codec.sparse else tensor.clone()
-
-
-def decode_mask(parts: Mapping[str, Tensor], entry: Entry) -> Tensor:
-    """The mask of an entry that has `kept`; a site that is stored dense keeps everything.
+    With its mask where it is `masked` and has `kept`; a site that is stored dense keeps everything.
 
     Raises:
         ArtifactError: the parts do not describe it, or it has another count.
     """
-    codec, shape = CODECS[entry["format"]], tuple(entry["shape"])
-    count = math.prod(shape)
-    if not codec.sparse and entry["kept"] != count:
-        raise ArtifactError(f"is stored whole, but keeps {str(entry['kept'])[:40]} of {count:,}")
+    codec, shape, dtype = CODECS[entry["format"]], tuple(entry["shape"]), dtype_of(entry["dtype"])
+    stored = dtype_of(entry["values"]) if "values" in entry else dtype
     mask = codec.decode_mask(parts, shape=shape)
+    tensor = codec.decode(parts, shape=shape, dtype=stored, mask=mask)
+    # A copy of what still lies in the file: the model must not change when the file does, and
+    # ordinary alignment keeps its arithmetic the same as that of any other model.
+    tensor = tensor.to(dtype) if stored is not dtype else tensor if codec.sparse else tensor.clone()
+    return tensor, _counted(mask, entry) if masked and "kept" in entry else None
+
+
+def _counted(mask: Tensor | None, entry: Entry) -> Tensor:
+    """The mask of a site, after its count was compared with the recorded one."""
+    kept, shape = entry["kept"], tuple(entry["shape"])
     if mask is None:
+        if kept != math.prod(shape):
+            raise ArtifactError(
+                f"is stored whole, but keeps {str(kept)[:40]} of {math.prod(shape):,}"
+            )
         return torch.ones(shape, dtype=torch.bool)
-    if entry["kept"] != int(mask.count_nonzero()):
-        raise ArtifactError(f"does not keep its recorded count, {str(entry['kept'])[:40]}")
+    if kept != int(mask.count_nonzero()):
+        raise ArtifactError(f"does not keep its recorded count, {str(kept)[:40]}")
     return mask
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from slt_compress.artifact.components import decode, decode_mask, said_of, split, stored_parts
+from slt_compress.artifact.components import decode, said_of, split, stored_parts
 from slt_compress.artifact.records import (
     DENSE_MANIFEST,
     DENSE_WEIGHTS,
@@ -38,7 +38,7 @@ from slt_compress.files import (
     read_safetensors,
     sha256_file,
 )
-from slt_compress.formats import CODECS, FORMATS, part_key
+from slt_compress.formats import CODECS, FORMATS
 from slt_compress.manifests import Manifest, as_shape, check_manifest
 from slt_compress.masks import Masks
 
@@ -104,32 +104,6 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
         masks=masks,
         manifest=manifest.values,
     )
-
-
-def read_site_tensors(
-    path: str | Path,
-) -> tuple[dict[str, Tensor], dict[str, tuple[str, ...]]]:
-    """The weights that a sparse artifact does not store as they are, and the keys of their parts.
-
-    For a library that fills the rest itself and compares all shapes with those of its model.
-
-    Raises:
-        ArtifactError: as in `read_artifact`.
-    """
-    folder = Path(path)
-    manifest = open_manifest(folder)
-    entries = _describe(folder, manifest).entries
-    parts = stored_parts(folder, manifest)
-    for alias, name in manifest.object("ties").items():
-        if str(name) not in entries or alias in entries:
-            raise manifest.damaged(f"it ties {alias} to {str(name)[:80]}")
-    packed = [name for name, entry in entries.items() if CODECS[entry["format"]].sparse]
-    tensors: dict[str, Tensor] = {}
-    for name in packed:
-        with said_of(folder, name):
-            tensors[name] = decode(parts[name], entries[name])
-    keys = {name: tuple(part_key(name, part) for part in parts[name]) for name in packed}
-    return tensors, keys
 
 
 def _blank(folder: Path, manifest: Manifest, model: nn.Module | None) -> nn.Module:
@@ -202,6 +176,12 @@ def _describe(folder: Path, manifest: Manifest) -> Artifact:
         )
     entries = manifest.object("entries")
     for key, entry in entries.items():
+        codec = entry.get("format") if isinstance(entry, dict) else None
+        if isinstance(codec, str) and codec not in (*CODECS, MASK_FORMAT):
+            raise ArtifactError(
+                f"{folder} stores {key} by the codec {codec[:40]!r}, which this slt-compress"
+                " lacks; upgrade"
+            )
         if not _is_entry(entry, name):
             raise manifest.damaged(f"the entry of {key} is {str(entry)[:80]}")
     dense = manifest.values.get("dense_nbytes")
@@ -277,9 +257,9 @@ def _read_state(folder: Path, manifest: Manifest, module: nn.Module) -> tuple[St
     tensors, masks = {}, {}
     for name, entry in entries.items():
         with said_of(folder, name):
-            tensors[name] = decode(parts[name], entry)
-            if "kept" in entry and masked:
-                masks[name] = decode_mask(parts[name], entry)
+            tensors[name], mask = decode(parts[name], entry, masked=masked)
+            if mask is not None:
+                masks[name] = mask
     return State(tensors=tensors, ties=ties), Masks(masks) if masked else None
 
 

@@ -11,6 +11,7 @@ from slt_compress.errors import ArtifactError
 from slt_compress.formats.base import Codec, NmPattern, part_key
 from slt_compress.formats.bitmask import Bitmask
 from slt_compress.formats.choice import Format, MaskOnly
+from slt_compress.formats.coded import Coded
 from slt_compress.formats.csr import SparseCsr
 from slt_compress.formats.dense import Dense
 from slt_compress.formats.entropy import decode_masks, encode_masks
@@ -26,6 +27,7 @@ __all__ = [
     "VALUES_DTYPES",
     "Bitmask",
     "Codec",
+    "Coded",
     "Dense",
     "Format",
     "MaskOnly",
@@ -39,7 +41,7 @@ __all__ = [
     "part_key",
 ]
 
-_DENSE, _CSR, _BITMASK, _NM = Dense(), SparseCsr(), Bitmask(), Nm()
+_DENSE, _CSR, _BITMASK, _NM, _CODED = Dense(), SparseCsr(), Bitmask(), Nm(), Coded()
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
@@ -47,6 +49,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
         "sparse-csr": _CSR,
         "bitmask": _BITMASK,
         "nm": _NM,
+        "coded": _CODED,
     }
 )
 
@@ -57,7 +60,8 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
         "bitmask": Format(name="bitmask", codecs=(_BITMASK,)),
         # what has no such pattern is stored as a bitmask
         "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
-        "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR)),
+        "coded": Format(name="coded", codecs=(_CODED,)),
+        "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED)),
         "mask": MaskOnly(),
     }
 )

@@ -52,12 +52,17 @@ class Codec(Protocol):
         """
 
     def decode(
-        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Rebuild the dense weight; dropped weights are +0.
 
         `shape` and `dtype` are those of the weight to fill, so that nothing is allocated on the
-        word of a file.
+        word of a file. `mask` is what `decode_mask` gave of the same parts, where it was asked.
 
         Raises:
             ArtifactError: the parts do not describe a weight of this shape and dtype.
@@ -77,7 +82,7 @@ class Codec(Protocol):
         dtype: torch.dtype,
         pattern: NmPattern | None = None,
     ) -> int | None:
-        """Bytes of all parts together, headers aside, exactly.
+        """Bytes of all parts together, headers aside: exactly, or at most where a mask is coded.
 
         None where a mask of this `pattern` (None: of none) cannot be stored.
         """

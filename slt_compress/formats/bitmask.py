@@ -38,10 +38,15 @@ class Bitmask:
         return {"bitmask": pack_bits(mask), "values": pick(tensor, mask)}
 
     def decode(
-        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Put the values where a bit is set."""
-        mask = self.decode_mask(parts, shape=shape)
+        mask = self.decode_mask(parts, shape=shape) if mask is None else mask
         return scatter(parts["values"], mask, dtype)
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:

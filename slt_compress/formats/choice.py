@@ -62,7 +62,7 @@ class Format:
         dtype: torch.dtype,
         pattern: NmPattern | None = None,
     ) -> int:
-        """Bytes of one weight, headers aside, exactly."""
+        """Bytes of one weight, headers aside: exactly, or at most where its mask is coded."""
         return self.choose(shape, kept, dtype, pattern).nbytes(shape, kept, dtype, pattern) or 0
 
     def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:

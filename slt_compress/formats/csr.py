@@ -18,6 +18,7 @@ from slt_compress.formats.base import (
     expect_parts,
     expect_same_shape,
     expect_values,
+    scatter,
 )
 
 if TYPE_CHECKING:
@@ -60,17 +61,16 @@ class SparseCsr:
         }
 
     def decode(
-        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Scatter the values into zeros."""
-        positions = _positions(parts, shape)
-        values = parts["values"]
-        if values.dtype is not dtype:
-            raise ArtifactError(f"holds values of {values.dtype} where {dtype} is expected")
-        source = bits(values)
-        dense = torch.zeros(math.prod(shape), dtype=source.dtype)
-        dense[positions] = source
-        return dense.view(dtype).reshape(shape)
+        """Put the values at the positions."""
+        mask = self.decode_mask(parts, shape=shape) if mask is None else mask
+        return scatter(parts["values"], mask, dtype)
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
         """Mark the stored positions."""

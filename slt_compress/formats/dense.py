@@ -32,7 +32,12 @@ class Dense:
         return {"": values.view(tensor.dtype)}
 
     def decode(
-        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Return the one part."""
         expect_parts(parts, self.parts)

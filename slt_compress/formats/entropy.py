@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _WHOLE = 1 << 16  # the probability 1; as a frequency: everything in the block is kept
 _CLASSES = 16  # classes of rows or of columns, at most
+_SLACK = 1.0005  # what the coder's rounding of probabilities costs at most
 _SPLITS = (1, 4, _CLASSES)  # numbers of classes that the writer tries
 
 
@@ -99,6 +100,17 @@ def entropy_bits(total: int, kept: int) -> float:
         return 0.0
     density = kept / total
     return -total * (density * math.log2(density) + (1 - density) * math.log2(1 - density))
+
+
+def coded_nbytes(total: int, kept: int) -> int:
+    """Bytes that one coded mask takes at most, as far as only its density is known."""
+    if not total:
+        return 0
+    sizes, counts = np.array([[total]]), np.array([[kept]])
+    plain = np.zeros(0, dtype=np.int64)
+    model = _Model(rows=plain, columns=plain, frequencies=_frequencies(counts, sizes))
+    # the numbers of classes, and the words that the coder ends with
+    return 4 * (math.ceil((_bits(model, counts, sizes) * _SLACK + 9) / 32) + 1)
 
 
 def _decode(coder: Any, shape: tuple[int, ...]) -> NDArray[Any]:

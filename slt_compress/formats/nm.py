@@ -59,10 +59,15 @@ class Nm:
         }
 
     def decode(
-        self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...], dtype: torch.dtype
+        self,
+        parts: Mapping[str, Tensor],
+        *,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Put the values at the positions."""
-        mask = self.decode_mask(parts, shape=shape)
+        mask = self.decode_mask(parts, shape=shape) if mask is None else mask
         return scatter(parts["values"], mask, dtype)
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
