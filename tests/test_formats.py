@@ -172,7 +172,7 @@ def test_auto_takes_the_smallest():
     assert auto.choose(shape, total // 2, bf16, half).name == "nm"
     assert FORMATS["nm"].choose(shape, total // 2, bf16).name == "bitmask"
     # nothing but a dense weight that keeps everything can do without a mask
-    assert auto.choose(shape, total - 1, fp32).name == "bitmask"
+    assert auto.choose(shape, total - 1, fp32).name == "coded"
     sites = [(shape, total // 10, fp32), (shape, total // 100, fp32)]
     whole = 2 * total * 4
     held = auto.nbytes(*sites[0]) + auto.nbytes(*sites[1])
