@@ -18,18 +18,19 @@ from slt_compress.layers import Choice, Kernel, is_conv1d, tokens_of
 # A kernel is taken where it needs less than this share of the time of the dense computation: what
 # is measured is noisy, and a model must not become slower.
 MARGIN = 0.85
+# Two rounds are enough where the fastest kernel needs less than this share, or more than all of it.
+CLEAR = 0.6
 # Token counts that are always looked at: a vector, a few, a tile of the compiled kernel, many.
 COUNTS = (1, 8, 64, 512)
 # A dense computation of more multiply-adds than this is not measured: a longer one goes the same.
 _LONGEST = 1 << 30
 _ROUNDS = 5
-# Seconds after which the rounds of a measurement end early, and a kernel so much slower than the
-# fastest in its first round is not looked at again.
-_PATIENCE, _HOPELESS = 0.25, 1.5
+# Seconds after which the rounds of a measurement end early.
+_PATIENCE = 0.25
 # What is shorter than this many seconds is run more often, at most so many times, and averaged.
 _SHORT, _MOST = 0.001, 50
 # Layers of one shape are measured once where their counts of weights are within this factor.
-_ALIKE = 1.25
+_ALIKE = 1.5
 
 Run = Callable[[], Any]
 
@@ -144,11 +145,9 @@ def _winner(candidate: Candidate, inputs: Tensor) -> str | None:
         "": (_nothing, lambda: type(layer).forward(layer, inputs)),
         **{name: (_nothing, partial(k, inputs)) for name, k in candidate.kernels.items()},
     }
-    first = in_turns(runs, 1, 0.0)
-    fastest = min(min(taken) for taken in first.values())
-    hopeful = {n: run for n, run in runs.items() if min(first[n]) < _HOPELESS * fastest or not n}
-    if len(hopeful) == 1:
-        return None
-    found = {name: median(t) for name, t in in_turns(hopeful, _ROUNDS, _PATIENCE).items()}
-    best = min(found, key=lambda name: found[name])
-    return best if best and found[best] < MARGIN * found[""] else None
+    quick = {name: min(taken) for name, taken in in_turns(runs, 2, 0.0).items()}
+    dense, best = quick[""], min(candidate.kernels, key=lambda name: quick[name])
+    if not CLEAR < quick[best] / dense < 1.0:
+        return best if quick[best] < dense else None
+    longer = in_turns({"": runs[""], best: runs[best]}, _ROUNDS, _PATIENCE)
+    return best if median(longer[best]) < MARGIN * median(longer[""]) else None
