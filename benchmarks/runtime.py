@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -115,19 +115,29 @@ def measured(name: str, sparsity: float, threads: int) -> Iterator[dict[str, Any
         }  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The Markdown table: dense over `auto` and `sparse` by sparsity."""
-    yield "| model | threads | batch | dense, ms | sparsity | `auto` | `sparse` |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in sorted(
-        rows, key=lambda row: (row["model"] != "vit-base", row["model"], row["threads"],
-                               row["batch"], row["sparsity"])
-    ):  # fmt: skip
-        over = row["dense_over"]
-        yield (
-            f"| {row['model']} | {row['threads']} | {row['batch']} | {row['ms']['dense'][0]:.3g} | "
-            f"{100 * row['sparsity']:g} % | {over['auto']:.2f} | {over['sparse']:.2f} |"
-        )
+def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The Markdown table: dense over `auto`, and over `sparse`, by sparsity."""
+    sparsities = sorted({row["sparsity"] for row in rows})
+    yield (
+        "| model | threads | batch | dense, ms | "
+        + " | ".join(f"{100 * value:g} %" for value in sparsities)
+        + " |"
+    )
+    yield "|---|---|---|---|" + "---|" * len(sparsities)
+    cases = dict.fromkeys((row["model"], row["threads"], row["batch"]) for row in rows)
+    for case in cases:
+        found = {
+            row["sparsity"]: row
+            for row in rows
+            if (row["model"], row["threads"], row["batch"]) == case
+        }
+        dense = median(row["ms"]["dense"][0] for row in found.values())
+        cells = [
+            "**{auto:.2f}** / {sparse:.2f}".format(**found[value]["dense_over"])
+            if value in found else ""
+            for value in sparsities
+        ]  # fmt: skip
+        yield f"| {' | '.join(map(str, case))} | {dense:.3g} | {' | '.join(cells)} |"
 
 
 def main() -> None:

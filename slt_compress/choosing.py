@@ -18,7 +18,7 @@ from slt_compress.layers import Choice, Kernel, is_conv1d, tokens_of
 # A kernel is taken where it needs less than this share of the time of the dense computation: what
 # is measured is noisy, and a model must not become slower.
 MARGIN = 0.85
-# Two rounds are enough where the fastest kernel needs less than this share, or more than all of it.
+# Two rounds are enough where a kernel needs less than this share in both, or more than all of it.
 CLEAR = 0.6
 # Token counts that are always looked at: a vector, a few, a tile of the compiled kernel, many.
 COUNTS = (1, 8, 64, 512)
@@ -56,6 +56,11 @@ def in_turns(
         for name in order:
             seconds[name].append(_timed(*runs[name], times))
     return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def ratios_of(taken: Mapping[str, Sequence[float]], one: str, other: str) -> list[float]:
+    """Seconds of one run over those of the other in the same round, when the load was the same."""
+    return [a / b for a, b in zip(taken[one], taken[other], strict=True)]
 
 
 def _timed(prepare: Run, run: Run, times: int) -> float:
@@ -145,9 +150,11 @@ def _winner(candidate: Candidate, inputs: Tensor) -> str | None:
         "": (_nothing, lambda: type(layer).forward(layer, inputs)),
         **{name: (_nothing, partial(k, inputs)) for name, k in candidate.kernels.items()},
     }
-    quick = {name: min(taken) for name, taken in in_turns(runs, 2, 0.0).items()}
-    dense, best = quick[""], min(candidate.kernels, key=lambda name: quick[name])
-    if not CLEAR < quick[best] / dense < 1.0:
-        return best if quick[best] < dense else None
+    quick = in_turns(runs, 2, 0.0)
+    best = min(candidate.kernels, key=lambda name: min(quick[name]))
+    ratios = ratios_of(quick, best, "")
+    if max(ratios) < CLEAR or min(ratios) > 1.0:
+        return best if max(ratios) < CLEAR else None
     longer = in_turns({"": runs[""], best: runs[best]}, _ROUNDS, _PATIENCE)
-    return best if median(longer[best]) < MARGIN * median(longer[""]) else None
+    least = min(longer[best]) / min(longer[""])
+    return best if max(least, median(ratios_of(longer, best, ""))) < MARGIN else None

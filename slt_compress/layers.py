@@ -80,7 +80,7 @@ class SparseForward:
 
     def __init__(self, layer: nn.Module, kernels: Mapping[str, Kernel], choice: Choice) -> None:
         self.layer = layer
-        self.kernels = dict(kernels)
+        self.kernels = {name: kernels[name] for name in choice.used}
         self.choice = choice
         self._parameters = layer._parameters
         self._columns = 0 if isinstance(layer, nn.Conv2d) else _columns(layer)
@@ -94,8 +94,8 @@ class SparseForward:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the kernels that it may use."""
-        return sum(self.kernels[name].nbytes for name in self.choice.used)
+        """Bytes of the kernels."""
+        return sum(kernel.nbytes for kernel in self.kernels.values())
 
     def put_on(self) -> None:
         """Let the layer use it; hooks, state and class of the layer stay what they are."""

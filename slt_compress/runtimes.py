@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.choosing import Candidate, choose, in_turns
+from slt_compress.choosing import Candidate, choose, in_turns, ratios_of
 from slt_compress.errors import SltError
 from slt_compress.layers import Choice, SparseForward, kernels_of, unsuited
 from slt_compress.objectives import forward_of
@@ -213,9 +213,8 @@ def _is_slower(fitting: Fitting, runs: Runs) -> bool:
                 taken = in_turns(turns, _ROUNDS, _PATIENCE)
         finally:
             fitting.take_off()
-        dense, kernels = median(taken["dense"]), median(taken["kernels"])
-        if kernels > _SLOWER * dense:
+        if median(ratios_of(taken, "kernels", "dense")) > _SLOWER:
             return True
-        if dense > _LONG:
+        if median(taken["dense"]) > _LONG:
             return False
     return False

@@ -70,6 +70,7 @@ def test_the_promised_size_is_that_of_the_tensors(report: Report) -> None:
     site = [4 * layer["kept"] + layer["kept"] + 13 + 16 for layer in report.layers]
     assert report.sizes["sparse-csr"] == sum(site) + 4 * 12 * WIDTH
     assert any("auto format is smaller" in line for line in report.expectations)
+    assert any('runtime="auto"' in line for line in report.expectations)
 
 
 def test_a_report_comes_back_from_its_own_json(report: Report, tmp_path: Path) -> None:

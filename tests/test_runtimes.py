@@ -145,6 +145,7 @@ def test_gradients_other_types_and_autocast_are_dense():
     with torch.no_grad():
         layer(wants)
     assert kernel.uses == 2
+    layer.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(inputs).dtype == torch.bfloat16
     with pytest.raises(RuntimeError):

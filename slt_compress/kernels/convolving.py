@@ -95,16 +95,19 @@ class Convolution:
 
     def _placed(self, height: int, width: int, stride: int) -> SparseRows:
         """The matrix with places in a sample of phases [channels * stride^2, height, width]."""
-        if self._planes is None or self._planes[0] != (height, width):
-            tall, wide = self.geometry.kernel
-            columns = self.rows.columns_of_weights()
-            down = columns // wide % tall * self.geometry.dilation[0]
-            right = columns % wide * self.geometry.dilation[1]
-            channel = columns // (tall * wide)
-            phase = (channel * stride + down % stride) * stride + right % stride
-            places = (phase * height + down // stride) * width + right // stride
-            self._planes = (height, width), replace(self.rows, places=places.int())
-        return self._planes[1]
+        last = self._planes  # which another thread may exchange
+        if last is not None and last[0] == (height, width):
+            return last[1]
+        tall, wide = self.geometry.kernel
+        columns = self.rows.columns_of_weights()
+        down = columns // wide % tall * self.geometry.dilation[0]
+        right = columns % wide * self.geometry.dilation[1]
+        channel = columns // (tall * wide)
+        phase = (channel * stride + down % stride) * stride + right % stride
+        places = (phase * height + down // stride) * width + right // stride
+        found = replace(self.rows, places=places.int())
+        self._planes = (height, width), found
+        return found
 
 
 def _channels_last(pictures: Tensor) -> bool:
