@@ -80,7 +80,8 @@ def search(
     checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
     random_init = checkpoint.init is not None
     if isinstance(method, Learned):
-        training = settled(recipe.training, method.name, random_init=random_init)
+        training = settled(recipe.training, method, budget, random_init=random_init,
+                           confined=recipe.inside is not None)  # fmt: skip
         recipe = replace(recipe, training=training)
     sites = sites_of(checkpoint, recipe)
     result = Search(

@@ -7,7 +7,7 @@ from math import inf
 
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.methods import Learned
+from slt_compress.methods import Learned, Method
 from slt_compress.planning import Forecast, Plan, missing_weights
 from slt_compress.recipes import Recipe
 from slt_compress.searching import Search
@@ -44,8 +44,9 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
     """Why no step can be run here and now; None where it can be tried."""
     if sketch.kind == "module":
         return "a module of your own comes without batches"
-    if not isinstance(recipe.method_instance(), Learned):
-        return f"{recipe.method_instance().name} takes no steps"
+    method = recipe.method_instance()
+    if not isinstance(method, Learned):
+        return f"{method.name} takes no steps"
     if missing_weights(sketch):
         return "there are no weights"
     if sketch.kind == "hub":
@@ -54,15 +55,18 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
         return "no data set is named (--dataset)"
     if not is_at_hand(recipe.dataset):
         return f"the data set {recipe.dataset} is not on this machine"
-    optimizer = _settled(recipe).optimizer or "adam"
+    optimizer = _settled(recipe, method).optimizer or "adam"
     needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
     if needed > _LIMIT_GIB:
         return f"it needs {needed:.1f} GiB, and a plan takes {_LIMIT_GIB} at most"
     return None
 
 
-def _settled(recipe: Recipe) -> Training:
-    return settled(recipe.training, recipe.method_instance().name, random_init=bool(recipe.init))
+def _settled(recipe: Recipe, method: Method) -> Training:
+    if not isinstance(method, Learned):
+        return recipe.training
+    return settled(recipe.training, method, recipe.budget(), random_init=bool(recipe.init),
+                   confined=recipe.inside is not None)  # fmt: skip
 
 
 def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
@@ -70,7 +74,7 @@ def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
     source = sketch.folder or sketch.source
     checkpoint, data = open_source(source, replace(recipe, revision=None))
     method, random_init = recipe.method_instance(), checkpoint.init is not None
-    training = _settled(recipe)
+    training = _settled(recipe, method)
     workload = checkpoint_workload(checkpoint, data, recipe.objective)
     pace = Search(
         module=checkpoint.module, plan=sites, workload=workload, budget=recipe.budget(),

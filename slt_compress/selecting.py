@@ -77,4 +77,4 @@ class Selection:
 def selection_points(training: Training) -> list[float]:
     """Progress after which a mask is measured, evenly over the last phase; the end is implied."""
     count = training.selections
-    return [1.0 - training.hard * (count - i) / count for i in range(1, count)]
+    return [1.0 - training.rounded * (count - i) / count for i in range(1, count)]

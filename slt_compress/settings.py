@@ -7,22 +7,42 @@ from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Literal
 
+from slt_compress.budget import Budget
 from slt_compress.errors import RecipeError
-from slt_compress.methods import Phase
+from slt_compress.methods import Learned, Phase
 from slt_compress.schedules import Schedule
 
 Precision = Literal["no", "bf16", "fp16"]
 OptimizerName = Literal["adam", "sgd"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
-# The learning rate of each optimizer from a random init, by method, the best optimizer in front.
-_RANDOM: Mapping[str, Mapping[OptimizerName, float]] = {
-    "edge-popup": {"sgd": 1e-1, "adam": 3e-2},
-    "hard-concrete": {"adam": 3e-2},
-    "gumbel": {"adam": 1e-2},
-    "relaxed": {"adam": 1e-2},
+# Share of the search with rounded gates where nothing else is known to be better.
+HARD = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suited:
+    """What suits an optimizer, as the bake-off found it (docs/bake-off.md)."""
+
+    optimizer: OptimizerName
+    lr: float
+    hard: float = HARD
+    window: float | None = None
+
+
+# From a random init, by method, the best optimizer in front. The steps of SGD are for scores of
+# single weights that only have to rank: not for sums over units, for scores that have to change
+# their sign, for gates that stay soft (`penalty`), or where most of a site may not be kept.
+_RANDOM: Mapping[str, tuple[Suited, ...]] = {
+    "edge-popup": (Suited(optimizer="sgd", lr=1e-1), Suited(optimizer="adam", lr=3e-2)),
+    "hard-concrete": (Suited(optimizer="adam", lr=3e-2),),
+    "gumbel": (Suited(optimizer="adam", lr=1e-2),),
+    "relaxed": (
+        Suited(optimizer="sgd", lr=1e-1, hard=1.0, window=1.0),
+        Suited(optimizer="adam", lr=1e-2),
+    ),
 }
-_PRETRAINED: Mapping[OptimizerName, float] = {"adam": 2e-2}
+_PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +55,8 @@ class Training:
         epochs: passes over the training split, where `steps` is None.
         batch_size: examples in a step.
         optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
-            the next two, is what the bake-off found best for the method and the start (`settled`;
-            docs/bake-off.md).
+            `lr`, `lr_schedule`, `hard` and `window`, is what the bake-off found best for the method
+            and the start (`settled`; docs/bake-off.md).
         lr: its learning rate.
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
             the way.
@@ -49,6 +69,8 @@ class Training:
         schedule: how it falls: `cubic`, `linear`, `exponential`, or not at all (`constant`).
         anneal: share of the search, at its end, over which the relaxation is annealed.
         hard: share of the search, at its end, with rounded gates in the forward pass.
+        window: there, only gates whose score is within so many rms of the distances of their site
+            from the threshold are trained; None leaves that to the method.
         start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
         selections: how often, in the last phase, a mask is measured on the held-out slice.
         patience: the search ends after this many measurements in a row without a better one;
@@ -74,7 +96,8 @@ class Training:
     ramp: float = 0.6
     schedule: Schedule = "cubic"
     anneal: float = 0.6
-    hard: float = 0.4
+    hard: float | None = None
+    window: float | None = None
     start_density: float | None = None
     selections: int = 4
     patience: int | None = None
@@ -85,15 +108,23 @@ class Training:
     max_time: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch_size", "lr", "max_time", "clip", "patience"):
+        for name in (
+            "steps",
+            "epochs",
+            "batch_size",
+            "lr",
+            "max_time",
+            "clip",
+            "patience",
+            "window",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
         for name in ("decay", "ramp", "anneal", "hard"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise RecipeError(
-                    f"training.{name} is a share in [0, 1], not {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise RecipeError(f"training.{name} is a share in [0, 1], not {value}")
         if not 0.0 <= self.ema < 1.0:
             raise RecipeError(f"training.ema is a decay in [0, 1), not {self.ema}")
         for name in ("selections", "weight_decay"):
@@ -102,6 +133,11 @@ class Training:
                     f"training.{name} must not be negative, not {getattr(self, name)}"
                 )
 
+    @property
+    def rounded(self) -> float:
+        """`hard`, or what it is where nothing settles it."""
+        return HARD if self.hard is None else self.hard
+
     def total_steps(self, batches_per_epoch: int) -> int:
         """Optimiser steps of the whole search; at least 1."""
         if self.steps is not None:
@@ -109,22 +145,42 @@ class Training:
         return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
 
 
-def settled(training: Training, method: str, *, random_init: bool) -> Training:
+def settled(
+    training: Training,
+    method: Learned,
+    budget: Budget,
+    *,
+    random_init: bool,
+    confined: bool = False,
+) -> Training:
     """The settings with what suits the method and the start, where they leave it open.
+
+    Args:
+        training: as it was given.
+        method, budget: of the search.
+        random_init: whether the weights are random.
+        confined: whether the search is inside another ticket.
 
     Raises:
         RecipeError: no learning rate is known for the optimizer that is asked for.
     """
-    rates = _RANDOM[method] if random_init else _PRETRAINED
-    best: OptimizerName = next(iter(rates))
-    optimizer = best if training.optimizer is None else training.optimizer
-    if training.lr is None and optimizer not in rates:
-        raise RecipeError(f"training.optimizer={optimizer} needs training.lr (or --lr)")
+    rows = _PRETRAINED
+    if random_init:
+        soft = confined or budget.shape.counts_units or method.signed or not method.rescales
+        rows = tuple(row for row in _RANDOM[method.name] if not (soft and row.optimizer == "sgd"))
+    wanted = training.optimizer or rows[0].optimizer
+    found = next((row for row in rows if row.optimizer == wanted), None)
+    if found is None:
+        if training.lr is None:
+            raise RecipeError(f"training.optimizer={wanted} needs training.lr (or --lr)")
+        found = Suited(optimizer=wanted, lr=training.lr)
     return replace(
         training,
-        optimizer=optimizer,
-        lr=rates[optimizer] if training.lr is None else training.lr,
-        lr_schedule=training.lr_schedule or ("cosine" if optimizer == "sgd" else "linear"),
+        optimizer=wanted,
+        lr=found.lr if training.lr is None else training.lr,
+        lr_schedule=training.lr_schedule or ("cosine" if wanted == "sgd" else "linear"),
+        hard=found.hard if training.hard is None else training.hard,
+        window=found.window if training.window is None else training.window,
     )
 
 
@@ -142,5 +198,6 @@ def phase_at(training: Training, progress: float, index: int) -> Phase:
         step=index,
         seed=training.seed,
         annealed=min(1.0, max(0.0, annealed)),
-        hard=progress >= 1.0 - training.hard,
+        hard=progress >= 1.0 - training.rounded,
+        window=training.window,
     )

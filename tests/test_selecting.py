@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from slt_compress.budget import Budget
 from slt_compress.errors import RecipeError
+from slt_compress.methods import EdgePopup, Learned, Relaxed
 from slt_compress.selecting import Selection
 from slt_compress.settings import Training, lr_factor, phase_at, settled
 
@@ -72,27 +75,40 @@ def test_the_learning_rate_falls_as_its_schedule_says() -> None:
     assert [lr_factor(cosine, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
 
 
-def test_an_optimizer_that_is_not_given_suits_the_method_and_the_start() -> None:
-    def found(method: str, random_init: bool, **given: Any) -> tuple[Any, ...]:
-        training = settled(Training(**given), method, random_init=random_init)
-        return training.optimizer, training.lr, training.lr_schedule
+def test_settings_that_are_not_given_suit_the_method_and_the_start() -> None:
+    def found(
+        method: Learned, random_init: bool, pattern: str = "unstructured", **given: Any
+    ) -> tuple[Any, ...]:
+        budget = Budget(density=0.5, pattern=pattern)
+        training = settled(Training(**given), method, budget, random_init=random_init)
+        return training.optimizer, training.lr, training.lr_schedule, training.hard, training.window
 
-    assert found("relaxed", True) == ("adam", 0.01, "linear")
-    assert found("edge-popup", True) == ("sgd", 0.1, "cosine")
-    assert found("edge-popup", True, optimizer="adam") == ("adam", 0.03, "linear")
-    assert found("relaxed", False) == found("edge-popup", False) == ("adam", 0.02, "linear")
-    assert found("relaxed", True, lr=0.2) == ("adam", 0.2, "linear")
-    assert found("relaxed", True, optimizer="sgd", lr=7.0) == ("sgd", 7.0, "cosine")
-    assert found("edge-popup", True, lr_schedule="linear") == ("sgd", 0.1, "linear")
+    relaxed, edge = Relaxed(), EdgePopup()
+    assert found(relaxed, True) == ("sgd", 0.1, "cosine", 1.0, 1.0)
+    assert found(relaxed, True, hard=0.2, window=3.0) == ("sgd", 0.1, "cosine", 0.2, 3.0)
+    assert found(relaxed, True, optimizer="adam") == ("adam", 0.01, "linear", 0.4, None)
+    assert found(relaxed, True, lr=0.2, lr_schedule="linear") == ("sgd", 0.2, "linear", 1.0, 1.0)
+    assert found(edge, True) == ("sgd", 0.1, "cosine", 0.4, None)
+    assert found(edge, True, optimizer="adam") == ("adam", 0.03, "linear", 0.4, None)
+    for method in (relaxed, edge):
+        assert found(method, False) == ("adam", 0.02, "linear", 0.4, None)
+        assert found(method, True, "neuron")[0] == found(method, True, "block:2x2")[0] == "adam"
+        assert found(method, True, "2:4")[0] == "sgd"
+        assert found(replace(method, signed=True), True)[0] == "adam"
+    inside = settled(Training(), relaxed, Budget(density=0.5), random_init=True, confined=True)
+    assert (inside.optimizer, inside.lr, inside.hard) == ("adam", 0.01, 0.4)
+    assert found(Relaxed(penalty=0.1), True) == ("adam", 0.01, "linear", 0.4, None)
     with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):
-        found("relaxed", True, optimizer="sgd")
+        found(relaxed, False, optimizer="sgd")
+    assert found(relaxed, False, optimizer="sgd", lr=7.0)[:3] == ("sgd", 7.0, "cosine")
 
 
 def test_a_phase_is_soft_then_annealed_then_hard() -> None:
-    training = Training(anneal=0.4, hard=0.2, seed=3)
+    training = Training(anneal=0.4, hard=0.2, window=1.5, seed=3)
     phases = [phase_at(training, p, index) for index, p in enumerate((0.0, 0.8, 0.9))]
     assert [phase.annealed for phase in phases] == pytest.approx([0.0, 0.5, 0.75])
     assert [phase.hard for phase in phases] == [False, True, True]
+    assert {phase.window for phase in phases} == {1.5}
     assert [(phase.step, phase.seed) for phase in phases] == [(0, 3), (1, 3), (2, 3)]
 
 

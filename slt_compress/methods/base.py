@@ -23,6 +23,9 @@ class Phase:
         seed: of the search, the other part of that key.
         annealed: how far the relaxation is annealed, from 0 (start value) to 1 (end value).
         hard: whether the forward pass uses the rounded gates.
+        window: while it does, only gates whose score is within so many rms of the distances of
+            their site from the threshold get a gradient, the same to all of them; None leaves that
+            to the method.
         noise: whether a soft gate is sampled; without, it is the gate at eps = 0.
     """
 
@@ -30,6 +33,7 @@ class Phase:
     seed: int
     annealed: float = 0.0
     hard: bool = False
+    window: float | None = None
     noise: bool = True
 
 

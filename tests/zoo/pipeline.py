@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 import slt_compress
-from slt_compress import Recipe, Training
+from slt_compress import Budget, Recipe, Training
 from slt_compress.checkpoints import TASKS, open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.errors import ArtifactError
 from slt_compress.gating import masked_weight, set_buffers
+from slt_compress.methods import Relaxed
 from slt_compress.recording import record, target_of
 from slt_compress.runtime import site_parameters
 from slt_compress.searching import Search
@@ -43,7 +44,10 @@ LIMIT_WEIGHTS = 20_000_000
 RECIPE = Recipe(
     target_sparsity=0.5,
     training=settled(
-        Training(steps=2, batch_size=2, selections=0, device="cpu"), "relaxed", random_init=False
+        Training(steps=2, batch_size=2, selections=0, device="cpu"),
+        Relaxed(),
+        Budget(density=0.5),
+        random_init=False,
     ),
 )
 
