@@ -45,7 +45,8 @@ PUBLISHED = {
 CASES: Mapping[str, Case] = {
     "mnist": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,
-        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 3}},
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3,
+        keys={"training": {"epochs": 3, "optimizer": None}},
     ),
     "mnist-published": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=("edge-popup",),
@@ -75,6 +76,10 @@ CASES: Mapping[str, Case] = {
     "llama-2of4": Case(
         source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
         sparsities=(0.5,), seeds=1, keys={"pattern": "2:4"},
+    ),
+    "mnist-adam": Case(
+        source="lenet-300-100", recipe="mnist-lenet", methods=("relaxed", "edge-popup"),
+        sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 3}},
     ),
     "cifar-random": Case(
         source="resnet20-cifar", recipe="cifar-random", methods=("relaxed", "edge-popup"),

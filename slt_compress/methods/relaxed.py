@@ -28,7 +28,9 @@ class Relaxed(Sampled):
       per group of sites is solved at every step so that the expected share of gates that round
       to 1, mean Phi((mu - tau - 1/2) / sigma), is the scheduled density;
     * sigma falls linearly to `sigma_end` instead of staying constant;
-    * the last phase uses the rounded gate in the forward pass and the same gradient;
+    * the last phase uses the rounded gate in the forward pass and the same gradient; with a
+      `window` (`settings.Training`), as from a random init, where all of the search is that phase,
+      a gate's gradient is 1 near its threshold and 0 elsewhere, without noise;
     * a random init divides each masked weight by the rms of its gates.
 
     With `penalty` it does none of this and minimises what the paper prints: loss +
