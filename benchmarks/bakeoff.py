@@ -78,7 +78,7 @@ CASES: Mapping[str, Case] = {
         sparsities=(0.5,), seeds=1, keys={"pattern": "2:4"},
     ),
     "mnist-adam": Case(
-        source="lenet-300-100", recipe="mnist-lenet", methods=("relaxed", "edge-popup"),
+        source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,
         sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3, keys={"training": {"epochs": 3}},
     ),
     "cifar-random": Case(
