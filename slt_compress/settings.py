@@ -27,7 +27,6 @@ class Suited:
     optimizer: OptimizerName
     lr: float
     hard: float = HARD
-    window: float | None = None
 
 
 # From a random init, by method, the best optimizer in front. The steps of SGD are for scores of
@@ -38,7 +37,7 @@ _RANDOM: Mapping[str, tuple[Suited, ...]] = {
     "hard-concrete": (Suited(optimizer="adam", lr=3e-2),),
     "gumbel": (Suited(optimizer="adam", lr=1e-2),),
     "relaxed": (
-        Suited(optimizer="sgd", lr=1e-1, hard=1.0, window=1.0),
+        Suited(optimizer="sgd", lr=1e-1, hard=1.0),
         Suited(optimizer="adam", lr=1e-2),
     ),
 }
@@ -55,7 +54,7 @@ class Training:
         epochs: passes over the training split, where `steps` is None.
         batch_size: examples in a step.
         optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
-            `lr`, `lr_schedule`, `hard` and `window`, is what the bake-off found best for the method
+            `lr`, `lr_schedule` and `hard`, is what the bake-off found best for the method
             and the start (`settled`; docs/bake-off.md).
         lr: its learning rate.
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
@@ -68,9 +67,8 @@ class Training:
         ramp: share of the search over which the density falls to its target.
         schedule: how it falls: `cubic`, `linear`, `exponential`, or not at all (`constant`).
         anneal: share of the search, at its end, over which the relaxation is annealed.
-        hard: share of the search, at its end, with rounded gates in the forward pass.
-        window: there, only gates whose score is within so many rms of the distances of their site
-            from the threshold are trained; None leaves that to the method.
+        hard: share of the search, at its end, with rounded gates in the forward pass; at 1 there
+            is no noise either.
         start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
         selections: how often, in the last phase, a mask is measured on the held-out slice.
         patience: the search ends after this many measurements in a row without a better one;
@@ -97,7 +95,6 @@ class Training:
     schedule: Schedule = "cubic"
     anneal: float = 0.6
     hard: float | None = None
-    window: float | None = None
     start_density: float | None = None
     selections: int = 4
     patience: int | None = None
@@ -108,16 +105,7 @@ class Training:
     max_time: float | None = None
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "epochs",
-            "batch_size",
-            "lr",
-            "max_time",
-            "clip",
-            "patience",
-            "window",
-        ):
+        for name in ("steps", "epochs", "batch_size", "lr", "max_time", "clip", "patience"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
@@ -180,7 +168,6 @@ def settled(
         lr=found.lr if training.lr is None else training.lr,
         lr_schedule=training.lr_schedule or ("cosine" if wanted == "sgd" else "linear"),
         hard=found.hard if training.hard is None else training.hard,
-        window=found.window if training.window is None else training.window,
     )
 
 
@@ -199,5 +186,5 @@ def phase_at(training: Training, progress: float, index: int) -> Phase:
         seed=training.seed,
         annealed=min(1.0, max(0.0, annealed)),
         hard=progress >= 1.0 - training.rounded,
-        window=training.window,
+        noise=training.rounded < 1.0,
     )

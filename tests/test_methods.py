@@ -240,8 +240,7 @@ def oracle(score: Tensor, values: Tensor, sample: Sample, sigma: float) -> Tenso
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize("hard", [False, True])
-@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize(("hard", "noise"), [(False, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("annealed", [0.0, 0.5, 1.0])
 def test_values_and_gradients_of_the_gaussian_gate(
     rescale: bool, hard: bool, noise: bool, annealed: float
@@ -454,22 +453,20 @@ def test_edge_popup_meets_the_count_at_every_step(hard: bool, scope: Any) -> Non
     assert (kept["a"] == kept["b"] == 600) == (scope == "layer")
 
 
-@pytest.mark.parametrize("name", LEARNED)
 @pytest.mark.parametrize("scale", [1e-3, 1.0])
-def test_a_window_trains_the_gates_near_the_threshold_whatever_their_scale(
-    name: str, scale: float
+@pytest.mark.parametrize("window", [0.5, 1.0])
+def test_a_rounded_search_trains_the_gates_near_the_threshold_whatever_their_scale(
+    scale: float, window: float
 ) -> None:
-    method = METHODS[name]()
-    assert isinstance(method, Learned)
-    phase = Phase(step=0, seed=0, hard=True, window=1.0)
+    method = Relaxed(window=window)
+    phase = Phase(step=0, seed=0, hard=True, noise=False)
     found = {"w": (scale * weight()).requires_grad_()}
     shift = method.shifts(found, Budget(density=0.2), 0.2, phase, {"w": 0.0})["w"]
-    law: Any = method.law(phase)  # type: ignore[attr-defined]
-    distance = (found["w"].detach() - (shift + law.threshold)).abs()
-    near = distance < distance.square().mean().sqrt()
+    distance = (found["w"].detach() - (shift + 0.5)).abs()
+    near = distance < window * distance.square().mean().sqrt()
     values, upstream = weight(shape=(17, 12)).T, weight(shape=(17, 12)).T.cos()
     sample = Sample(phase=phase, shift=shift, key=1, rescale=False)
     method.effective(found["w"], values, sample).backward(upstream)
-    assert 0.3 < float(near.float().mean()) < 0.9
+    assert 0.2 < float(near.float().mean()) < 0.9
     assert found["w"].grad is not None
     assert torch.allclose(found["w"].grad, torch.where(near, values * upstream, 0.0), rtol=1e-5)

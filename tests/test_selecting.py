@@ -81,34 +81,36 @@ def test_settings_that_are_not_given_suit_the_method_and_the_start() -> None:
     ) -> tuple[Any, ...]:
         budget = Budget(density=0.5, pattern=pattern)
         training = settled(Training(**given), method, budget, random_init=random_init)
-        return training.optimizer, training.lr, training.lr_schedule, training.hard, training.window
+        return training.optimizer, training.lr, training.lr_schedule, training.hard
 
     relaxed, edge = Relaxed(), EdgePopup()
-    assert found(relaxed, True) == ("sgd", 0.1, "cosine", 1.0, 1.0)
-    assert found(relaxed, True, hard=0.2, window=3.0) == ("sgd", 0.1, "cosine", 0.2, 3.0)
-    assert found(relaxed, True, optimizer="adam") == ("adam", 0.01, "linear", 0.4, None)
-    assert found(relaxed, True, lr=0.2, lr_schedule="linear") == ("sgd", 0.2, "linear", 1.0, 1.0)
-    assert found(edge, True) == ("sgd", 0.1, "cosine", 0.4, None)
-    assert found(edge, True, optimizer="adam") == ("adam", 0.03, "linear", 0.4, None)
+    assert found(relaxed, True) == ("sgd", 0.1, "cosine", 1.0)
+    assert found(relaxed, True, hard=0.2) == ("sgd", 0.1, "cosine", 0.2)
+    assert found(relaxed, True, optimizer="adam") == ("adam", 0.01, "linear", 0.4)
+    assert found(relaxed, True, lr=0.2, lr_schedule="linear") == ("sgd", 0.2, "linear", 1.0)
+    assert found(edge, True) == ("sgd", 0.1, "cosine", 0.4)
+    assert found(edge, True, optimizer="adam") == ("adam", 0.03, "linear", 0.4)
     for method in (relaxed, edge):
-        assert found(method, False) == ("adam", 0.02, "linear", 0.4, None)
+        assert found(method, False) == ("adam", 0.02, "linear", 0.4)
         assert found(method, True, "neuron")[0] == found(method, True, "block:2x2")[0] == "adam"
         assert found(method, True, "2:4")[0] == "sgd"
         assert found(replace(method, signed=True), True)[0] == "adam"
     inside = settled(Training(), relaxed, Budget(density=0.5), random_init=True, confined=True)
     assert (inside.optimizer, inside.lr, inside.hard) == ("adam", 0.01, 0.4)
-    assert found(Relaxed(penalty=0.1), True) == ("adam", 0.01, "linear", 0.4, None)
+    assert found(Relaxed(penalty=0.1), True) == ("adam", 0.01, "linear", 0.4)
     with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):
         found(relaxed, False, optimizer="sgd")
     assert found(relaxed, False, optimizer="sgd", lr=7.0)[:3] == ("sgd", 7.0, "cosine")
 
 
 def test_a_phase_is_soft_then_annealed_then_hard() -> None:
-    training = Training(anneal=0.4, hard=0.2, window=1.5, seed=3)
+    training = Training(anneal=0.4, hard=0.2, seed=3)
     phases = [phase_at(training, p, index) for index, p in enumerate((0.0, 0.8, 0.9))]
     assert [phase.annealed for phase in phases] == pytest.approx([0.0, 0.5, 0.75])
     assert [phase.hard for phase in phases] == [False, True, True]
-    assert {phase.window for phase in phases} == {1.5}
+    assert all(phase.noise for phase in phases)
+    first = phase_at(Training(hard=1.0), 0.0, 0)
+    assert (first.hard, first.noise) == (True, False)
     assert [(phase.step, phase.seed) for phase in phases] == [(0, 3), (1, 3), (2, 3)]
 
 

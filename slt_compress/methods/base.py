@@ -23,17 +23,14 @@ class Phase:
         seed: of the search, the other part of that key.
         annealed: how far the relaxation is annealed, from 0 (start value) to 1 (end value).
         hard: whether the forward pass uses the rounded gates.
-        window: while it does, only gates whose score is within so many rms of the distances of
-            their site from the threshold get a gradient, the same to all of them; None leaves that
-            to the method.
-        noise: whether a soft gate is sampled; without, it is the gate at eps = 0.
+        noise: whether a soft gate is sampled; without, it is the gate at eps = 0. A search that is
+            rounded from its first step has none.
     """
 
     step: int
     seed: int
     annealed: float = 0.0
     hard: bool = False
-    window: float | None = None
     noise: bool = True
 
 

@@ -28,9 +28,11 @@ class Relaxed(Sampled):
       per group of sites is solved at every step so that the expected share of gates that round
       to 1, mean Phi((mu - tau - 1/2) / sigma), is the scheduled density;
     * sigma falls linearly to `sigma_end` instead of staying constant;
-    * the last phase uses the rounded gate in the forward pass and the same gradient; with a
-      `window` (`settings.Training`), as from a random init, where all of the search is that phase,
-      a gate's gradient is 1 near its threshold and 0 elsewhere, without noise;
+    * the last phase uses the rounded gate in the forward pass and the same gradient;
+    * where all of the search is that phase (`training.hard` is 1, as from a random init), nothing
+      is left of the noise, and of the clamp this: a gate's gradient is 1 within `window` of its
+      threshold and 0 beyond, in units of the rms of these distances over the site, as the scores
+      have no scale of their own then;
     * a random init divides each masked weight by the rms of its gates.
 
     With `penalty` it does none of this and minimises what the paper prints: loss +
@@ -43,6 +45,7 @@ class Relaxed(Sampled):
     Attributes:
         sigma: standard deviation of the noise at the start.
         sigma_end: the same at the end, as a fraction of `sigma`.
+        window: how near to its threshold a gate is trained where all of the search is rounded.
         penalty: lambda of the paper's own objective; None is the exact budget.
         mu0: mean of the first scores under a penalty, where no prior orders them.
         spread, prior_spread, prior, signed, signed_start: see `Sampled`.
@@ -50,6 +53,7 @@ class Relaxed(Sampled):
 
     sigma: float = 0.5
     sigma_end: float = 0.2
+    window: float = 1.0
     penalty: float | None = None
     mu0: float = 0.5
     name: ClassVar[str] = "relaxed"
@@ -61,6 +65,8 @@ class Relaxed(Sampled):
                 "relaxed needs sigma > 0 and 0 < sigma_end <= 1, "
                 f"not {self.sigma} and {self.sigma_end}"
             )
+        if not self.window > 0:
+            raise RecipeError(f"method.window must be above 0, not {self.window}")
         if self.penalty is not None and (not 0.0 <= self.penalty < inf or self.signed):
             raise RecipeError(
                 f"method.penalty of relaxed must be finite and not negative, not {self.penalty}, "
@@ -76,7 +82,9 @@ class Relaxed(Sampled):
         """The clamped Gaussian at this phase's sigma."""
         if self.penalty is not None:
             return GaussianLaw(sigma=self.sigma)
-        return GaussianLaw(sigma=self.sigma * (1.0 + phase.annealed * (self.sigma_end - 1.0)))
+        window = self.window if phase.hard and not phase.noise else None
+        sigma = self.sigma * (1.0 + phase.annealed * (self.sigma_end - 1.0))
+        return GaussianLaw(sigma=sigma, window=window)
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
         """As `Sampled.start`; under a penalty around `mu0` where there is no prior."""
@@ -113,9 +121,10 @@ class Relaxed(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaussianLaw:
-    """z = clamp(x + sigma * eps, 0, 1)."""
+    """z = clamp(x + sigma * eps, 0, 1); with a `window`, the gradient reaches so many rms."""
 
     sigma: float
+    window: float | None = None
     threshold: ClassVar[float] = 0.5
 
     def keep_probability_(self, centred: Tensor) -> Tensor:
@@ -132,5 +141,10 @@ class GaussianLaw:
         return noisy.clamp_(0.0, 1.0)
 
     def slope_(self, noisy: Tensor) -> Tensor:
-        """1 inside (0, 1), else 0."""
-        return (noisy.sub_(0.5).abs_() < 0.5).to(noisy.dtype)
+        """1 inside (0, 1), or within the window around 1/2; else 0."""
+        distance = noisy.sub_(0.5).abs_()
+        near: Tensor = distance < 0.5
+        if self.window is not None:
+            rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
+            near = distance <= self.window * rms
+        return near.to(noisy.dtype)

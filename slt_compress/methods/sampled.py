@@ -149,23 +149,12 @@ class _SampledGate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         score, weight = ctx.saved_tensors
         size = _size(score, ctx.sample) if ctx.signed else score
-        slope = _slope(size, ctx.sample, ctx.law)
+        slope = ctx.law.slope_(_noisy(size, ctx.sample, ctx.law))
         if slope.shape == weight.shape:
             gradient = slope.mul_(grads[0]).mul_(weight)
         else:
             gradient = slope.mul_(ctx.sample.layout.reduce(grads[0].to(slope.dtype) * weight))
         return gradient.mul_(ctx.scale), None, None, None, None
-
-
-def _slope(size: Tensor, sample: Sample, law: Law) -> Tensor:
-    """Derivative of the gate, or what a rounded phase with a window takes for it."""
-    phase = sample.phase
-    if not phase.hard or phase.window is None:
-        return law.slope_(_noisy(size, sample, law))
-    distance = (size - (sample.shift + law.threshold)).abs_()
-    rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
-    near: Tensor = distance <= phase.window * rms
-    return near.to(size.dtype)
 
 
 def _size(score: Tensor, sample: Sample) -> Tensor:
