@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slt_compress.artifact import state_of
 from slt_compress.bits import bits, same_bits
@@ -22,6 +22,7 @@ from slt_compress.onnx_models import (
     difference_of,
     drop_unread_,
     open_session,
+    store_unread_,
     trace,
     weights_of,
     write_onnx,
@@ -63,7 +64,9 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
     for axes in _choices(inputs):
         try:
             program = trace(opened.module, forward, examples, axes)
-            placed = _placed(weights_of(program), opened.module, masks)
+            state = state_of(opened.module, shapes_of(masks)).tensors
+            store_unread_(program, {name: state[name] for name in masks})
+            placed = _placed(weights_of(program), state, masks)
             drop_unread_(program, frozenset(placed[name] for name in masks))
             write_onnx(program, folder)
             session = open_session(folder)
@@ -131,14 +134,16 @@ def _batches(inputs: Mapping[str, Tensor], axes: Axes) -> Iterator[Mapping[str, 
         yield {k: v[:, :-1].contiguous() if k in longer else v for k, v in inputs.items()}
 
 
-def _placed(stored: Mapping[str, Tensor], module: nn.Module, masks: Masks) -> dict[str, str]:
+def _placed(
+    stored: Mapping[str, Tensor], state: Mapping[str, Tensor], masks: Masks
+) -> dict[str, str]:
     """Under which name the model holds each tensor of the module, every bit as it was.
 
     Raises:
         ArtifactError: a gated weight is not there, or is not masked.
     """
     placed: dict[str, str] = {}
-    for name, tensor in state_of(module, shapes_of(masks)).tensors.items():
+    for name, tensor in state.items():
         likely = [key for key in (name, f"model.{name}") if key in stored]
         where = next((k for k in (*likely, *stored) if same_bits(stored[k], tensor)), None)
         if where is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ EXTERNAL_ABOVE = 1_800_000_000
 Axes = Mapping[str, Mapping[int, str]]
 """Names of the axes of inputs that may have other sizes, by input and place."""
 
-_LOGGERS = ("onnx_ir", "onnxscript", "torch.onnx", "torch.export")
+_LOGGERS = (
+    "onnx_ir",
+    "onnxscript",
+    "torch.onnx",
+    "torch.export",
+    "torch.fx",
+    "torch.fx.experimental.symbolic_shapes",
+)
 _INSIDE = "model"
 
 
@@ -115,6 +123,19 @@ def weights_of(program: Any) -> dict[str, Tensor]:
         name: _tensor(value.const_value.numpy())
         for name, value in program.model.graph.initializers.items()
     }
+
+
+def store_unread_(program: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Put back those of `tensors` that the exporter left out because nothing reads them."""
+    import onnx_ir
+
+    exported = program.exported_program
+    places = {spec.arg.name: spec.target for spec in exported.graph_signature.input_specs}
+    unread = {places[n.name] for n in exported.graph.nodes if n.op == "placeholder" and not n.users}
+    for name, tensor in tensors.items():
+        if f"{_INSIDE}.{name}" in unread and name not in program.model.graph.initializers:
+            stored = onnx_ir.tensor(tensor.detach().numpy(), name=name)
+            program.model.graph.register_initializer(onnx_ir.val(name, const_value=stored))
 
 
 def drop_unread_(program: Any, keep: frozenset[str]) -> None:
@@ -215,8 +236,9 @@ def _reason(error: BaseException) -> str:
     """The first line of what was at the bottom of an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    first = re.sub(r":\n\s*", ": ", said).partition("\n")[0]  # what a colon announces comes with it
+    return f"{type(error).__name__}: {first.strip()[:250]}" if first else type(error).__name__
 
 
 @contextmanager
@@ -226,7 +248,8 @@ def _silent() -> Iterator[None]:
     try:
         for logger in levels:
             logger.setLevel(logging.CRITICAL)
-        with quiet():
+        # where it fails it prints the graph so far
+        with quiet(), redirect_stderr(io.StringIO()):
             yield
     finally:
         for logger, level in levels.items():

@@ -13,6 +13,7 @@ import onnxruntime
 import pico
 import pytest
 import torch
+import transformers
 from onnx import numpy_helper
 from PIL import Image
 
@@ -150,6 +151,18 @@ def test_ties_and_weights_that_nothing_reads(exported):
     ]  # fmt: skip
     ungated = slt_compress.verify(lenet.path, in_process=True).checks[-2]
     assert "3 more tensors are not in the graph" in ungated.detail
+
+
+def test_a_gated_weight_that_no_output_needs_is_in_the_file(data_sets, tmp_path):
+    config = transformers.BertConfig(**pico.SMALL, **pico.TEXT, intermediate_size=32)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    source = pico.save_tokenizer(tmp_path / "bert")
+    recipe = parse_recipe(RECIPE)
+    ticket = slt_compress.search(source, data_sets["reviews"], recipe=recipe, out=tmp_path / "t")
+    assert "pooler.dense.weight" in ticket.masks
+    artifact = slt_compress.export(ticket.path, format="onnx", out=tmp_path / "x")
+    assert artifact.entries["pooler.dense.weight"]["initializer"] == "pooler.dense.weight"
+    assert failed(artifact.path) == []
 
 
 def rewrite(source, target, change):
