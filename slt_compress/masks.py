@@ -46,6 +46,9 @@ class Masks(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._masks
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._masks)
 
@@ -58,7 +61,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def kept(self) -> int:
         """How many weights survive, over all sites."""
-        return sum(int(mask.count_nonzero()) for mask in self.values())
+        return sum(count_kept(mask) for mask in self.values())
 
     @property
     def flips(self) -> Mapping[str, Tensor]:
@@ -68,7 +71,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def flipped(self) -> int:
         """How many of the kept weights have their sign flipped, over all sites."""
-        return sum(int(flip.count_nonzero()) for flip in self._flips.values())
+        return sum(count_kept(flip) for flip in self._flips.values())
 
     @property
     def total(self) -> int:
@@ -105,6 +108,11 @@ def _copied(masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return MappingProxyType(
         {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
     )
+
+
+def count_kept(mask: Tensor) -> int:
+    """How many elements of a boolean tensor are true; numpy counts several times as fast."""
+    return int(np.count_nonzero(mask.cpu().numpy()))
 
 
 def pack_bits(mask: Tensor) -> Tensor:

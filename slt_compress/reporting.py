@@ -210,7 +210,7 @@ def _empty_rows(ticket: Ticket) -> list[str]:
         return found  # the rows are what was to be removed: `units` counts them
     for name, mask in ticket.masks.items():
         rows = mask.reshape(len(mask), -1)
-        dead = int((~rows.any(dim=1)).sum())
+        dead = len(rows) - int(rows.numpy().any(axis=1).sum())
         if 0 < dead < len(rows):
             found.append(f"{name}: {dead} of {len(rows)} rows (first dimension) are empty")
     return found

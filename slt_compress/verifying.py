@@ -19,7 +19,7 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.files import sha256_tensors
 from slt_compress.gating import masked_weight, set_buffers
-from slt_compress.masks import Masks
+from slt_compress.masks import Masks, count_kept
 from slt_compress.objectives import forward_of
 from slt_compress.pattern_checks import counts_units, pattern_held
 from slt_compress.probes import stored_probe
@@ -196,7 +196,7 @@ def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str,
     counts, density = known.counts, known.density
     # where units are larger, the check of the pattern counts them: the weights are those recorded
     wanted = counts["kept"] if counts_units(known) else max(1, round(density * counts["gated"]))
-    kept = {name: int(mask.count_nonzero()) + unseen[name] for name, mask in masks.items()}
+    kept = {name: count_kept(mask) + unseen[name] for name, mask in masks.items()}
     total, zeros = sum(kept.values()), sum(unseen.values())
     # a shrunk artifact counts what is left of a site, and the masks are of the whole of it
     counted = bool(opened.entries) and opened.proof is None

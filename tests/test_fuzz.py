@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_artifact import Tiny, bits, export, own, tiny
 
-from slt_compress.artifact import read_artifact
+from slt_compress.artifact import components, read_artifact, read_site_tensors
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import SltError
-from slt_compress.formats import FORMATS
+from slt_compress.files import read_safetensors
+from slt_compress.formats import FORMATS, decode_masks
 from slt_compress.masks import Masks
 
 WEIGHTS = "weights.slt.safetensors"
@@ -43,9 +44,13 @@ def state():
 
 def is_safe(folder, format, data):
     """Whether changed bytes are refused in one sentence, or are no change of the weights."""
-    (folder / format / WEIGHTS).write_bytes(data)
+    return same_or_refused(folder / format, WEIGHTS, data)
+
+
+def same_or_refused(folder, name, data):
+    (folder / name).write_bytes(data)
     try:
-        loaded = read_artifact(folder / format, model=Tiny())
+        loaded = read_artifact(folder, model=Tiny())
     except SltError as error:
         return "\n" not in str(error)
     found = {name: bits(tensor) for name, tensor in loaded.module.state_dict().items()}
@@ -140,10 +145,93 @@ def test_manifests_that_lie(files, format, data):
     assert is_safe(folder, format, with_header(header, body))
 
 
+TRICKS = ["../x", "..", "/etc/passwd", "C:\\x", "a/b", "a\\b", ".x", "", "x\0", "~", "probe", "CON"]
+NAMES = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(TRICKS),
+    st.sampled_from(TRICKS).map(lambda name: name + ".safetensors"),
+    st.none() | NUMBERS | st.lists(st.text(max_size=2), max_size=2),
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """An artifact in shards, with its index, and a file beside it that it must not touch."""
+    folder = tmp_path_factory.mktemp("shards")
+    export(folder / "one", *tiny(), "coded", max_shard_size=1)
+    (folder / "x.safetensors").write_bytes(b"what nobody may open")
+    return folder / "one", (folder / "one" / f"{WEIGHTS}.index.json").read_text()
+
+
+@FAST
+@given(data=st.data())
+def test_indexes_that_lie(shards, data):
+    """Shards of any name, keys that move, and an index that is anything."""
+    folder, text = shards
+    index = json.loads(text)
+    placed = index["weight_map"]
+    assert len(set(placed.values())) > 2
+    for _ in range(data.draw(st.integers(1, 3))):
+        key = data.draw(st.sampled_from([*sorted(placed), "more"]))
+        match data.draw(st.sampled_from(["name", "swap", "drop", "map"])):
+            case "name":
+                placed[key] = data.draw(NAMES)
+            case "swap":
+                placed[key] = placed.get(data.draw(st.sampled_from(sorted(placed) or [key])))
+            case "drop":
+                placed.pop(key, None)
+            case "map":
+                index["weight_map"] = data.draw(st.one_of(NAMES, st.just({})))
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "read_safetensors", spied(opened))
+        assert same_or_refused(folder, f"{WEIGHTS}.index.json", json.dumps(index).encode())
+    assert all(path.parent == folder for path in opened)
+
+
+def spied(opened):
+    def read(path, error):
+        opened.append(path)
+        return read_safetensors(path, error)
+
+    return read
+
+
+@FAST
+@given(words=st.lists(st.integers(0, 2**32 - 1), max_size=12), more=st.integers(0, 3),
+       shape=st.lists(st.integers(0, 40), max_size=3).map(tuple))  # fmt: skip
+def test_any_words_are_a_mask_of_the_shape_or_refused(words, more, shape):
+    stream = torch.tensor(
+        [*(byte for word in words for byte in struct.pack("<I", word)), *[0] * more],
+        dtype=torch.uint8,
+    )
+    with contextlib.suppress(SltError):
+        (mask,) = decode_masks(stream, [shape])
+        assert mask.dtype is torch.bool
+        assert mask.shape == shape
+
+
+def test_sites_are_compared_with_the_model_before_they_are_decoded(tmp_path):
+    """For transformers, which builds the model itself: a coded mask may claim any size."""
+    export(tmp_path / "x", *tiny(), "coded")
+    header, body = header_of((tmp_path / "x" / WEIGHTS).read_bytes())
+    manifest = json.loads(header["__metadata__"]["slt"])
+    own = {name: tuple(entry["shape"]) for name, entry in manifest["entries"].items()}
+    tensors, keys = read_site_tensors(tmp_path / "x", own.get)
+    assert keys.keys() == tensors.keys() == dict(tiny()[1]).keys()
+    name = min(tensors)
+    assert read_site_tensors(tmp_path / "x", {name: own[name]}.get)[0].keys() == {name}
+    manifest["entries"][name]["shape"] = [2**40, 2**7]
+    header["__metadata__"]["slt"] = json.dumps(manifest)
+    (tmp_path / "x" / WEIGHTS).write_bytes(with_header(header, body))
+    with pytest.raises(SltError, match="the model has"):
+        read_site_tensors(tmp_path / "x", own.get)
+
+
 HUGE = """
 import resource, sys
 import torch
-from slt_compress.artifact import read_artifact
+from slt_compress.artifact import components, read_artifact, read_site_tensors
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import SltError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -172,7 +260,7 @@ def test_nothing_is_allocated_on_the_word_of_a_file(tmp_path):
         ),
     }
     paths = []
-    for format in ("sparse-csr", "bitmask"):
+    for format in ("sparse-csr", "bitmask", "coded"):
         for name, lie in claims.items():
             path = tmp_path / f"{format}-{name}"
             export(path, checkpoint, Masks(masks), format)

@@ -17,6 +17,7 @@ from slt_compress.errors import ArtifactError
 from slt_compress.files import read_json, read_safetensors, update_digest
 from slt_compress.formats import CODECS, part_key
 from slt_compress.manifests import Manifest, is_file_name
+from slt_compress.masks import count_kept
 
 Entry = Mapping[str, Any]
 
@@ -100,7 +101,7 @@ def _counted(mask: Tensor | None, entry: Entry) -> Tensor:
                 f"is stored whole, but keeps {str(kept)[:40]} of {math.prod(shape):,}"
             )
         return torch.ones(shape, dtype=torch.bool)
-    if kept != int(mask.count_nonzero()):
+    if kept != count_kept(mask):
         raise ArtifactError(f"does not keep its recorded count, {str(kept)[:40]}")
     return mask
 

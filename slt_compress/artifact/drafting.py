@@ -14,7 +14,7 @@ from slt_compress.artifact.tensors import State
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.files import dtype_name
 from slt_compress.formats import Format, MaskOnly, find_pattern
-from slt_compress.masks import Masks
+from slt_compress.masks import Masks, count_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +45,12 @@ class Draft:
         if name not in self.masks:
             return facts
         mask, stored = self.masks[name], self.stored_dtype(tensor)
-        kept = int(mask.count_nonzero())
+        kept = count_kept(mask)
         if isinstance(self.format, MaskOnly):
             flip = self.masks.flips.get(name)
-            flips = {} if flip is None else {"flips": int(flip.count_nonzero())}
+            flips = {} if flip is None else {"flips": count_kept(flip)}
             return {**facts, "format": MASK_FORMAT, "kept": kept, **flips}
-        pattern = find_pattern(mask)
+        pattern = find_pattern(mask) if self.format.patterned else None
         codec = self.format.choose(tuple(tensor.shape), kept, stored, pattern)
         rounded = {} if stored is tensor.dtype else {"values": dtype_name(stored)}
         return {**facts, "format": codec.name, "kept": kept, **rounded}

@@ -260,7 +260,7 @@ def _read_state(folder: Path, manifest: Manifest, module: nn.Module) -> tuple[St
             tensors[name], mask = decode(parts[name], entry, masked=masked)
             if mask is not None:
                 masks[name] = mask
-    return State(tensors=tensors, ties=ties), Masks(masks) if masked else None
+    return State(tensors=tensors, ties=ties), Masks.made(masks, {}) if masked else None
 
 
 def _expect_shapes(

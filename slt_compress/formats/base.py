@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.errors import ArtifactError
+from slt_compress.masks import count_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,7 +125,7 @@ def scatter(values: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
     Raises:
         ArtifactError: the values are not of `dtype`, or not as many as the mask keeps.
     """
-    expect_values(values, int(mask.count_nonzero()))
+    expect_values(values, count_kept(mask))
     if values.dtype is not dtype:
         raise ArtifactError(f"holds values of {values.dtype} where {dtype} is expected")
     source = bits(values)

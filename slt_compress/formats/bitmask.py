@@ -15,7 +15,7 @@ from slt_compress.formats.base import (
     pick,
     scatter,
 )
-from slt_compress.masks import pack_bits, unpack_bits
+from slt_compress.masks import count_kept, pack_bits, unpack_bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ class Bitmask:
             mask = unpack_bits(parts["bitmask"], shape)
         except ValueError as cause:
             raise ArtifactError(f"has a bitmask that is none: {cause}") from cause
-        expect_values(parts["values"], int(mask.count_nonzero()))
+        expect_values(parts["values"], count_kept(mask))
         return mask
 
     def nbytes(

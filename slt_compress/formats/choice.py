@@ -32,6 +32,11 @@ class Format:
         """Whether dropped weights cost no value bytes."""
         return any(codec.sparse for codec in self.codecs)
 
+    @property
+    def patterned(self) -> bool:
+        """Whether the choice depends on an N:M pattern."""
+        return any(codec.name == "nm" for codec in self.codecs)
+
     def choose(
         self,
         shape: tuple[int, ...],

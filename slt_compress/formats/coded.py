@@ -15,6 +15,7 @@ from slt_compress.formats.base import (
     scatter,
 )
 from slt_compress.formats.entropy import coded_nbytes, decode_masks, encode_masks
+from slt_compress.masks import count_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,7 +53,7 @@ class Coded:
         """Decode the stream."""
         expect_parts(parts, self.parts)
         mask = decode_masks(parts["mask"], [shape])[0]
-        expect_values(parts["values"], int(mask.count_nonzero()))
+        expect_values(parts["values"], count_kept(mask))
         return mask
 
     def nbytes(

@@ -20,6 +20,7 @@ from slt_compress.formats.base import (
     pick,
     scatter,
 )
+from slt_compress.masks import count_kept
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +107,7 @@ def find_pattern(mask: Tensor) -> NmPattern | None:
 
     Axis 1 is looked at first (the input channels of most layers), then the others in order.
     """
-    total, kept = mask.numel(), int(mask.count_nonzero())
+    total, kept = mask.numel(), count_kept(mask)
     if not 0 < kept < total:
         return None
     for axis in sorted(range(mask.dim()), key=lambda axis: (axis != 1, axis)):

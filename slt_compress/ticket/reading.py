@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from slt_compress.files import parse_json, read_json, read_safetensors, sha256_f
 from slt_compress.lazy_files import LazyTensors
 from slt_compress.making import Made
 from slt_compress.manifests import Manifest, as_shape, check_manifest
-from slt_compress.masks import Masks, unpack_bits
+from slt_compress.masks import Masks, count_kept, unpack_bits
 from slt_compress.ticket.places import (
     BUFFER_PREFIX,
     FLIP_SUFFIX,
@@ -174,9 +175,12 @@ def _unpack_masks(
     if keys != expected:
         odd = sorted(keys ^ expected)
         raise manifest.damaged(f"{MASKS} and the sites disagree on {odd[:3]}")
-    kept: Mapping[str, Tensor] = Made(
-        sorted(sites), lambda name: _unpack(tensors[name], sites[name], manifest)
-    )
+
+    @lru_cache(maxsize=1)  # what is looked up several times in a row
+    def unpack(name: str) -> Tensor:
+        return _unpack(tensors[name], sites[name], manifest)
+
+    kept: Mapping[str, Tensor] = Made(sorted(sites), unpack)
     kept = kept if lazily else dict(kept)
     flips: Mapping[str, Tensor] = Made(
         signed,
@@ -204,7 +208,7 @@ def _unpack(packed: Tensor, site: object, manifest: Manifest) -> Tensor:
         mask = unpack_bits(packed, shape)
     except ValueError as cause:
         raise manifest.damaged(str(cause)) from cause
-    if (site.get("kept"), site.get("total")) != (int(mask.count_nonzero()), mask.numel()):
+    if (site.get("kept"), site.get("total")) != (count_kept(mask), mask.numel()):
         raise manifest.damaged(f"the counts of a site of shape {shape} are not those of its mask")
     return mask
 
@@ -225,7 +229,7 @@ def _unpack_flip(
         raise manifest.damaged(str(cause)) from cause
     if bool((flip & ~mask).any()):
         raise manifest.damaged("a weight is flipped that its mask does not keep")
-    if not flip.any() or site["flips"] != int(flip.count_nonzero()):
+    if not flip.any() or site["flips"] != count_kept(flip):
         raise manifest.damaged(f"it counts {str(site['flips'])[:40]} flips where there are others")
     return flip
 
