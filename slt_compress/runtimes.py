@@ -23,8 +23,9 @@ RUNTIMES = ("dense", "sparse", "auto")
 BATCHES = (1, 8)
 # A model on inputs of some batch sizes, in their order.
 Runs = Mapping[int, Callable[[], Any]]
-# A model is left dense where its layers together take more than this share of the dense time.
-_SLOWER = 1.0
+# A model is left dense where it takes more than this share of the dense time with its kernels; at
+# batch sizes where no layer uses one, the two are the same but for the noise.
+_SLOWER = 1.02
 # Rounds, and seconds, in which the whole model is compared; not with more examples above the last.
 _ROUNDS, _PATIENCE, _LONG = 15, 0.5, 0.1
 
@@ -159,7 +160,7 @@ def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> Fitting:
         candidates = {name: replace(c, seen=seen[name]) for name, c in candidates.items()}
     fitting = _fitting(candidates, choose(candidates))
     if fitting.forwards and _is_slower(fitting, runs):
-        reason = "dense: the model as a whole was not faster with kernels"
+        reason = "dense: the model as a whole was slower with kernels"
         return Fitting(forwards={}, said=dict.fromkeys(candidates, reason))
     return fitting
 

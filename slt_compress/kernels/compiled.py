@@ -17,7 +17,7 @@ _JOB = ctypes.c_int64 * len(Field)
 # its argument is an array, which ctypes hands over by address
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_int64))
 # Multiply-adds below which waking a second thread costs more than it saves.
-_ALONE = 1 << 17
+_ALONE = 1 << 20
 
 
 def can_compile() -> bool:

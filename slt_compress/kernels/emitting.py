@@ -133,8 +133,8 @@ class Emitter:
         self.loop(*outer, line)
 
     def multiply_add(self, first: Any, second: Any, total: Any) -> Any:
-        """`first * second + total`, rounded once."""
-        name = f"llvm.fma.v{total.type.count}f32"
+        """`first * second + total`, rounded once where the processor can do that in one step."""
+        name = f"llvm.fmuladd.v{total.type.count}f32"
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(total.type, [total.type] * 3), name)
         return self.build.call(self.module.globals[name], [first, second, total])
