@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+# What the last part of a case's name says of its rows.
+SUFFIXES = {"published": ", as published", "adam": ", by Adam"}
 
 
 def main() -> None:
@@ -31,11 +35,13 @@ def main() -> None:
 def labelled(file: Path) -> list[dict[str, Any]]:
     """The rows of a file; those of a case with a suffix (`mnist-published`) say so."""
     content = json.loads(file.read_text())
-    suffix = content["case"].partition("-published")[1].removeprefix("-")
-    return [
-        {**row, "label": f"`{row['method']}`" + (f", as {suffix}" if suffix else "")}
-        for row in content["rows"]
-    ]
+    suffix = suffix_of(content)
+    return [{**row, "label": f"`{row['method']}`{suffix}"} for row in content["rows"]]
+
+
+def suffix_of(content: Mapping[str, Any]) -> str:
+    """What the name of a result's case says of all its rows."""
+    return SUFFIXES.get(content["case"].rpartition("-")[2], "")
 
 
 def cell(rows: list[dict[str, Any]]) -> str:

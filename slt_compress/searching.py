@@ -262,8 +262,9 @@ class Search:
             return self._measure(batches, gates)
 
     def _soft(self, gates: Gates, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
-        """Metrics of the relaxed gates at the end of the search, without noise."""
-        phase = Phase(step=0, seed=self.training.seed, annealed=1.0, noise=False)
+        """Metrics of the gates at the end, without noise; rounded ones if they always were."""
+        rounded = self.training.rounded == 1.0
+        phase = Phase(step=0, seed=self.training.seed, annealed=1.0, hard=rounded, noise=False)
         with torch.no_grad():
             for name, score in gates.scores.items():
                 score.copy_(scores[name])

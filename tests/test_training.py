@@ -97,6 +97,13 @@ def test_a_search_learns() -> None:
     assert result.history[-1]["loss"] < 0.6 * result.history[0]["loss"]
 
 
+def test_what_was_rounded_throughout_is_measured_rounded() -> None:
+    found = {hard: search_of(network(), training=replace(QUICK, hard=hard)).run().metrics
+             for hard in (0.4, 1.0)}  # fmt: skip
+    assert found[1.0]["soft"] == found[1.0]["hard"]
+    assert found[0.4]["soft"] != found[0.4]["hard"]
+
+
 def test_a_pretrained_network_is_distilled() -> None:
     module = network()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
