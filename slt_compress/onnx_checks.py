@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slt_compress.artifact import (
     ONNX,
-    describe_artifact,
+    described,
     dtype_of,
     expect_probe,
     is_artifact,
@@ -89,7 +89,7 @@ def _opened(folder: Path, manifest: Manifest) -> Opened:
     Raises:
         ArtifactError: a file is missing or changed, or does not hold what the manifest says.
     """
-    entries = describe_artifact(folder).entries
+    entries = described(folder, manifest).entries
     expect_probe(folder, manifest)
     for name in manifest.object("files"):
         manifest.checked_file(name)

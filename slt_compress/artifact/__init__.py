@@ -8,6 +8,7 @@ from slt_compress.artifact.dense import streams_dense
 from slt_compress.artifact.masking import MaskArtifact, read_mask_artifact
 from slt_compress.artifact.reading import (
     describe_artifact,
+    described,
     expect_probe,
     is_artifact,
     open_manifest,
@@ -49,6 +50,7 @@ __all__ = [
     "State",
     "copy_companions",
     "describe_artifact",
+    "described",
     "dtype_of",
     "expect_probe",
     "is_artifact",

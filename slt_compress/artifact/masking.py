@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slt_compress.artifact.reading import describe_artifact, expect_probe, open_manifest
+from slt_compress.artifact.reading import described, expect_probe, open_manifest
 from slt_compress.artifact.records import MASK_FORMAT, SPARSE_WEIGHTS
 from slt_compress.errors import ArtifactError
 from slt_compress.files import read_safetensors, sha256_tensors
@@ -95,7 +95,7 @@ def read_mask_artifact(path: str | Path) -> MaskArtifact:
     """
     folder = Path(path)
     manifest = open_manifest(folder)
-    artifact = describe_artifact(folder)
+    artifact = described(folder, manifest)
     if artifact.format != MASK_FORMAT or manifest.where.name != SPARSE_WEIGHTS:
         raise ArtifactError(f"{folder} does not hold a mask in {SPARSE_WEIGHTS}")
     expect_probe(folder, manifest)

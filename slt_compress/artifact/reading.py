@@ -57,7 +57,7 @@ def describe_artifact(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: the folder is no artifact, from a newer version, or damaged.
     """
-    return _describe(Path(path), open_manifest(Path(path)))
+    return described(Path(path), open_manifest(Path(path)))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -80,7 +80,7 @@ def read_artifact(path: str | Path, *, model: nn.Module | None = None) -> Loaded
     """
     folder = Path(path)
     manifest = open_manifest(folder)
-    artifact = _describe(folder, manifest)
+    artifact = described(folder, manifest)
     if artifact.format in NO_MODULE:
         raise ArtifactError(f"{folder} {NO_MODULE[artifact.format]}")
     family, task = _architecture(manifest)
@@ -168,7 +168,8 @@ def open_manifest(folder: Path) -> Manifest:
     return check_manifest(values, where, KIND, ArtifactError)
 
 
-def _describe(folder: Path, manifest: Manifest) -> Artifact:
+def described(folder: Path, manifest: Manifest) -> Artifact:
+    """What a folder holds, by its manifest; as `describe_artifact`, which opens that first."""
     name = manifest.text("format")
     if name not in FORMATS and name not in (SHRUNK, ONNX):
         raise ArtifactError(

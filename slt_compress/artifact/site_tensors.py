@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from slt_compress.artifact.components import decode, said_of, stored_parts
-from slt_compress.artifact.reading import describe_artifact, open_manifest
+from slt_compress.artifact.reading import described, open_manifest
 from slt_compress.errors import ArtifactError
 from slt_compress.formats import CODECS, part_key
 
@@ -26,7 +26,7 @@ def read_site_tensors(
     """
     folder = Path(path)
     manifest = open_manifest(folder)
-    entries = describe_artifact(folder).entries
+    entries = described(folder, manifest).entries
     parts = stored_parts(folder, manifest)
     for alias, name in manifest.object("ties").items():
         if str(name) not in entries or alias in entries:
