@@ -70,7 +70,7 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
         SourceError: a malformed record, or an origin that is gone or does not fit any more.
     """
     family, task, kind, config = checked_record(record)
-    init = recorded_init(record.get("init"))
+    init = checked_init(record.get("init"))
     folder, revision, source = None, record.get("revision"), str(record.get("source"))
     if kind == "random":
         if init is None:
@@ -97,7 +97,7 @@ def recorded_checkpoint(
 ) -> Checkpoint:
     """The checkpoint of a record, with the module that was made by it."""
     family, task, kind, config = checked_record(record)
-    init, classes = recorded_init(record.get("init")), record.get("classes")
+    init, classes = checked_init(record.get("init")), record.get("classes")
     return Checkpoint(
         source=str(record.get("source")),
         kind=kind,
@@ -165,7 +165,7 @@ def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[s
     return family, task, kind, config
 
 
-def recorded_init(found: Any) -> Init | None:
+def checked_init(found: Any) -> Init | None:
     """The random init in a record; None where there is none.
 
     Raises:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from slt_compress.checkpoints import families
 from slt_compress.checkpoints.origins import (
+    checked_init,
     checked_record,
     locate_weights,
     recorded_checkpoint,
-    recorded_init,
 )
 from slt_compress.checkpoints.records import Checkpoint
 from slt_compress.errors import SourceError
@@ -64,7 +64,7 @@ def stream_origin(
     if not all(isinstance(tensor, Tensor) for tensor in own.values()):
         return None
     if kind == "random":
-        init = recorded_init(record.get("init"))
+        init = checked_init(record.get("init"))
         if init is None or init.scheme == "default":
             return None
         fill = seeded_filler(module, init.scheme, init.seed)
