@@ -143,8 +143,8 @@ class GaussianLaw:
     def slope_(self, noisy: Tensor) -> Tensor:
         """1 inside (0, 1), or within the window around 1/2; else 0."""
         distance = noisy.sub_(0.5).abs_()
-        near: Tensor = distance < 0.5
-        if self.window is not None:
-            rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
-            near = distance <= self.window * rms
+        if self.window is None:
+            return (distance < 0.5).to(noisy.dtype)
+        rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
+        near: Tensor = distance <= self.window * rms
         return near.to(noisy.dtype)
