@@ -194,16 +194,23 @@ def _unsuited_convolution(layer: nn.Conv2d) -> str | None:
     return None
 
 
-def kernels_of(layer: nn.Module) -> dict[str, Kernel]:
-    """The kernels that can compute a layer for which nothing is `unsuited`, the fastest first."""
+def kernels_of(layer: nn.Module, *, every: bool = True) -> dict[str, Kernel]:
+    """The kernels that can compute a layer for which nothing is `unsuited`, the fastest first.
+
+    Without `every` only that one is made.
+    """
     values = {name: value.detach() for name, value in _tensors(layer).items()}
     weight, bias = values["weight"], values.get("bias")
     if isinstance(layer, nn.Conv2d):
         rows = sparse_rows(weight.flatten(1), bias)
         return {"compiled": Convolution(rows, _geometry(layer))}
     matrix = weight.t() if is_conv1d(layer) else weight
-    ours = {"compiled": Linear(sparse_rows(matrix, bias))} if can_compile() else {}
-    return {**ours, "csr": CsrLinear(matrix, bias)}
+    found: dict[str, Kernel] = {}
+    if can_compile():
+        found["compiled"] = Linear(sparse_rows(matrix, bias))
+    if every or not found:
+        found["csr"] = CsrLinear(matrix, bias)
+    return found
 
 
 def _geometry(layer: nn.Conv2d) -> Geometry:

@@ -108,7 +108,7 @@ def fit(
     layers = _layers(module, shapes)
     reasons = {name: unsuited(layer) for name, layer in layers.items()}
     candidates = {
-        name: Candidate(layer=layer, kernels=kernels_of(layer), seen=())
+        name: Candidate(layer=layer, kernels=kernels_of(layer, every=runtime == "auto"), seen=())
         for name, layer in layers.items()
         if reasons[name] is None
     }

@@ -269,6 +269,11 @@ def test_what_has_no_kernel_says_so(layer, reason):
     assert reason in unsuited(layer)
 
 
+def test_only_the_fastest_kernel_is_made_where_no_other_is_wanted():
+    layer = thin_(nn.Linear(12, 7))
+    assert list(kernels_of(layer, every=False)) == list(kernels_of(layer))[:1]
+
+
 def test_without_the_extra_linear_layers_take_the_kernel_of_torch(monkeypatch, tickets):
     monkeypatch.setattr(layers, "can_compile", lambda: False)
     assert list(kernels_of(thin_(nn.Linear(12, 7)))) == ["csr"]
