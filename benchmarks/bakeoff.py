@@ -117,7 +117,8 @@ def run_seed(case: Case, arguments: argparse.Namespace) -> None:
     import torch
 
     import slt_compress
-    from slt_compress.recipes import merged, parse_recipe, read_recipe
+    from slt_compress.searching.recipe_keys import merged
+    from slt_compress.searching.recipes import parse_recipe, read_recipe
 
     torch.set_num_threads(1)
     over = {"dataset": arguments.data, "training": {"seed": arguments.seed}}
@@ -151,7 +152,7 @@ def collected(name: str, folder: Path) -> dict[str, Any]:
     """The rows of all seeds, with the soft metrics and the dense one from the tickets."""
     from surroundings import surroundings
 
-    from slt_compress.comparing import Comparison, Row
+    from slt_compress.searching.comparing import Comparison, Row
 
     rows, recipe = [], {}
     for file in sorted(folder.glob("*/compare.json")):

@@ -16,8 +16,8 @@ import torch
 from surroundings import surroundings
 
 from slt_compress.checkpoints import sketch_checkpoint
-from slt_compress.gating import gated
-from slt_compress.sites import find_sites
+from slt_compress.gates.gating import gated
+from slt_compress.sites.sites import find_sites
 
 MODELS = (
     "timm:resnet50", "timm:vit_base_patch16_224", "timm:convnext_tiny",

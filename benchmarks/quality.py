@@ -21,7 +21,8 @@ from typing import Any
 from surroundings import surroundings
 
 import slt_compress
-from slt_compress.recipes import merged, parse_recipe, read_recipe
+from slt_compress.searching.recipe_keys import merged
+from slt_compress.searching.recipes import parse_recipe, read_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

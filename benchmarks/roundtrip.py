@@ -25,16 +25,20 @@ from safetensors.torch import save_file
 from surroundings import surroundings
 from transformers import ViTConfig, ViTForImageClassification
 
-from slt_compress.importing import import_checkpoint
-from slt_compress.runtime import environment, open_path
-from slt_compress.ticket import read_ticket, write_ticket
+from slt_compress.anatomy.states import environment
+from slt_compress.runtime.opening import open_path
+from slt_compress.searching.recipes import Recipe
+from slt_compress.tickets import read_ticket, write_ticket
+from slt_compress.tickets.importing import import_checkpoint
 
 STEP = """
 import json, sys, time
 started = time.process_time()
 import torch, transformers, slt_compress
 transformers.ViTForImageClassification
-from slt_compress import compacting, exporting, runtime, verifying
+from slt_compress.evidence import verifying
+from slt_compress.exporting import folders, shrunk
+from slt_compress.runtime import opening
 imported = time.process_time()
 wall = time.perf_counter()
 step, *arguments = sys.argv[1:]
@@ -69,7 +73,7 @@ def make_ticket(folder: Path) -> Path:
     (folder / "spelled" / "config.json").write_bytes(
         (folder / "plain" / "config.json").read_bytes()
     )
-    bare = import_checkpoint(folder / "spelled", folder / "bare")
+    bare = import_checkpoint(folder / "spelled", folder / "bare", recipe=Recipe().to_dict())
     with torch.inference_mode():
         pixels = torch.randn(2, 3, 224, 224)
         opened = open_path(bare.path)

@@ -27,10 +27,10 @@ import transformers
 from surroundings import surroundings
 from torch import Tensor, nn
 
-from slt_compress.choosing import in_turns
-from slt_compress.reference import REFERENCE
-from slt_compress.runtimes import RUNTIMES, Runs, fit
-from slt_compress.sites import find_sites
+from slt_compress.checkpoints.reference import REFERENCE
+from slt_compress.runtime.kernel_choice import in_turns
+from slt_compress.runtime.sparse import RUNTIMES, Runs, fit
+from slt_compress.sites.sites import find_sites
 
 SPARSITIES = {
     "vit-base": (0.5, 0.8, 0.9, 0.95, 0.98),

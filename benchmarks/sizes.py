@@ -20,11 +20,18 @@ import torch
 from surroundings import surroundings
 from torch import Tensor
 
-from slt_compress.artifact.masking import pack_masks
-from slt_compress.formats import CODECS, FORMATS, Format, NmPattern, decode_masks, find_pattern
-from slt_compress.formats.entropy import entropy_bits
+from slt_compress.artifacts.formats import (
+    CODECS,
+    FORMATS,
+    Format,
+    NmPattern,
+    decode_masks,
+    find_pattern,
+)
+from slt_compress.artifacts.formats.entropy import entropy_bits
+from slt_compress.artifacts.mask_only import pack_masks
 from slt_compress.masks import Masks
-from slt_compress.ticket import read_ticket
+from slt_compress.tickets import read_ticket
 
 BLOCK = {"query": (768, 768), "key": (768, 768), "value": (768, 768), "output": (768, 768),
          "up": (3072, 768), "down": (768, 3072)}  # fmt: skip

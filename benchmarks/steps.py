@@ -15,7 +15,7 @@ from statistics import median
 import torch
 from surroundings import surroundings
 
-from slt_compress.reference import REFERENCE
+from slt_compress.checkpoints.reference import REFERENCE
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import slt_compress
-from slt_compress.recipes import parse_recipe
+from slt_compress.searching.recipes import parse_recipe
 
 recipe = parse_recipe(
     {

@@ -1,7 +1,7 @@
 """slt-compress: make neural networks smaller without touching a weight.
 
 The public names are resolved on first use, so that importing the package imports no torch. Its one
-side effect: transformers can open artifacts (`registering`).
+side effect: transformers can open artifacts (`runtime.hf_registration`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slt_compress.errors import SltError
-from slt_compress.registering import register
+from slt_compress.runtime.hf_registration import register
 
 if TYPE_CHECKING:
-    from slt_compress.adapters import Base as Base
     from slt_compress.api import compare as compare
     from slt_compress.api import evaluate as evaluate
     from slt_compress.api import export as export
@@ -22,24 +21,25 @@ if TYPE_CHECKING:
     from slt_compress.api import report as report
     from slt_compress.api import search as search
     from slt_compress.api import verify as verify
-    from slt_compress.budget import Budget as Budget
     from slt_compress.checkpoints import open_checkpoint as open_checkpoint
     from slt_compress.masks import Masks as Masks
-    from slt_compress.recipes import Recipe as Recipe
-    from slt_compress.settings import Training as Training
-    from slt_compress.sites import Targets as Targets
-    from slt_compress.ticket import Ticket as Ticket
+    from slt_compress.runtime.adapters import Base as Base
+    from slt_compress.searching.recipes import Recipe as Recipe
+    from slt_compress.searching.settings import Training as Training
+    from slt_compress.sites.budget import Budget as Budget
+    from slt_compress.sites.sites import Targets as Targets
+    from slt_compress.tickets import Ticket as Ticket
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Base": "adapters",
-    "Budget": "budget",
+    "Base": "runtime.adapters",
+    "Budget": "sites.budget",
     "Masks": "masks",
-    "Recipe": "recipes",
-    "Targets": "sites",
-    "Ticket": "ticket",
-    "Training": "settings",
+    "Recipe": "searching.recipes",
+    "Targets": "sites.sites",
+    "Ticket": "tickets",
+    "Training": "searching.settings",
     "compare": "api",
     "evaluate": "api",
     "export": "api",

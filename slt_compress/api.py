@@ -11,30 +11,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.artifact import Artifact, is_artifact
-from slt_compress.budget import Budget
-from slt_compress.compacting import export_shrunk
-from slt_compress.comparing import Comparison, OnRow, compare_all, planned
-from slt_compress.confining import sites_of
+from slt_compress.artifacts import Artifact, is_artifact
+from slt_compress.checkpoints.recorded import local_folder
 from slt_compress.errors import ArtifactError, TicketError
-from slt_compress.files import read_json
-from slt_compress.forecasting import forecast
-from slt_compress.interchange import export_as
-from slt_compress.methods import Learned, Method
-from slt_compress.objectives import ObjectiveName
-from slt_compress.onnx_checks import verify_folder
-from slt_compress.origins import local_folder
-from slt_compress.planning import Plan, make_plan
-from slt_compress.recipes import Recipe, parse_recipe, with_arguments
-from slt_compress.recording import model_name, record, target_of
-from slt_compress.reporting import Report, make_report
-from slt_compress.runtime import open_path
-from slt_compress.runtimes import as_runtime
-from slt_compress.searching import OnStep, Search
-from slt_compress.settings import Training, settled
-from slt_compress.ticket import Ticket, free_path, newest, read_ticket
-from slt_compress.verifying import Verification, verify_apart
-from slt_compress.workloads import measure_path, obstacles, open_workload, sketch_source
+from slt_compress.evidence.checks import Verification
+from slt_compress.evidence.reporting import Report, make_report
+from slt_compress.evidence.verifying import verify_apart, verify_folder
+from slt_compress.exporting.folders import export_as
+from slt_compress.exporting.shrunk import export_shrunk
+from slt_compress.gates import Learned, Method
+from slt_compress.runtime.opening import open_path
+from slt_compress.runtime.sparse import as_runtime
+from slt_compress.searching.comparing import Comparison, OnRow, compare_all, planned
+from slt_compress.searching.forecasting import forecast
+from slt_compress.searching.inside import sites_of
+from slt_compress.searching.measuring import measure_path
+from slt_compress.searching.objectives import ObjectiveName
+from slt_compress.searching.planning import Plan, make_plan
+from slt_compress.searching.recipes import Recipe, parse_recipe, with_arguments
+from slt_compress.searching.recording import model_name, record, target_of
+from slt_compress.searching.search import OnStep, Search
+from slt_compress.searching.settings import Training, settled
+from slt_compress.searching.workloads import obstacles, open_workload, sketch_source
+from slt_compress.sites.budget import Budget
+from slt_compress.storage.files import read_json
+from slt_compress.tickets import Ticket, free_path, newest, read_ticket
 
 TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
 
@@ -59,7 +60,7 @@ def search(
             back bit-identical.
         data: a data set specification, or, for a module of your own, a re-iterable of batches.
         budget: how many weights may be kept.
-        method: an instance, such as `slt_compress.methods.Relaxed(sigma=0.4)`.
+        method: an instance, such as `slt_compress.gates.Relaxed(sigma=0.4)`.
         objective: `auto`, `task`, `distill` or `lm`; a module of your own has `loss_fn`.
         training: how the scores are trained.
         loss_fn: `loss_fn(module, batch)` gives a scalar, for a module of your own.
@@ -186,7 +187,7 @@ def export(
     """Export the masked model of a ticket (default: the newest) into a new folder.
 
     Args:
-        format: a name in `slt_compress.formats.EXPORTS`.
+        format: a name in `slt_compress.artifacts.formats.EXPORTS`.
         shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
         origin, model: as for `load`; `inputs` is what a module of your own takes.

@@ -135,3 +135,16 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     if bits[count:].any():
         raise ValueError("a padding bit behind the mask is set")
     return torch.from_numpy(bits[:count].view(np.bool_)).reshape(shape)
+
+
+def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
+    """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
+
+    Where `flip` is true, minus that.
+    """
+    kept = weight
+    if gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight
+        kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
+    if flip is not None:
+        kept = torch.where(flip.to(weight.device), -kept, kept)
+    return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from artifact_cases import Tiny, export, own, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_artifact import Tiny, bits, export, own, tiny
 
-from slt_compress.artifact import components, read_artifact, read_site_tensors
+from slt_compress.artifacts import decoding, read_artifact, read_site_tensors
+from slt_compress.artifacts.formats import FORMATS, decode_masks
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import SltError
-from slt_compress.files import read_safetensors
-from slt_compress.formats import FORMATS, decode_masks
 from slt_compress.masks import Masks
+from slt_compress.storage.bits import bits
+from slt_compress.storage.files import read_safetensors
 
 WEIGHTS = "weights.slt.safetensors"
 SPARSE = [name for name in FORMATS if FORMATS[name].sparse and name != "mask"]
@@ -184,7 +185,7 @@ def test_indexes_that_lie(shards, data):
                 index["weight_map"] = data.draw(st.one_of(NAMES, st.just({})))
     opened = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(components, "read_safetensors", spied(opened))
+        patch.setattr(decoding, "read_safetensors", spied(opened))
         assert same_or_refused(folder, f"{WEIGHTS}.index.json", json.dumps(index).encode())
     assert all(path.parent == folder for path in opened)
 
@@ -231,7 +232,7 @@ def test_sites_are_compared_with_the_model_before_they_are_decoded(tmp_path):
 HUGE = """
 import resource, sys
 import torch
-from slt_compress.artifact import components, read_artifact, read_site_tensors
+from slt_compress.artifacts import decoding, read_artifact, read_site_tensors
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import SltError
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from slt_compress.checkpoints.checkpoint import Task
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.checkpoints.records import Task
 from slt_compress.errors import SourceError
 
 # Task -> transformers' public table of the classes with such a head, by type of config. A class

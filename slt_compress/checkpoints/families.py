@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import reference_models, timm_models, transformers_models
-from slt_compress.checkpoints.records import Architecture, Family, Init, Task
-from slt_compress.checkpoints.weights import read_json_object
+from slt_compress.checkpoints.checkpoint import Architecture, Family, Init, Task
+from slt_compress.checkpoints.filling import initialise_
+from slt_compress.checkpoints.reference import REFERENCE
+from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
-from slt_compress.filling import initialise_
-from slt_compress.reference import REFERENCE
 
 
 def describe_folder(folder: Path, task: Task | None) -> Architecture:

@@ -10,9 +10,11 @@ from typing import Any, Literal
 from torch import nn
 
 from slt_compress.checkpoints import families, reference_models, timm_models
-from slt_compress.checkpoints.records import TASKS, Architecture, Checkpoint, Init, Kind, Task
-from slt_compress.checkpoints.snapshots import fetch
-from slt_compress.checkpoints.weights import (
+from slt_compress.checkpoints.checkpoint import TASKS, Architecture, Checkpoint, Init, Kind, Task
+from slt_compress.checkpoints.downloads import fetch
+from slt_compress.checkpoints.initial import parse_scheme
+from slt_compress.checkpoints.reference import REFERENCE
+from slt_compress.checkpoints.weight_files import (
     CONVERT,
     PICKLES,
     check_weights_path,
@@ -20,8 +22,6 @@ from slt_compress.checkpoints.weights import (
     weight_files,
 )
 from slt_compress.errors import SourceError
-from slt_compress.initial import parse_scheme
-from slt_compress.reference import REFERENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any, get_args
 from torch import nn
 
 from slt_compress.checkpoints import families
+from slt_compress.checkpoints.checkpoint import TASKS, Checkpoint, Family, Init, Kind
+from slt_compress.checkpoints.downloads import cached, fetch
 from slt_compress.checkpoints.opening import locate
-from slt_compress.checkpoints.records import TASKS, Checkpoint, Family, Init, Kind
-from slt_compress.checkpoints.snapshots import cached, fetch
+from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.timm_models import hub_id, is_name
-from slt_compress.checkpoints.weights import check_weights_path, read_tensors, weight_files
+from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
 from slt_compress.errors import SourceError
-from slt_compress.reference import REFERENCE
 
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
 

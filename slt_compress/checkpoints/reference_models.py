@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.checkpoints.records import Architecture, Task
+from slt_compress.checkpoints.checkpoint import Architecture, Task
+from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.errors import SourceError
-from slt_compress.reference import REFERENCE
 
 _CLASSES = 10  # of MNIST and CIFAR-10, the data sets these networks were made for
 

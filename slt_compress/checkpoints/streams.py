@@ -11,17 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from slt_compress.checkpoints import families
+from slt_compress.checkpoints.checkpoint import Checkpoint
+from slt_compress.checkpoints.filling import seeded_filler
 from slt_compress.checkpoints.origins import (
     checked_init,
     checked_record,
     locate_weights,
     recorded_checkpoint,
 )
-from slt_compress.checkpoints.records import Checkpoint
 from slt_compress.errors import SourceError
-from slt_compress.filling import seeded_filler
-from slt_compress.lazy_files import LazyTensors
-from slt_compress.making import Made
+from slt_compress.storage.lazy import LazyTensors, Made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from slt_compress.checkpoints.checkpoint import Architecture, Task
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.checkpoints.records import Architecture, Task
-from slt_compress.checkpoints.weights import read_json_object
+from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
 
 # What says where timm would fetch weights from: we always hand them over ourselves.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.checkpoints.checkpoint import Architecture, Task
 from slt_compress.checkpoints.configs import (
     HEADS,
     as_dict,
@@ -20,8 +21,7 @@ from slt_compress.checkpoints.configs import (
     read_config,
 )
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.checkpoints.records import Architecture, Task
-from slt_compress.checkpoints.weights import read_json_object
+from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
 
 _CLASSIFIERS = (

@@ -4,7 +4,7 @@
 """
 
 from slt_compress.data.batches import Batch, Batches, SearchData
-from slt_compress.data.feeding import modalities_of
+from slt_compress.data.modalities import modalities_of
 from slt_compress.data.options import DataOptions
 from slt_compress.data.preparing import prepare
 from slt_compress.data.raw import RawData, default_spec, open_data

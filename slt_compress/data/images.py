@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.data.augment import Augment, timm_transform
-from slt_compress.data.parts import has_processor, opening
+from slt_compress.data.processors import has_processor, opening
 from slt_compress.errors import DataError
-from slt_compress.reference import REFERENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,14 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from slt_compress.data.audio import sounds
 from slt_compress.data.augment import timm_transform
 from slt_compress.data.batches import Batches, Examples, SearchData
-from slt_compress.data.captioned import captioned
-from slt_compress.data.feeding import modalities_of
+from slt_compress.data.image_text import captioned
 from slt_compress.data.images import PictureExamples, pipeline_of
 from slt_compress.data.labels import LabelMatch
-from slt_compress.data.sounds import sounds
-from slt_compress.data.splitting import (
+from slt_compress.data.modalities import modalities_of
+from slt_compress.data.splits import (
     Ready,
     accepted_of,
     cut,

@@ -129,8 +129,8 @@ def open_data(spec: str, options: DataOptions) -> RawData:
 
 def _read(spec: str, options: DataOptions) -> tuple[dict[str, Rows], tuple[str, ...]]:
     # not before there is data to read: they bring pyarrow, which a plan does without
-    from slt_compress.data.files import read_path
     from slt_compress.data.hub import is_saved, read_hub, read_saved
+    from slt_compress.data.local import read_path
 
     path = Path(spec).expanduser()
     if path.exists():

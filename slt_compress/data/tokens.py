@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from slt_compress.data.parts import opening
+from slt_compress.data.processors import opening
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:

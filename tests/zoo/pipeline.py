@@ -24,17 +24,17 @@ from torch import Tensor, nn
 
 import slt_compress
 from slt_compress import Budget, Recipe, Training
+from slt_compress.anatomy.states import set_buffers, site_parameters
 from slt_compress.checkpoints import TASKS, open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.errors import ArtifactError
-from slt_compress.gating import masked_weight, set_buffers
-from slt_compress.methods import Relaxed
-from slt_compress.recording import record, target_of
-from slt_compress.runtime import site_parameters
-from slt_compress.searching import Search
-from slt_compress.settings import settled
-from slt_compress.sites import find_sites
-from slt_compress.workloads import own_workload
+from slt_compress.gates import Relaxed
+from slt_compress.masks import masked_weight
+from slt_compress.searching.recording import record, target_of
+from slt_compress.searching.search import Search
+from slt_compress.searching.settings import settled
+from slt_compress.searching.workloads import own_workload
+from slt_compress.sites.sites import find_sites
 from tests.zoo.inputs import Inputs, candidates, pictures_for, tensors
 from tests.zoo.libraries import default_config, has_class, timm_names, transformers_types
 from tests.zoo.shrinking import DIVISORS, shrunk, timm_arguments

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.sites import SitePlan, find_sites
+from slt_compress.sites.sites import SitePlan, find_sites
 from tests.zoo.libraries import default_config, has_class, sketch_timm, sketch_type
 
 Outcome = Literal["planned", "no class", "not built", "failed"]

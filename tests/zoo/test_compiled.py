@@ -10,10 +10,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from slt_compress.gating import Gates, gated, read_once, sample_key
+from slt_compress.gates import Phase, Relaxed
+from slt_compress.gates.base import sample_key
+from slt_compress.gates.gating import Gates, gated, read_once
 from slt_compress.masks import Masks
-from slt_compress.methods import Phase, Relaxed
-from slt_compress.sites import SitePlan, find_sites
+from slt_compress.sites.sites import SitePlan, find_sites
 from tests.models import Pico
 
 

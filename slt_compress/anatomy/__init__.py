@@ -1,0 +1,1 @@
+"""What the parts of a network are, told by type and by name."""

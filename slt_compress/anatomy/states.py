@@ -1,0 +1,90 @@
+"""What a module holds: modes, buffers, and the weights of its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.errors import TicketError
+from slt_compress.masks import Masks
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for as long as the block lasts; every submodule's own mode afterwards."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Put the module's buffers back when the block ends."""
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        set_buffers(module, kept)
+
+
+def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy values into the module's buffers of the same names."""
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if name in values:
+                buffer.copy_(values[name])
+
+
+def shapes_of(masks: Masks) -> dict[str, tuple[int, ...]]:
+    """Shape of every mask."""
+    return {name: tuple(mask.shape) for name, mask in masks.items()}
+
+
+def site_weights(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The weights of the sites, by name.
+
+    Raises:
+        TicketError: the module has no such weight, or one of another shape.
+    """
+    return {name: weight.detach() for name, weight in site_parameters(module, shapes).items()}
+
+
+def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """What the module itself holds at the sites: parameters, or what parametrizations compute.
+
+    Raises:
+        TicketError: the module has no such weight, or one of another shape.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        path, _, param = name.rpartition(".")
+        try:
+            weight = getattr(module.get_submodule(path), param)
+        except AttributeError:
+            raise TicketError(f"the model has no weight {name}: was it made by other versions?") \
+                from None  # fmt: skip
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
+            raise TicketError(f"{name} of the model does not have the shape of its mask")
+        weights[name] = weight
+    return weights
+
+
+def environment(module: nn.Module) -> dict[str, Any]:
+    """What bit-identical outputs of a module depend on beside the module."""
+    return {
+        "device": next(module.parameters()).device.type,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "transformers": version("transformers"),
+        "timm": version("timm"),
+    }

@@ -1,0 +1,142 @@
+"""The stored tensors of a sparse artifact: found, hashed, given to their entries and decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slt_compress.artifacts.formats import CODECS, part_key
+from slt_compress.artifacts.manifest import SPARSE_WEIGHTS
+from slt_compress.errors import ArtifactError
+from slt_compress.masks import count_kept
+from slt_compress.storage.files import read_json, read_safetensors, update_digest
+from slt_compress.storage.manifests import Manifest, is_file_name
+
+Entry = Mapping[str, Any]
+
+
+def stored_parts(folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
+    """The parts of every entry, their hash checked; they still lie in the file.
+
+    Raises:
+        ArtifactError: a file is damaged, a part is missing, left over or not what was written.
+    """
+    if manifest.where.name == SPARSE_WEIGHTS:
+        stored = read_safetensors(manifest.where, ArtifactError)
+    else:
+        stored = _shards(folder, manifest.where)
+    parts = split(stored, manifest.object("entries"), manifest)
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        for key in sorted(part_key(name, part) for part in parts[name]):
+            update_digest(digest, key, stored[key])
+    if digest.hexdigest() != manifest.text("hash"):
+        raise ArtifactError(f"{folder} was changed or damaged: its tensors do not have their hash")
+    return parts
+
+
+def split(
+    stored: Mapping[str, Tensor], entries: Mapping[str, Entry], manifest: Manifest
+) -> dict[str, dict[str, Tensor]]:
+    """Give every entry its parts; nothing may be missing and nothing left over.
+
+    Raises:
+        ArtifactError: the entries are not those of the stored tensors.
+    """
+    keys = {
+        name: {part: part_key(name, part) for part in CODECS[entry["format"]].parts}
+        for name, entry in entries.items()
+    }
+    expected = [key for parts in keys.values() for key in parts.values()]
+    if len(set(expected)) != len(expected) or set(expected) != stored.keys():
+        odd = sorted(set(expected) ^ stored.keys())
+        raise manifest.damaged(f"its entries and the stored tensors disagree on {odd[:3]}")
+    return {
+        name: {part: stored[key] for part, key in parts.items()} for name, parts in keys.items()
+    }
+
+
+@contextmanager
+def said_of(folder: Path, name: str) -> Iterator[None]:
+    """Say of which entry an error is."""
+    try:
+        yield
+    except ArtifactError as cause:
+        raise ArtifactError(f"{folder} is damaged: {name} {cause}") from cause
+
+
+def decode(
+    parts: Mapping[str, Tensor], entry: Entry, *, masked: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The tensor of one entry, which has a checked shape and dtype, in memory of its own.
+
+    With its mask where it is `masked` and has `kept`; a site that is stored dense keeps everything.
+
+    Raises:
+        ArtifactError: the parts do not describe it, or it has another count.
+    """
+    codec, shape, dtype = CODECS[entry["format"]], tuple(entry["shape"]), dtype_of(entry["dtype"])
+    stored = dtype_of(entry["values"]) if "values" in entry else dtype
+    mask = codec.decode_mask(parts, shape=shape)
+    tensor = codec.decode(parts, shape=shape, dtype=stored, mask=mask)
+    # A copy of what still lies in the file: the model must not change when the file does, and
+    # ordinary alignment keeps its arithmetic the same as that of any other model.
+    tensor = tensor.to(dtype) if stored is not dtype else tensor if codec.sparse else tensor.clone()
+    return tensor, _counted(mask, entry) if masked and "kept" in entry else None
+
+
+def _counted(mask: Tensor | None, entry: Entry) -> Tensor:
+    """The mask of a site, after its count was compared with the recorded one."""
+    kept, shape = entry["kept"], tuple(entry["shape"])
+    if mask is None:
+        if kept != math.prod(shape):
+            raise ArtifactError(
+                f"is stored whole, but keeps {str(kept)[:40]} of {math.prod(shape):,}"
+            )
+        return torch.ones(shape, dtype=torch.bool)
+    if kept != count_kept(mask):
+        raise ArtifactError(f"does not keep its recorded count, {str(kept)[:40]}")
+    return mask
+
+
+def dtype_of(name: object) -> torch.dtype:
+    """A dtype by its name, without the lazy imports that `getattr` on torch would do.
+
+    Raises:
+        ArtifactError: there is none of that name.
+    """
+    found = vars(torch).get(str(name))
+    if not isinstance(found, torch.dtype):
+        raise ArtifactError(f"has the dtype {str(name)[:40]!r}, which torch does not know")
+    return found
+
+
+def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    placed = read_json(index, ArtifactError).get("weight_map")
+    if not isinstance(placed, dict):
+        raise ArtifactError(f"{index} has no object 'weight_map'; the artifact is damaged")
+    stored: dict[str, Tensor] = {}
+    for name in sorted({str(name) for name in placed.values()}):
+        for key, tensor in _shard(folder, index, name):
+            if placed.get(key) != name:
+                raise ArtifactError(
+                    f"{folder / name} holds {key}, which {index.name} puts elsewhere"
+                )
+            stored[key] = tensor
+    if stored.keys() != placed.keys():
+        missing = sorted(placed.keys() - stored.keys())
+        raise ArtifactError(f"{folder} lacks {missing[0]}, which {index.name} lists")
+    return stored
+
+
+def _shard(folder: Path, index: Path, name: str) -> Iterator[tuple[str, Tensor]]:
+    if not is_file_name(name) or not name.endswith(".safetensors"):
+        raise ArtifactError(f"{index} names the shard {name[:80]!r}, which is no file beside it")
+    yield from read_safetensors(folder / name, ArtifactError).items()

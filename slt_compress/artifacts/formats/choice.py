@@ -1,0 +1,102 @@
+"""What a user asks for by name: the codecs that a tensor may be stored by, or the mask alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slt_compress.artifacts.formats.base import Codec, NmPattern
+from slt_compress.artifacts.formats.entropy import entropy_bits
+from slt_compress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """Per tensor, the smallest of some codecs; the first among equals.
+
+    Every sparse format stores masks. So it stores a weight dense only where nothing is dropped:
+    else a kept zero could not be told from a dropped weight.
+    """
+
+    name: str
+    codecs: tuple[Codec, ...]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether dropped weights cost no value bytes."""
+        return any(codec.sparse for codec in self.codecs)
+
+    @property
+    def patterned(self) -> bool:
+        """Whether the choice depends on an N:M pattern."""
+        return any(codec.name == "nm" for codec in self.codecs)
+
+    def choose(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> Codec:
+        """The codec for one weight.
+
+        Raises:
+            ArtifactError: none can store it.
+        """
+        whole = kept == math.prod(shape)
+        sizes = [
+            (size, place)
+            for place, codec in enumerate(self.codecs)
+            if (codec.sparse or whole or not self.sparse)
+            and (size := codec.nbytes(shape, kept, dtype, pattern)) is not None
+        ]
+        if not sizes:
+            raise ArtifactError(f"the format {self.name} cannot store a mask without its pattern")
+        return self.codecs[min(sizes)[1]]
+
+    def nbytes(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> int:
+        """Bytes of one weight, headers aside: exactly, or at most where its mask is coded."""
+        return self.choose(shape, kept, dtype, pattern).nbytes(shape, kept, dtype, pattern) or 0
+
+    def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:
+        """Bytes of all tensors of a model, headers aside.
+
+        `dense_nbytes` is of all its tensors stored whole; `sites` are the arguments of `nbytes`:
+        shape, kept count, dtype and, where it is known, the N:M pattern.
+        """
+        whole: int = sum(math.prod(shape) * dtype.itemsize for shape, _, dtype, *_ in sites)
+        return dense_nbytes - whole + sum(self.nbytes(*site) for site in sites)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskOnly:
+    """No values at all: the mask, entropy-coded, and where the values come from."""
+
+    name: str = "mask"
+    sparse: bool = True
+
+    def nbytes(
+        self,
+        shape: tuple[int, ...],
+        kept: int,
+        dtype: torch.dtype,
+        pattern: NmPattern | None = None,
+    ) -> int:
+        """The entropy of the mask; what is written is at most 0.3 % more for all but tiny ones."""
+        return math.ceil(entropy_bits(math.prod(shape), kept) / 8)
+
+    def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:
+        """As of `Format`; nothing but masks is counted."""
+        return math.ceil(sum(entropy_bits(math.prod(shape), kept) for shape, kept, *_ in sites) / 8)

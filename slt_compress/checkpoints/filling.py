@@ -1,0 +1,157 @@
+"""Filling a module with seeded initial weights: which parameter gets what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.parameters import walk
+from slt_compress.anatomy.roles import is_table
+from slt_compress.checkpoints.initial import initial_tensor, parse_scheme
+from slt_compress.errors import SourceError
+
+
+@torch.no_grad()
+def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
+    """Fill `module` by the rule; return the state-dict names that keep the library's value.
+
+    Filled are: biases (0), scales of norms (1) and their running statistics (mean 0, variance 1),
+    and every trainable parameter of two or more dimensions (`initial_tensor`, cast to its dtype).
+    The fan-in of a table (embeddings, positions, tokens) is 1, as one entry of it is looked up or
+    added and not a sum: a position that is much smaller than what it is added to says little, and
+    nothing here is trained to make up for that. Where an embedding is the output head too, all
+    tables have the head's.
+
+    Left alone are other vectors, other persistent buffers, constants (`requires_grad` False) and
+    weights under a parametrization. A shared parameter is filled once, under its first name. With
+    the scheme `default` nothing is filled and every name is returned.
+
+    Raises:
+        SourceError: no such scheme.
+    """
+    parse_scheme(scheme)
+    names = tuple(module.state_dict())
+    if scheme == "default":
+        return names
+    tables = _tables(module)
+    done: dict[int, bool] = {}  # id of a tensor -> whether the rule covers it
+    left = []
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None:  # extra state: not a tensor, so nothing a ticket could store
+            continue
+        if id(tensor) not in done:
+            rule = _Rule(scheme=scheme, seed=seed, is_table=id(tensor) in tables)
+            done[id(tensor)] = _fill(module, name, tensor, tensor, rule)
+            if not done[id(tensor)]:
+                left.append(name)
+    return tuple(left)
+
+
+def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], Tensor]:
+    """How to make one tensor that `initialise_` fills, for a `module` that may be without memory.
+
+    Only for names that it does not return: what keeps the library's value is not looked for.
+    """
+    tables = _tables(module)
+    shells = module.state_dict(keep_vars=True)
+    first: dict[int, str] = {}  # a shared parameter is filled under its first name
+    for name, shell in shells.items():
+        first.setdefault(id(shell), name)
+
+    @torch.no_grad()
+    def make(name: str) -> Tensor:
+        name = first[id(shells[name])]
+        rule = _Rule(scheme=scheme, seed=seed, is_table=id(shells[name]) in tables)
+        # ones: the scale of a norm that starts at 0 keeps the library's value
+        made = torch.ones(shells[name].shape, dtype=shells[name].dtype)
+        if not _fill(module, name, shells[name], made, rule):
+            raise SourceError(f"no seed gives the tensor {name}")
+        return made
+
+    return make
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """What `_fill` fills with."""
+
+    scheme: str
+    seed: int
+    is_table: bool
+
+
+def _tables(module: nn.Module) -> set[int]:
+    """The ids of the parameters that are tables; none where one of them is a matrix as well."""
+    seen: dict[int, set[bool]] = {}
+    for entry in walk(module):
+        seen.setdefault(id(entry.tensor), set()).add(is_table(entry))
+    tables = {key for key, found in seen.items() if True in found}
+    return set() if any(seen[key] == {True, False} for key in tables) else tables
+
+
+def _fill(module: nn.Module, name: str, own: Tensor, tensor: Tensor, rule: _Rule) -> bool:
+    """Fill `tensor`, which is `own`, the module's, or one like it; whether the rule covers it."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    is_norm = "norm" in type(owner).__name__.lower()
+    if not isinstance(own, nn.Parameter):
+        value = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.get(leaf)
+        if not is_norm or value is None:
+            return False
+        tensor.fill_(value)
+        return True
+    if not (own.requires_grad and tensor.is_floating_point()) or _is_derived(owner, name, leaf):
+        return False
+    if leaf.endswith("bias") or leaf.startswith("bias_"):
+        tensor.zero_()
+    elif tensor.dim() >= 2:
+        shape = tuple(tensor.shape)
+        fan = 1 if rule.is_table else fan_in(owner, tensor)
+        tensor.copy_(initial_tensor(name, shape, scheme=rule.scheme, seed=rule.seed, fan_in=fan))
+    elif is_norm and leaf == "weight" and not _counts_from_one(owner, tensor):
+        tensor.fill_(1)
+    else:
+        return False
+    return True
+
+
+def _is_derived(owner: nn.Module, name: str, leaf: str) -> bool:
+    """Whether the weight is computed from this parameter (weight norm, old and new)."""
+    split = leaf[:-2] if leaf.endswith(("_g", "_v")) else ""
+    return ".parametrizations." in f".{name}" or (
+        bool(split) and hasattr(owner, f"{split}_g") and hasattr(owner, f"{split}_v")
+    )
+
+
+def _counts_from_one(owner: nn.Module, scale: Tensor) -> bool:
+    """Whether a norm multiplies by 1 + weight: libraries start such a scale at 0 (Gemma).
+
+    Batch norms also start at 0 where a residual branch shall begin silent; they do not count.
+    """
+    return "BatchNorm" not in type(owner).__name__ and not bool(scale.any())
+
+
+def fan_in(owner: nn.Module, weight: Tensor) -> int:
+    """How many inputs feed one output of a weight of two or more dimensions held by `owner`.
+
+    The last dimension, unless the layer says otherwise: convolutions count the kernel (transposed
+    ones hold the input channels first), transformers' Conv1D and experts that are marked
+    `is_transposed` hold [..., in, out].
+    """
+    shape = weight.shape
+    if isinstance(owner, nn.modules.conv._ConvTransposeNd):
+        return shape[0] // owner.groups * math.prod(shape[2:])
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        return math.prod(shape[1:])
+    if getattr(owner, "is_transposed", False) is True and len(shape) == 3:
+        return int(shape[1])
+    if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
+        return int(shape[0])
+    return int(shape[-1])

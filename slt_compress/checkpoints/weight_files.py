@@ -1,0 +1,159 @@
+"""Read the weights of a local checkpoint: safetensors only, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from slt_compress.errors import SourceError
+from slt_compress.storage.files import aligned
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar", ".msgpack", ".h5", ".npz")
+CONVERT = (
+    "convert it once with `model.save_pretrained(FOLDER)` (transformers) or "
+    "`safetensors.torch.save_file(model.state_dict(), FILE)` and give that instead"
+)
+_JSON_LIMIT = 64 << 20  # bytes; the largest published configs and indexes are a few MiB
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        SourceError: missing, over 64 MiB, not JSON or not an object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _JSON_LIMIT:
+            raise SourceError(f"{path} has {size:,} bytes, which no config or index needs")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} holds a JSON {type(found).__name__}, not an object")
+    return found
+
+
+def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The file names in a shard index, in order of name.
+
+    Raises:
+        SourceError: the index is malformed or names anything but a plain safetensors file.
+    """
+    keys = index.get("weight_map")
+    if not isinstance(keys, dict) or not keys:
+        raise SourceError(f"{where} has no weight_map, so no weight can be found")
+    names = set(keys.values()) if all(isinstance(v, str) for v in keys.values()) else {"?"}
+    for name in sorted(names):
+        plain = not set(name) & set('/\\:*?[]"\0') and not name.startswith(".")
+        if not plain or not name.endswith(".safetensors"):
+            raise SourceError(
+                f"{where} names the shard {name!r}; a shard is a plain *.safetensors file name"
+            )
+    return tuple(sorted(names))
+
+
+def pick_weights(names: frozenset[str], where: str) -> str:
+    """Which of a folder's file names leads to the weights: one file, or the index of shards.
+
+    Raises:
+        SourceError: there are no safetensors, or several that nothing tells apart.
+    """
+    for name in (WEIGHTS, INDEX):
+        if name in names:
+            return name
+    single = sorted(n for n in names if n.endswith(".safetensors") and "/" not in n)
+    if len(single) == 1:
+        return single[0]
+    if single:
+        raise SourceError(
+            f"{where} has several weight files ({', '.join(single[:4])}) and no {WEIGHTS}; "
+            "pick one with --weights FILE"
+        )
+    pickled = sorted(n for n in names if n.endswith(PICKLES))
+    if pickled:
+        raise SourceError(
+            f"{where} has its weights only as {pickled[0]}, a format that slt-compress never "
+            f"opens because it can run code; {CONVERT}"
+        )
+    raise SourceError(f"{where} has no weights: no {WEIGHTS} among its files")
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that hold the weights of a checkpoint folder.
+
+    Raises:
+        SourceError: none, only pickles, a malformed index or a missing shard.
+    """
+    try:
+        names = frozenset(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as error:
+        raise SourceError(f"the folder {folder} cannot be listed: {error}") from error
+    picked = pick_weights(names, str(folder))
+    if picked != INDEX:
+        return (folder / picked,)
+    shards = shard_names(read_json_object(folder / INDEX), str(folder / INDEX))
+    missing = [name for name in shards if name not in names]
+    if missing:
+        raise SourceError(
+            f"{folder} lacks the shard {missing[0]} that its index names "
+            f"({len(missing)} of {len(shards)} are missing); download it again"
+        )
+    return tuple(folder / name for name in shards)
+
+
+def check_weights_path(path: Path) -> None:
+    """Refuse a weights file that cannot be safetensors, before it is opened.
+
+    Raises:
+        SourceError: not a file, or not called *.safetensors.
+    """
+    if not path.is_file():
+        raise SourceError(f"there is no weights file {path}")
+    if path.suffix != ".safetensors":
+        reason = "can run code when opened" if path.suffix in PICKLES else "is unknown"
+        raise SourceError(
+            f"{path} is not a .safetensors file; the format {path.suffix or 'without a suffix'} "
+            f"{reason}: {CONVERT}"
+        )
+
+
+def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
+    """All tensors of `files` by key.
+
+    safetensors checks each header against the size of its file before anything is allocated.
+
+    Raises:
+        SourceError: a file that is not sound, or a key that two files claim.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                keys = opened.keys()
+                for key in keys:
+                    if key in tensors:
+                        raise SourceError(f"{path} repeats the tensor {key} of another shard")
+                    tensors[key] = aligned(opened.get_tensor(key))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SourceError(
+                f"{path} is not a sound safetensors file ({error}); it may be truncated: "
+                "get it again"
+            ) from error
+    return tensors
+
+
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config of a checkpoint folder, and all its tensors by key, of whatever spelling.
+
+    Raises:
+        SourceError: no config, no safetensors, or files that are not sound.
+    """
+    return read_json_object(folder / "config.json"), read_tensors(weight_files(folder))

@@ -1,0 +1,77 @@
+"""The command `bench`: how fast a ticket or artifact is, and what it needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slt_compress.cli.json_output import print_json
+from slt_compress.cli.options import Json, Newest, Origin, listed
+
+if TYPE_CHECKING:
+    from slt_compress.runtime.benching import Bench
+
+
+def bench(
+    path: Newest = None,
+    batch: Annotated[str, typer.Option(help="Sizes of batches, with commas.")] = "1,8",
+    origin: Origin = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: what torch takes.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each at most, in turns.")] = 15,
+    as_json: Json = False,
+) -> None:
+    """Time the dense origin and every runtime in turns on this CPU, with the memory of each."""
+    batches = _sizes(batch)
+    # read by the profiler that counts memory, when it is first used
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    import torch
+
+    from slt_compress.runtime.benching import bench_path
+    from slt_compress.tickets import newest
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = newest(Path("tickets")) if path is None else path
+    found = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+
+
+def _sizes(text: str) -> list[int]:
+    entries = listed(text, "--batch")
+    if not all(entry.isascii() and entry.isdigit() and 0 < len(entry) < 7 for entry in entries):
+        raise typer.BadParameter(f"{text!r} is no list of sizes such as 1,8", param_hint="--batch")
+    sizes = [int(entry) for entry in entries]
+    if 0 in sizes:
+        raise typer.BadParameter("a batch has at least one example", param_hint="--batch")
+    return sizes
+
+
+def _print(found: Bench) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"on {found.machine['threads']} threads, {found.machine['cpu']}")
+    for name in ("runtime", "batch", "ms", "least", "most", "examples/s", "speed", "peak MB"):
+        table.add_column(name, justify="left" if name == "runtime" else "right")
+    dense = {row.batch: row.latency_ms["median"] for row in reversed(found.rows)}
+    for row in found.rows:
+        latency = row.latency_ms
+        times = [f"{latency[key]:.2f}" for key in ("median", "min", "max")]
+        speed = f"{dense[row.batch] / latency['median']:.2f}x"
+        figures = (f"{row.throughput:.1f}", speed, f"{row.peak_bytes / 1e6:.1f}")
+        table.add_row(row.runtime, str(row.batch), *times, *figures)
+    console.print(table)
+    for runtime, counts in found.to_dict()["layers"].items():
+        for what, count in sorted(counts.items(), key=lambda entry: -entry[1]):
+            console.print(f"{runtime}: {count} layers on {what}", highlight=False, soft_wrap=True)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,252 @@
+"""What a person sees in the terminal: live progress, the report as tables, the checks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from slt_compress.artifacts import Artifact
+from slt_compress.cli.plan_outline import outline
+from slt_compress.cli.plots import plot
+from slt_compress.evidence.checks import Verification
+from slt_compress.evidence.reporting import Report
+from slt_compress.searching.comparing import LESS_IS_BETTER, Comparison, OnRow, Row
+from slt_compress.searching.planning import Plan
+from slt_compress.searching.search import OnStep
+from slt_compress.searching.training import Step
+
+_BAR = 20
+_TIMES = "×"  # noqa: RUF001
+_LOG_LINES = 20
+
+
+@contextmanager
+def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
+    """Show the steps of a search on stderr: a live bar, or a few lines where that is a file."""
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+        return
+    if not console.is_terminal:
+        yield _print_some
+        return
+    with _live(console) as (_, on_step):
+        yield on_step
+
+
+@contextmanager
+def compare_progress(*, quiet: bool) -> Iterator[tuple[OnStep | None, OnRow | None]]:
+    """A line on stderr for every search of a comparison; in a terminal with the bar of the next."""
+    console = Console(stderr=True)
+    if quiet:
+        yield None, None
+        return
+    if not console.is_terminal:
+        yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
+        return
+    with _live(console) as (progress, on_step):
+        yield on_step, lambda *row: progress.console.print(Text(_row_line(*row)), soft_wrap=True)
+
+
+def _row_line(row: Row, number: int, total: int) -> str:
+    found = row.error
+    if row.hard is not None:
+        found = ", ".join(f"{name} {value:.4f}" for name, value in row.hard.items())
+    what = f"{row.method} at {row.sparsity}, seed {row.seed}"
+    return f"[{number}/{total}] {what}: {found} ({row.seconds:.1f} s)"
+
+
+@contextmanager
+def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
+    """A bar over the steps of the search at work."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn("step {task.completed}/{task.total}"),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar: TaskID = progress.add_task("searching", total=None, figures="")
+        yield (
+            progress,
+            lambda step: progress.update(
+                bar,
+                total=step.total,
+                completed=step.index + 1,
+                figures=_figures(step),
+                description="measuring" if step.index + 1 == step.total else "searching",
+            ),
+        )
+
+
+def _stdout() -> Console:
+    """Standard output; a file or pipe has no width of its own, and long names fold in 80."""
+    console = Console()
+    wide = console.is_terminal or "COLUMNS" in os.environ
+    return console if wide else Console(width=120)
+
+
+def _figures(step: Step) -> str:
+    metric = "" if step.soft_metric is None else f" soft {step.soft_metric:.3f}"
+    return f"density {step.density:.3f} → {step.target:.3f} loss {step.loss:.4f}{metric}"
+
+
+def _print_some(step: Step) -> None:
+    last = step.index + 1 == step.total
+    if last or step.index % max(1, step.total // _LOG_LINES) == 0:
+        left = step.seconds / (step.index + 1) * (step.total - step.index - 1)
+        line = f"step {step.index + 1}/{step.total} {_figures(step)} left {left:.0f} s"
+        print(line, file=sys.stderr, flush=True)
+    if last:
+        print("measuring the mask and its controls", file=sys.stderr, flush=True)
+
+
+def print_report(report: Report) -> None:
+    """The report on stdout: layers, totals, metrics, controls, sizes, what was skipped."""
+    console = _stdout()
+    console.print(_layer_table(report))
+    console.print(_totals(report))
+    console.print(_metric_table(report))
+    sizes = Table("format", "bytes", "of dense", title="Bytes of the model's tensors")
+    for name, size in report.sizes.items():
+        sizes.add_row(name, f"{size:,}", f"{size / report.sizes['dense']:.1%}")
+    console.print(sizes)
+    if report.skipped:
+        skipped = Table("parameter", "why it is not gated", title="Skipped")
+        for name, reason in report.skipped.items():
+            skipped.add_row(name, reason)
+        console.print(skipped)
+    for label, lines in (("note", report.warnings), ("expect", report.expectations)):
+        for line in lines:
+            console.print(Text(f"{label}: {line}"), soft_wrap=True)
+
+
+def _layer_table(report: Report) -> Table:
+    table = Table(title=f"{report.source.get('source')}: sparsity per layer")
+    table.add_column("layer", overflow="fold")
+    signed = bool(report.sparsity.get("flips"))
+    for name in ("shape", "gated", "kept", *["flips"] * signed, "sparsity"):
+        table.add_column(name, justify="right")
+    table.add_column("kept share", min_width=_BAR)
+    for layer in report.layers:
+        density = 1.0 - layer["sparsity"]
+        table.add_row(
+            layer["name"], _TIMES.join(map(str, layer["shape"])), f"{layer['total']:,}",
+            f"{layer['kept']:,}", *[f"{layer.get('flips', 0):,}"] * signed,
+            f"{layer['sparsity']:.2%}",
+            "█" * round(_BAR * density) or "▏",
+        )  # fmt: skip
+    return table
+
+
+def _totals(report: Report) -> Text:
+    found = report.sparsity
+    flips = found.get("flips", 0)
+    signed = f"flips: {flips:,} of the kept weights have their sign flipped\n" if flips else ""
+    pattern, units = report.recipe.get("pattern"), found.get("units", {})
+    if units:
+        signed += f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}\n"
+    return Text(
+        f"kept {found['kept']:,} of {found['gated']:,} gated weights: "
+        f"{found['achieved']:.4%} sparse (target {found['target']:.4%}); removed "
+        f"{found['achieved_parameters']:.2%} of all {found['parameters']:,} parameters\n" + signed
+    )
+
+
+def _metric_table(report: Report) -> Table:
+    found: dict[str, Mapping[str, Any]] = {
+        **{name: value or {} for name, value in report.metrics.items()},
+        **{f"control: {name}": value for name, value in report.controls.items()},
+    }
+    names = sorted({key for value in found.values() for key in value})
+    table = Table("masks", *names, title="Metrics (hard masks unless it says soft)")
+    for name, value in found.items():
+        table.add_row(name, *(f"{value[key]:.4f}" if key in value else "" for key in names))
+    return table
+
+
+def print_plan(plan: Plan) -> None:
+    """The outline of a plan on stdout."""
+    console = _stdout()
+    for part in outline(plan):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str]) -> None:
+    """What an export wrote: what it shrank, bytes, ratio to dense, how to load it; on stderr."""
+    console = Console(stderr=True)
+    for line in notes:
+        if line.startswith(("shrunk:", "not shrunk:")):
+            console.print(Text(line), soft_wrap=True)
+    ratio = artifact.nbytes / max(1, artifact.dense_nbytes)
+    console.print(
+        Text(
+            f"wrote {artifact.format}: {artifact.nbytes:,} bytes, {ratio:.1%} of the "
+            f"{artifact.dense_nbytes:,} bytes of the dense tensors; open it with"
+        ),
+        soft_wrap=True,
+    )
+    for line in loading:
+        if line and not line.startswith("```"):
+            console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def print_verification(verification: Verification) -> None:
+    """One line per check, on stdout."""
+    console = _stdout()
+    for check in verification.checks:
+        mark = Text("ok    ", style="green") if check.ok else Text("FAILED", style="bold red")
+        console.print(mark, Text(f"{check.name}: {check.detail}"), soft_wrap=True)
+
+
+def print_metrics(found: Mapping[str, Any]) -> None:
+    """Metrics of one model, on stdout."""
+    console = _stdout()
+    table = Table("metric", "value", title=f"{found['examples']:,} examples")
+    for name, value in found["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The summary of a comparison as a table, as a plot where it can be one, and what failed."""
+    console = _stdout()
+    summary, metric = comparison.summary(), comparison.metric
+    table = Table(title=f"{metric or 'nothing to compare'} of the hard masks{_better(metric)}")
+    for name in ("method", "sparsity", "mean", "± std", "seeds", "seconds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for entry in summary:
+        seconds = [
+            row.seconds
+            for row in comparison.rows
+            if row.hard is not None
+            and (row.method, row.sparsity) == (entry["method"], entry["sparsity"])
+        ]
+        table.add_row(
+            entry["method"], f"{entry['sparsity']:g}",
+            "failed" if entry["mean"] is None else f"{entry['mean']:.4f}",
+            "" if entry["std"] is None else f"± {entry['std']:.4f}",
+            str(entry["seeds"]), f"{sum(seconds) / len(seconds):.1f}" if seconds else "",
+        )  # fmt: skip
+    console.print(table)
+    points = [entry for entry in summary if entry["mean"] is not None]
+    if len({entry["sparsity"] for entry in points}) > 1:
+        console.print(plot(points, f"{metric} against sparsity{_better(metric)}"), soft_wrap=True)
+    for row in comparison.rows:
+        if row.error is not None:
+            failed = f"failed: {row.method} at {row.sparsity:g}, seed {row.seed}: {row.error}"
+            console.print(Text(failed), soft_wrap=True)
+    console.print(Text(f"rows and tickets: {comparison.folder}"), soft_wrap=True)
+
+
+def _better(metric: str | None) -> str:
+    return " (less is better)" if metric in LESS_IS_BETTER else ""

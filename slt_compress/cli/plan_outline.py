@@ -1,0 +1,166 @@
+"""The outline of a plan: a tree of what would be gated, with layers that are alike as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from slt_compress.searching.planning import Plan
+
+_TIMES = "×"  # noqa: RUF001
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+# Names of skipped parameters that are shown for one reason.
+_LISTED = 3
+
+
+@dataclass(slots=True)
+class Branch:
+    """A module of the tree: what is below it by name, and its own site where it is one.
+
+    `count` is how many modules that are alike this one stands for.
+    """
+
+    below: dict[str, Branch] = field(default_factory=dict)
+    site: Mapping[str, Any] | None = None
+    count: int = 1
+
+    @property
+    def gated(self) -> int:
+        """Weights gated below one of the modules that this one stands for."""
+        own = prod(self.site["shape"]) if self.site is not None else 0
+        return own + sum(branch.gated * branch.count for branch in self.below.values())
+
+    def shape(self) -> tuple[Any, ...]:
+        """Equal for branches that look alike."""
+        own = None if self.site is None else (self.site["kind"], tuple(self.site["shape"]))
+        return own, tuple((n, b.count, b.shape()) for n, b in self.below.items())
+
+
+def outline(plan: Plan) -> Iterator[RenderableType]:
+    """What a person reads of a plan, part by part."""
+    yield _tree(plan)
+    yield _skipped(plan.skipped)
+    found = plan.sparsity
+    kept = found["gated"] - round(found["target"] * found["gated"])
+    yield Text(
+        f"{found['gated']:,} weights at {len(plan.sites)} sites would be gated, "
+        f"{found['gated'] / found['parameters']:.1%} of {found['parameters']:,} parameters; "
+        f"{kept:,} of them kept at a sparsity of {found['target']:g}\n"
+    )
+    yield _memory(plan)
+    yield _sizes(plan.sizes)
+    yield Text(f"time: {_time(plan)}")
+    for label, lines in (("note", plan.warnings), ("expect", plan.expectations)):
+        for line in lines:
+            yield Text(f"{label}: {line}")
+    yield Text(f"\n{plan.command}")
+
+
+def _tree(plan: Plan) -> Tree:
+    root = branches(plan.sites)
+    tree = Tree(Text(f"{plan.source['source']} ({plan.source['task']})"))
+    _grow(tree, root)
+    return tree
+
+
+def branches(sites: Sequence[Mapping[str, Any]]) -> Branch:
+    """The sites as a tree; a run of numbered modules that look alike is one branch, `0-11`."""
+    root = Branch()
+    for site in sites:
+        place = root
+        for part in site["name"].split("."):
+            place = place.below.setdefault(part, Branch())
+        place.site = site
+    _fold(root)
+    return root
+
+
+def _fold(branch: Branch) -> None:
+    for child in branch.below.values():
+        _fold(child)
+    folded: dict[str, Branch] = {}
+    first = last = ""
+    for name, child in branch.below.items():
+        alike = name.isdigit() and last.isdigit() and int(name) == int(last) + 1
+        run = f"{first}-{last}" if first != last else first
+        if alike and folded[run].shape() == child.shape():
+            joined = folded.pop(run)
+            joined.count += 1
+            folded[f"{first}-{name}"] = joined
+        else:
+            folded[name] = child
+            first = name
+        last = name
+    branch.below = folded
+
+
+def _grow(tree: Tree, branch: Branch) -> None:
+    for name, child in branch.below.items():
+        while child.site is None and child.count == 1 and len(child.below) == 1:
+            inner, child = next(iter(child.below.items()))
+            name = f"{name}.{inner}"
+        label = Text(name)
+        if child.site is not None:
+            label.append(f"  {_TIMES.join(map(str, child.site['shape']))}", "cyan")
+            label.append(f"  {child.site['kind']}", "dim")
+        else:
+            times = f"{child.count} {_TIMES} " if child.count > 1 else ""
+            label.append(f"  {times}{child.gated:,}", "bold")
+        _grow(tree.add(label), child)
+
+
+def _skipped(skipped: Mapping[str, str]) -> Table:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        by_reason.setdefault(reason.partition(": the same tensor")[0], []).append(name)
+    table = Table("not gated because", "parameters", "such as", title="Skipped")
+    for reason, names in by_reason.items():
+        listed = ", ".join(names[:_LISTED])
+        more = ", …" if len(names) > _LISTED else ""
+        table.add_row(reason, f"{len(names):,}", listed + more)
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table(title="Memory of the search, activations aside")
+    columns = dict.fromkeys(
+        part for rows in plan.memory.values() for parts in rows.values() for part in parts
+    )
+    table.add_column("precision, optimiser")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for precision, rows in plan.memory.items():
+        for optimiser, parts in rows.items():
+            sizes = (_bytes(parts[name]) if name in parts else "" for name in columns)
+            table.add_row(f"{precision}, {optimiser}", *sizes)
+    return table
+
+
+def _sizes(sizes: Mapping[str, int]) -> Table:
+    table = Table("format", "bytes", "of dense", title="Expected bytes of the model's tensors")
+    for name, size in sizes.items():
+        table.add_row(name, f"{size:,}", f"{size / sizes['dense']:.1%}")
+    return table
+
+
+def _time(plan: Plan) -> str:
+    found = plan.forecast
+    if found.seconds_per_step is None:
+        return found.note
+    whole = "" if found.seconds is None else f", {found.seconds / 60:.1f} min for {found.steps:,}"
+    return f"about {found.seconds_per_step:.2f} s per step{whole} ({found.note})"
+
+
+def _bytes(size: float) -> str:
+    for unit in _UNITS[:-1]:
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} {_UNITS[-1]}"

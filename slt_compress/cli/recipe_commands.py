@@ -1,0 +1,31 @@
+"""The commands about the recipes that come with the package."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+recipes_app = typer.Typer(help="List or print the recipes that come with the package.")
+
+
+@recipes_app.callback(invoke_without_command=True)
+def _list_recipes(context: typer.Context) -> None:
+    """List the recipes that come with the package."""
+    if context.invoked_subcommand is None:
+        from slt_compress.searching.recipes import shipped_recipes
+
+        for name, path in shipped_recipes().items():
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:24} {first.lstrip('# ')}")
+
+
+@recipes_app.command("show")
+def _show_recipe(name: Annotated[str, typer.Argument(help="As listed.")]) -> None:
+    """Print one recipe."""
+    from slt_compress.searching.recipes import shipped_recipes
+
+    known = shipped_recipes()
+    if name not in known:
+        raise typer.BadParameter(f"no recipe {name!r}; known: {', '.join(known)}")
+    print(known[name].read_text(encoding="utf-8"), end="")

@@ -1,0 +1,63 @@
+"""The commands about tickets that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slt_compress.cli.json_output import print_json
+from slt_compress.cli.options import Json
+
+tickets_app = typer.Typer(help="Compare and combine tickets of the same weights.",
+                          no_args_is_help=True)  # fmt: skip
+First = Annotated[Path, typer.Argument(metavar="A", help="A ticket.")]
+Second = Annotated[Path, typer.Argument(metavar="B", help="Another one of the same weights.")]
+
+
+@tickets_app.command("diff")
+def _diff(first: First, second: Second, as_json: Json = False) -> None:
+    """Show what two masks have in common: overlap (share of A) and intersection over union."""
+    from slt_compress.tickets.deriving import difference
+
+    found = difference(first, second)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "A", "B", "both", "overlap", "IoU", title="Kept by A, by B and by both")
+    for layer in found.layers:
+        counts = [f"{count:,}" for count in (*layer["kept"], layer["both"])]
+        table.add_row(layer["name"], *counts, f"{layer['overlap']:.2%}", f"{layer['iou']:.2%}")
+    Console().print(table)
+    print(f"overlap: {found.overlap:.4%} of A; intersection over union: {found.iou:.4%}")
+
+
+@tickets_app.command("merge")
+def _merge(
+    first: First,
+    second: Second,
+    op: Annotated[str, typer.Option(help="and: what both keep; or: what either keeps.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new ticket.")],
+) -> None:
+    """Make a ticket of two; nothing is measured."""
+    from slt_compress.tickets.deriving import Operation, merge
+
+    operations: dict[str, Operation] = {"and": "and", "or": "or"}
+    if op not in operations:
+        raise typer.BadParameter(f"{op!r} is neither `and` nor `or`", param_hint="--op")
+    print(merge(first, second, operations[op], out).path)
+
+
+def import_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint folder with zeros.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new ticket.")],
+) -> None:
+    """Make a ticket of a checkpoint that was pruned elsewhere (zeros, masks or sparse-bitmask)."""
+    from slt_compress.searching.recipes import Recipe
+    from slt_compress.tickets.importing import import_checkpoint
+
+    print(import_checkpoint(path, out, recipe=Recipe().to_dict()).path)

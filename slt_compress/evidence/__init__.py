@@ -1,0 +1,1 @@
+"""Metrics, controls, the report and the proof."""

@@ -1,0 +1,132 @@
+"""Model cards: the README.md of a ticket and of an exported folder, from the evidence alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slt_compress.evidence.reporting import Report
+from slt_compress.tickets.card import _flips, _front_matter, _metric_table, _own_loading, _title
+
+
+def artifact_card(
+    report: Report,
+    format: str,
+    origin: Mapping[str, Any],
+    folder: str,
+    *,
+    rounded_to: str | None = None,
+) -> str:
+    """Markdown for an exported folder, whose kept weights may be rounded."""
+    exactly = f", rounded to {rounded_to}." if rounded_to else ", bit for bit."
+    sparsity = report.sparsity
+    lines = [
+        _front_matter(origin),
+        f"# {_title(origin)}, {sparsity['achieved']:.2%} sparse",
+        "",
+        f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
+        f"{sparsity['parameters']:,} parameters in all{_pattern_clause(report)}. Every kept weight "
+        "is the origin's"
+        + (" times the recorded gain of its layer" if origin.get("init") else "")
+        + exactly,
+        "",
+        *_flips(sparsity.get("flips", 0), sparsity["kept"]),
+        *_metric_table(report.metrics),
+        "",
+        "## How to load it",
+        "",
+        *how_to_load(format, origin, folder),
+        "",
+        "`slt-compress verify` on this folder proves the statements above; `report.json` holds "
+        "the sparsity of every layer.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _pattern_clause(report: Report) -> str:
+    pattern, units = report.recipe.get("pattern"), report.sparsity.get("units")
+    if pattern in (None, "unstructured"):
+        return ""
+    if units is None:
+        return f". The masks have the pattern `{pattern}`"
+    return f". The pattern `{pattern}` keeps {units['kept']:,} of {units['gated']:,} units"
+
+
+def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str]:
+    """Markdown with the code that opens an exported folder."""
+    family = origin.get("family")
+    if format == "dense" and family == "transformers":
+        code = [
+            f"from transformers import {_AUTO_CLASSES.get(str(origin.get('task')), 'AutoModel')}",
+            "",
+            f"model = {_AUTO_CLASSES.get(str(origin.get('task')), 'AutoModel')}"
+            f".from_pretrained({json.dumps(folder)})",
+        ]
+    elif format == "dense" and family == "timm":
+        code = [
+            "import timm",
+            "",
+            f"model = timm.create_model({json.dumps('local-dir:' + folder)}, pretrained=True)",
+        ]
+    elif format == "onnx":
+        code = [
+            "import onnxruntime",
+            "",
+            f"session = onnxruntime.InferenceSession({json.dumps(folder + '/model.onnx')})",
+            'logits = session.run(["logits"], inputs)[0]  # inputs: numpy arrays by name',
+        ]
+    else:
+        code = _own_loading(folder, origin)
+    return ["```python", *code, "```"]
+
+
+def onnx_inputs(
+    inputs: Sequence[Mapping[str, Any]], origin: Mapping[str, Any], folder: str
+) -> list[str]:
+    """Markdown on the inputs of an ONNX model: name, dtype and shape, and who makes them."""
+    names = {str(value["name"]) for value in inputs}
+    lines = ["## Inputs", "", "| name | dtype | shape |", "|---|---|---|"]
+    for value in inputs:
+        lines.append(
+            f"| {value['name']} | {value['dtype']} | {', '.join(map(str, value['shape']))} |"
+        )
+    lines += ["", "Where the shape has a word, any size will do.", ""]
+    if origin.get("family") == "transformers":
+        name, example = next(
+            (found for needed, *found in _PREPARING if set(needed) <= names), ("AutoProcessor", "…")
+        )
+        lines += [
+            "```python",
+            f"from transformers import {name}",
+            "",
+            f"prepare = {name}.from_pretrained({json.dumps(folder)})",
+            f'made = prepare({example}, return_tensors="np")',
+            "inputs = {value.name: made[value.name] for value in session.get_inputs()}",
+            "```",
+            "",
+        ]
+    return lines
+
+
+_PREPARING = (
+    (("input_ids", "pixel_values"), "AutoProcessor", 'text=["a text"], images=[picture]'),
+    (("pixel_values",), "AutoImageProcessor", "[picture]"),
+    (("input_ids",), "AutoTokenizer", '["a text"]'),
+)
+
+
+_AUTO_CLASSES: Mapping[str, str] = {
+    "image-classification": "AutoModelForImageClassification",
+    "text-classification": "AutoModelForSequenceClassification",
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
+    "audio-classification": "AutoModelForAudioClassification",
+    "visual-question-answering": "AutoModelForVisualQuestionAnswering",
+    "zero-shot-image-classification": "AutoModelForZeroShotImageClassification",
+    "image-text-to-text": "AutoModelForImageTextToText",
+    "features": "AutoModel",
+}

@@ -1,0 +1,205 @@
+"""The checks that compare an opened folder with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slt_compress.anatomy.states import set_buffers, shapes_of, site_weights
+from slt_compress.artifacts import Proof, dtype_of
+from slt_compress.artifacts.shrinking import prove
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.checkpoints.tasks import forward_of
+from slt_compress.errors import ArtifactError
+from slt_compress.evidence.pattern_checks import counts_units, pattern_held
+from slt_compress.masks import Masks, count_kept, masked_weight
+from slt_compress.runtime.opening import Opened, apply_masks_
+from slt_compress.runtime.probes import stored_probe
+from slt_compress.storage.bits import bits, same_bits
+from slt_compress.storage.files import sha256_tensors
+from slt_compress.tickets.provenance import Provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """The checks of a folder, in order; `ok` when all of them are."""
+
+    path: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{ok, checks: [{name, ok, detail}]}`."""
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+
+def _failed(name: str, detail: str) -> Check:
+    return Check(name=name, ok=False, detail=detail)
+
+
+def against_origin(
+    opened: Opened, known: Provenance, source: Checkpoint, absent: Collection[str] = ()
+) -> Iterator[Check]:
+    """The checks that need the origin's weights; `absent` are parameters that the folder lacks."""
+    weights = site_weights(source.module, opened.shapes)
+    masks = opened.masks if opened.masks is not None else _stored_masks(opened)
+    unseen = _unseen(opened, known, masks, weights)
+    yield _count(opened, known, masks, unseen)
+    same = sha256_tensors(weights) == known.weights_hash
+    random = source.init is not None and opened.ticket is None
+    hint = "; --origin TICKET reads the tensors that no seed gives" if random else ""
+    yield Check(
+        name="origin",
+        ok=same,
+        detail=f"{source.source}: the frozen weights "
+        + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
+    )
+    ok, detail = pattern_held(known, source.module, masks, weights, stored=opened.masks is not None)
+    yield Check(name="pattern", ok=ok, detail=detail)
+    if opened.proof is not None:
+        yield from _shrunk(opened, opened.proof, known, source)
+        return
+    yield _weights(opened, known, masks, weights, unseen)
+    yield _others(opened, source, [*masks, *absent])
+
+
+def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint) -> Iterator[Check]:
+    """The checks of a shrunk model, whose tensors are parts of those of the masked origin."""
+    here, there = opened.module.state_dict(), source.module.state_dict()
+    for name in source.stored:  # known to the ticket only
+        if source.init is not None and there[name].shape == here[name].shape:
+            there[name].copy_(here[name])
+    apply_masks_(source.module, proof.masks, known.gains)
+    set_buffers(source.module, proof.buffers)
+    flips = {name: int(flip.count_nonzero()) for name, flip in proof.masks.flips.items()}
+    total = f"{sum(flips.values()):,} kept weights have their sign flipped"
+    yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
+    run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    probe = {name: value for name, value in stored_probe(opened.path).items() if name != "logits"}
+    forward = (lambda module: run(module, probe)) if probe else None
+    for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
+        yield Check(name=name, ok=ok, detail=detail)
+
+
+def _stored_masks(opened: Opened) -> Masks:
+    """Masks of a dense export, which stores none: whatever is not the +0.0 of a removed weight."""
+    here = site_weights(opened.module, opened.shapes)
+    return Masks({name: bits(weight) != 0 for name, weight in here.items()})
+
+
+def _unseen(
+    opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Kept weights of a dense export that look removed because they are 0 at the origin too.
+
+    Never more at a site than the origin has zeros there; none in a format that stores masks.
+    """
+    unseen = dict.fromkeys(masks, 0)
+    for name, mask in masks.items() if opened.masks is None else ():
+        whole = torch.ones_like(mask)
+        origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
+        missing = _recorded(opened, name) - int(mask.count_nonzero())
+        zeros = origin == 0 if name in known.flips else bits(origin) == 0
+        unseen[name] = max(0, min(missing, int(zeros.sum())))
+    return unseen
+
+
+def _recorded(opened: Opened, name: str) -> int:
+    kept = opened.entries[name]["kept"]
+    if type(kept) is not int:
+        raise ArtifactError(f"{opened.path} is damaged: it counts {str(kept)[:40]} for {name}")
+    return kept
+
+
+def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str, int]) -> Check:
+    """The exact count, in all and, as far as it is recorded, at every site."""
+    counts, density = known.counts, known.density
+    # where units are larger, the check of the pattern counts them: the weights are those recorded
+    wanted = counts["kept"] if counts_units(known) else max(1, round(density * counts["gated"]))
+    kept = {name: count_kept(mask) + unseen[name] for name, mask in masks.items()}
+    total, zeros = sum(kept.values()), sum(unseen.values())
+    # a shrunk artifact counts what is left of a site, and the masks are of the whole of it
+    counted = bool(opened.entries) and opened.proof is None
+    odd = [name for name in kept if counted and _recorded(opened, name) != kept[name]]
+    return Check(
+        name="count",
+        ok=total == wanted == counts["kept"] and masks.total == counts["gated"] and not odd,
+        detail=f"{total:,} of {masks.total:,} gated weights are kept, "
+        f"the budget of {density:g} asks for {wanted:,}"
+        + (f"; {zeros:,} of them are 0 at the origin" if zeros else "")
+        + (f"; {odd[0]} does not have its recorded count" if odd else ""),
+    )
+
+
+def _weights(
+    opened: Opened,
+    known: Provenance,
+    masks: Masks,
+    weights: Mapping[str, Tensor],
+    unseen: Mapping[str, int],
+) -> Check:
+    """Every kept weight has the bits of gain * origin, rounded as stored; every other one is 0.
+
+    Where flips are recorded, as many kept weights have the bits of minus that.
+    """
+    gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
+    values = {name: entry["values"] for name, entry in opened.entries.items() if "values" in entry}
+    wrong = sorted(known.flips.keys() - masks.keys())
+    for name, mask in masks.items():
+        expected, hidden = masked_weight(weights[name], mask, gains.get(name, 1.0)), 0
+        if name in values:
+            expected = expected.to(dtype_of(values[name])).to(expected.dtype)
+        if name in known.flips:
+            flip = masks.flips.get(name)
+            if flip is None:  # an artifact with values stores none: the signs say what is flipped
+                flip = here[name].signbit() != expected.signbit()
+            hidden = known.flips[name] - int(flip.count_nonzero())
+            expected = torch.where(flip, -expected, expected)
+        # a flipped -0 cannot be told from a removed weight
+        if not 0 <= hidden <= unseen[name] or not same_bits(here[name], expected):
+            wrong.append(name)
+    times = "the origin's times the recorded gain" if gains else "the origin's"
+    times += "".join(f" rounded to {dtype}" for dtype in sorted(set(values.values())))
+    signs = f" ({sum(known.flips.values()):,} with their sign flipped)" if known.flips else ""
+    good = f"every kept weight is bit-identical to {times}{signs}, every other one is 0"
+    bad = f"{len(wrong)} of {len(masks)} sites differ from the origin, first {wrong[:1]}"
+    return Check(name="weights", ok=not wrong, detail=bad if wrong else good)
+
+
+def _others(opened: Opened, source: Checkpoint, masks: Collection[str]) -> Check:
+    """Parameters that were not gated are the origin's too."""
+    here: dict[str, Tensor] = dict(opened.module.named_parameters())
+    there: dict[str, Tensor] = dict(source.module.named_parameters())
+    if source.init is not None and opened.ticket is None:
+        stored = set(source.stored)  # known to the ticket only
+        there = {name: value for name, value in there.items() if name not in stored}
+    others = [name for name in there if name not in masks and not _below(name, masks)]
+    wrong = [name for name in others if name not in here or not same_bits(here[name], there[name])]
+    detail = f"{len(others) - len(wrong)} of {len(others)} ungated parameters are the origin's bits"
+    return Check(
+        name="ungated", ok=not wrong, detail=detail + "".join(f"; not {n}" for n in wrong[:1])
+    )
+
+
+def _below(name: str, masks: Collection[str]) -> bool:
+    """Whether a parameter is only read by the parametrization of a site (weight norm's parts)."""
+    module, marker, rest = name.partition("parametrizations.")
+    return bool(marker) and module + rest.partition(".")[0] in masks

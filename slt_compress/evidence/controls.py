@@ -1,0 +1,54 @@
+"""Controls: the masks that a learned mask is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from slt_compress.gates import Magnitude
+from slt_compress.gates.base import sample_key
+from slt_compress.masks import Masks
+from slt_compress.sites.layouts import Grouped, Layout, kept_units, norms
+from slt_compress.sites.order_statistics import top
+
+Masked = dict[str, Tensor]
+
+
+def control_masks(
+    masks: Masks, weights: Mapping[str, Tensor], seed: int, layouts: Mapping[str, Layout]
+) -> dict[str, Masks]:
+    """Masks in the same pattern that keep the same number of units in each layer.
+
+    `random` is uniform within each layer; `shuffled` permutes the mask within each output row
+    (first dimension), so that row counts stay: its weights, its groups of N:M, or its blocks,
+    and its flips along with it; `magnitude` keeps the units of the largest norm, equal ones in a
+    seeded order.
+    """
+
+    def permuted(kind: str, name: str, units: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(sample_key(seed, f"{kind}:{name}"))
+        return layouts[name].permute(units, generator, by_row=kind == "shuffled")
+
+    def largest(name: str, units: Tensor) -> Tensor:
+        layout, key = layouts[name], sample_key(seed, f"magnitude:{name}")
+        score = Magnitude().score(norms(layout, weights[name]), key)
+        competing = layout.centre(score)
+        if isinstance(layout, Grouped):
+            return competing > 0.0
+        return top(competing.reshape(-1), int(units.count_nonzero())).reshape(units.shape)
+
+    def control(choose: Callable[[str, Tensor], Tensor], chosen: Mapping[str, Tensor]) -> Masked:
+        found: dict[str, Tensor] = {}
+        for name, mask in chosen.items():
+            found[name] = layouts[name].expand(choose(name, kept_units(layouts[name], mask)))
+        return found
+
+    random, shuffled = partial(permuted, "random"), partial(permuted, "shuffled")
+    return {
+        "random": Masks(control(random, masks)),
+        "shuffled": Masks(control(shuffled, masks), control(shuffled, masks.flips)),
+        "magnitude": Masks(control(largest, masks)),
+    }

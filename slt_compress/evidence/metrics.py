@@ -1,0 +1,154 @@
+"""Evaluation: metrics of dense, masked and control models on held-out batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from itertools import islice
+from math import exp, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slt_compress.anatomy.states import evaluating
+from slt_compress.checkpoints import Task
+from slt_compress.checkpoints.tasks import (
+    LANGUAGE_TASKS,
+    NEXT_TOKEN_TASKS,
+    Batch,
+    Forward,
+    rows,
+    to_device,
+)
+from slt_compress.evidence.losses import divergence, label_loss, relative_error
+
+Metrics = dict[str, float]
+Reference = Callable[[], AbstractContextManager[None]]
+
+
+def evaluate(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    forward: Forward,
+    task: Task,
+    *,
+    reference: Reference | None = None,
+) -> Metrics:
+    """Metrics of `module` as it stands, in eval mode, on `batches`.
+
+    `accuracy` and `loss` (nats) of labelled classes; `loss` and `perplexity` per token of a
+    language model; `pearson` and `loss` (mean squared error) of a regression. With `reference`,
+    a context in which the module is the dense network, also `agreement` (share of rows with the
+    same top class) and `kl` (nats, of the dense rows to these); for task `features` the `loss` is
+    the squared error relative to the dense hidden states.
+    """
+    sums = _Sums()
+    device = next(module.parameters()).device
+    # not inference_mode: a table that a module caches in its first forward is trained with later
+    with torch.no_grad(), evaluating(module):
+        for batch in batches:
+            moved = to_device(batch, device)
+            labels = moved.get("labels")
+            logits, known = rows(task, forward(module, moved), labels)
+            if reference is not None:
+                with reference():
+                    dense, _ = rows(task, forward(module, moved), labels)
+                sums.compare(task, logits, dense)
+            if known is not None and task != "features":
+                sums.add(logits, known)
+    return sums.metrics(task)
+
+
+class _Sums:
+    """Running sums over batches; the metrics are read off at the end."""
+
+    def __init__(self) -> None:
+        self.rows = self.compared = 0
+        self.correct = self.same = 0
+        self.loss = self.kl = 0.0
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        count = labels.numel()
+        self.rows += count
+        if count:
+            self.loss += float(label_loss(logits, labels)) * count
+        if labels.is_floating_point():
+            self.pairs.append((logits.float().cpu().reshape(-1), labels.float().cpu().reshape(-1)))
+        else:
+            self.correct += int((logits.argmax(-1) == labels).sum())
+
+    def compare(self, task: Task, logits: Tensor, dense: Tensor) -> None:
+        self.compared += len(logits)
+        if task == "features":
+            self.kl += float(relative_error(logits, dense)) * len(logits)
+        elif len(logits):
+            self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
+            self.kl += float(divergence(logits, dense)) * len(logits)
+
+    def metrics(self, task: Task) -> Metrics:
+        found: Metrics = {}
+        if self.pairs:
+            found["pearson"] = _pearson(self.pairs)
+        elif self.rows and task not in (*NEXT_TOKEN_TASKS, "seq2seq"):
+            found["accuracy"] = self.correct / self.rows
+        if self.rows:
+            found["loss"] = self.loss / self.rows
+            if task in LANGUAGE_TASKS:
+                found["perplexity"] = exp(min(found["loss"], 700.0))
+        if self.compared and task == "features":
+            found["loss"] = self.kl / self.compared
+        elif self.compared and not self.pairs:
+            found["agreement"] = self.same / self.compared
+            found["kl"] = self.kl / self.compared
+        return found
+
+
+def _pearson(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Pearson's correlation; 0 where either side is constant."""
+    predicted = torch.cat([a for a, _ in pairs]).double()
+    wanted = torch.cat([b for _, b in pairs]).double()
+    predicted, wanted = predicted - predicted.mean(), wanted - wanted.mean()
+    norm = sqrt(float(predicted.square().sum()) * float(wanted.square().sum()))
+    return float((predicted * wanted).sum()) / norm if norm > 0 else 0.0
+
+
+def reestimate_batchnorm(
+    module: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    *,
+    limit: int = 50,
+) -> dict[str, Tensor]:
+    """Replace BatchNorm's running statistics by their mean over at most `limit` batches.
+
+    The statistics of the dense network are wrong for a masked one. Only training batches belong
+    here. Gives the new buffers (CPU) by name; empty where the module has no such statistics.
+    """
+    norms = {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and child.running_mean is not None
+    }
+    if not norms:
+        return {}
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    device = next(module.parameters()).device
+    try:
+        with torch.no_grad(), evaluating(module):
+            for norm in norms.values():
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's cumulative average
+                norm.train()
+            for batch in islice(batches, limit):
+                forward(module, to_device(batch, device))
+    finally:
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+    return {
+        f"{name}.{key}": buffer.detach().cpu().clone()
+        for name, norm in norms.items()
+        for key, buffer in norm.named_buffers(recurse=False)
+    }

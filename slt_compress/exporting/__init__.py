@@ -1,0 +1,1 @@
+"""A ticket becomes a folder."""

@@ -1,0 +1,162 @@
+"""Exporting: the masked model of a ticket, with all that a folder needs beside its weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.states import environment, site_parameters
+from slt_compress.artifacts import (
+    MAX_SHARD_SIZE,
+    ONNX,
+    Artifact,
+    write_artifact,
+)
+from slt_compress.artifacts.formats import VALUES_DTYPES
+from slt_compress.checkpoints.tasks import forward_of
+from slt_compress.errors import ArtifactError
+from slt_compress.evidence.cards import artifact_card
+from slt_compress.evidence.reporting import make_report
+from slt_compress.exporting.onnx import export_onnx
+from slt_compress.exporting.streaming import rounded_weight, stream_ticket
+from slt_compress.runtime.opening import Opened, open_path
+from slt_compress.tickets import read_probe, read_ticket, ticket_hash
+from slt_compress.tickets.origin import stored_of
+from slt_compress.tickets.provenance import provenance_of
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def export_ticket(
+    folder: Path,
+    target: Path,
+    *,
+    format: str,
+    origin: str | Path | None = None,
+    model: nn.Module | None = None,
+    values_dtype: str | None = None,
+    max_shard_size: str | int | None = None,
+) -> Artifact:
+    """Export the masked model of the ticket in `folder` into the new folder `target`.
+
+    The arguments are those of `api.export`.
+
+    Raises:
+        SltError: the ticket, its origin or the target cannot be used.
+    """
+    limit, rounded = parse_size(max_shard_size), parse_values_dtype(values_dtype)
+    found, probe = read_ticket(folder, lazily=True), read_probe(folder)
+    made, provenance = make_report(found), provenance_of(found)
+    streamed = None
+    if model is None and not (rounded is not None and probe):
+        streamed = stream_ticket(found, format=format, origin=origin, values_dtype=rounded)
+    if streamed is not None:
+        checkpoint, state = streamed.checkpoint, streamed.state
+    else:
+        opened = _opened_whole(folder, format, origin=origin, model=model)
+        checkpoint, state = opened.checkpoint, None
+        if rounded is not None:
+            round_values_(opened, rounded)
+        if rounded is not None and probe:
+            # what the folder proves from here on is the rounded model, as it is on this machine
+            provenance = replace(provenance, environment=environment(opened.module))
+            probe = _answered(opened, probe)
+    if rounded is not None:
+        made = replace(made, warnings=(*made.warnings, _lossy(values_dtype)))
+    return write_artifact(
+        target, format=format, checkpoint=checkpoint, module=checkpoint.module, masks=found.masks,
+        state=state, report=made.to_dict(), ticket_hash=ticket_hash(folder),
+        provenance=provenance.to_dict(), probe=probe, values_dtype=rounded, max_shard_size=limit,
+        buffers=found.buffers, stored=stored_of(found),
+        card=artifact_card(made, format, found.origin, target.name, rounded_to=values_dtype),
+    )  # fmt: skip
+
+
+def _opened_whole(
+    folder: Path, format: str, *, origin: str | Path | None, model: nn.Module | None
+) -> Opened:
+    opened = open_path(folder, origin=origin, model=model)
+    if format == "dense":
+        refuse_flattened(opened)
+    return opened
+
+
+def refuse_flattened(opened: Opened) -> None:
+    """Refuse a model whose library would not write the masked weights but parts of them.
+
+    Raises:
+        ArtifactError: a site was computed by a parametrization.
+    """
+    if opened.flattened and opened.checkpoint.family in ("transformers", "timm"):
+        raise ArtifactError(
+            f"{opened.flattened[0]} is computed by a parametrization (weight norm), so the model's "
+            "library cannot store it masked: use --format sparse-csr"
+        )
+
+
+def parse_values_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype that kept values are rounded to.
+
+    Raises:
+        ArtifactError: there is no such name.
+    """
+    if name is None:
+        return None
+    if name not in VALUES_DTYPES:
+        raise ArtifactError(f"unknown dtype {name!r} of values; known: {', '.join(VALUES_DTYPES)}")
+    return VALUES_DTYPES[name]
+
+
+def parse_size(size: str | int | None) -> int:
+    """Bytes of a size such as `2GB`, `500MB` or `1GiB`; None is the default.
+
+    Raises:
+        ArtifactError: it is no such size.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*([KMG]?I?B?)\s*", str(size).upper())
+    if size is None:
+        return MAX_SHARD_SIZE
+    if found is None or found[2] not in _UNITS or int(found[1]) == 0:
+        raise ArtifactError(f"{size!r} is no size of a file; say 500MB or 2GB")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def round_values_(opened: Opened, dtype: torch.dtype) -> None:
+    """Round the weights of all sites to a narrower dtype, in place.
+
+    Raises:
+        ArtifactError: a weight is too large for it.
+    """
+    for name, weight in site_parameters(opened.module, opened.shapes).items():
+        weight.data = rounded_weight(name, weight.detach(), dtype)
+
+
+def _answered(opened: Opened, probe: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The probe with the logits of the model as it is now."""
+    inputs = {name: value for name, value in probe.items() if name != "logits"}
+    forward: Any = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    with torch.inference_mode():
+        return {**inputs, "logits": forward(opened.module, inputs).clone()}
+
+
+def _lossy(name: str | None) -> str:
+    return (
+        f"lossy: kept weights are the origin's rounded to {name}; the metrics are of the model"
+        " before that"
+    )
+
+
+def export_as(folder: Path, target: Path, *, format: str, **options: Any) -> Artifact:
+    """Export a ticket in any format; the arguments are those of `export_ticket`.
+
+    Raises:
+        SltError: as in `export_ticket` and `export_onnx`.
+    """
+    if format == ONNX:
+        return export_onnx(folder, target, **options)
+    return export_ticket(folder, target, format=format, **options)

@@ -1,0 +1,92 @@
+"""The masked model of a ticket, one tensor at a time: for models that memory does not hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from slt_compress.artifacts import State, state_of, streams_dense
+from slt_compress.checkpoints import Checkpoint, stream_origin
+from slt_compress.errors import ArtifactError
+from slt_compress.masks import masked_weight
+from slt_compress.storage.files import sha256_tensors
+from slt_compress.storage.lazy import Made
+from slt_compress.tickets import Ticket
+from slt_compress.tickets.provenance import provenance_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamedModel:
+    """A masked model: its module is on the meta device, its tensors are made at every look."""
+
+    checkpoint: Checkpoint
+    state: State
+
+
+def stream_ticket(
+    ticket: Ticket,
+    *,
+    format: str,
+    origin: str | Path | None = None,
+    values_dtype: torch.dtype | None = None,
+) -> StreamedModel | None:
+    """The masked model of a ticket without ever having more of it than one tensor.
+
+    None where it takes the whole model: its library does more than copy tensors from their files,
+    or writes the dense layout itself.
+
+    Raises:
+        SltError: the ticket is damaged, or its origin cannot be had.
+    """
+    family, kind = ticket.origin.get("family"), ticket.origin.get("kind")
+    if kind == "module" or (format == "dense" and family != "transformers"):
+        return None
+    found = stream_origin(ticket.origin, ticket.stored, override=origin)
+    if found is None:
+        return None
+    module = found.checkpoint.module
+    sites = {name: tuple(site["shape"]) for name, site in ticket.summary["sites"].items()}
+    try:
+        shells = state_of(module, sites)
+    except ArtifactError:  # a site that the library computes, or that it has no more
+        return None
+    if format == "dense" and (found.renamed or not streams_dense(module, shells.ties)):
+        return None
+    weights = Made(sites, lambda name: found.tensors[name])
+    if sha256_tensors(weights) != provenance_of(ticket).weights_hash:
+        return None  # the whole model says what is wrong, or is not what was taken for it here
+    buffers = {name: ticket.buffers[name] for name in dict(module.named_buffers())
+               if name in ticket.buffers}  # fmt: skip
+
+    def make(name: str) -> Tensor:
+        if name in sites:
+            return _masked(found.tensors[name], name, ticket, values_dtype)
+        if name in buffers:
+            return buffers[name].to(shells.tensors[name].dtype)
+        return found.tensors[name]
+
+    state = State(tensors=Made(shells.tensors, make), ties=shells.ties, shells=shells.tensors)
+    return StreamedModel(checkpoint=found.checkpoint, state=state)
+
+
+def _masked(weight: Tensor, name: str, ticket: Ticket, values_dtype: torch.dtype | None) -> Tensor:
+    gain, flip = ticket.gains.get(name, 1.0), ticket.masks.flips.get(name)
+    masked = masked_weight(weight, ticket.masks[name], gain, flip)
+    return masked if values_dtype is None else rounded_weight(name, masked, values_dtype)
+
+
+def rounded_weight(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight rounded to a narrower dtype, in its own; itself where it is as narrow.
+
+    Raises:
+        ArtifactError: it has values that are too large for it.
+    """
+    if not weight.is_floating_point() or dtype.itemsize >= weight.dtype.itemsize:
+        return weight
+    rounded = weight.to(dtype).to(weight.dtype)
+    if bool((rounded.isfinite() != weight.isfinite()).any()):
+        raise ArtifactError(f"{name} has weights that are too large for {dtype}: use bf16")
+    return rounded

@@ -1,0 +1,135 @@
+"""What a method is: a way to give every gated weight a score, the highest of which are kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from slt_compress.sites.budget import Budget
+from slt_compress.sites.layouts import ELEMENTWISE, Layout
+
+Prior = Literal["magnitude", "wanda", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Where in the search a step is.
+
+    Attributes:
+        step: index of the step, part of the key of every gate's sample.
+        seed: of the search, the other part of that key.
+        annealed: how far the relaxation is annealed, from 0 (start value) to 1 (end value).
+        hard: whether the forward pass uses the rounded gates.
+        noise: whether a soft gate is sampled; without, it is the gate at eps = 0. A search that is
+            rounded from its first step has none.
+    """
+
+    step: int
+    seed: int
+    annealed: float = 0.0
+    hard: bool = False
+    noise: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a gate needs beside its score and weight to draw its sample.
+
+    Attributes:
+        shift: the budget's scalar, subtracted from the score (soft) or compared with (hard).
+        key: seed of the sample: a pure function of search seed, step and site.
+        rescale: divide by the rms of the gates, so that the signal keeps its scale.
+        layout: how the scores lie on the weight.
+    """
+
+    phase: Phase
+    shift: float
+    key: int
+    rescale: bool
+    layout: Layout = ELEMENTWISE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the weights of one site multiply.
+
+    Attributes:
+        dims: dimensions of the weight over which one output sums.
+        norms: root mean square of the input of each weight (fp64), of a shape that broadcasts to
+            the weight's; None where the inputs cannot be seen.
+    """
+
+    dims: tuple[int, ...]
+    norms: Tensor | None
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A method whose scores are trained through a relaxed gate."""
+
+    name: ClassVar[str]
+
+    @property
+    def signed(self) -> bool:
+        """Whether the sign of a score is that of its gate, and its size what the budget ranks."""
+
+    @property
+    def prior(self) -> Prior:
+        """What orders the first scores of a pretrained network."""
+
+    @property
+    def rescales(self) -> bool:
+        """Whether a random init makes up for the removed weights, in the search and after it."""
+
+    def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
+        """First scores (fp32, the shape of `weight`); `prior` is a rank in [0, 1] or None.
+
+        Where a unit is larger than a weight, `weight` holds the norm of each unit.
+        """
+
+    def shifts(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        density: float,
+        phase: Phase,
+        last: Mapping[str, float],
+    ) -> dict[str, float]:
+        """The scalar of each site that meets `density` at this step, warm-started from `last`.
+
+        `scores` are as they compete: sizes of signed ones, centred ones of N:M.
+        """
+
+    def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
+        """`weight` times the sampled gate, in the dtype of `weight`; differentiable in `score`."""
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """What the search adds to the loss of a step, differentiable in the scores; or None."""
+
+
+@runtime_checkable
+class OneShot(Protocol):
+    """A method that reads its scores off the weights, without training."""
+
+    name: ClassVar[str]
+    calibrated: ClassVar[bool]
+
+    def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
+        """Scores (the shape of `weight`; fp64 where fp32 is too coarse); `key` orders equal ones.
+
+        `inputs` is given to a method that is `calibrated`. Where a unit is larger than a weight,
+        `weight` holds the norm of each unit, of its weights times those of their inputs.
+        """
+
+
+Method = Learned | OneShot
+
+
+def sample_key(seed: int, text: str) -> int:
+    """A 63-bit seed from a search seed and a text, the same on every platform."""
+    digest = hashlib.sha256(f"{seed}:{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,76 @@
+"""`edge-popup`: hard masks with straight-through gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from slt_compress.gates.base import Phase, Sample
+from slt_compress.gates.sampled import Sampled, sampled_weight
+from slt_compress.sites.budget import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgePopup(Sampled):
+    """Edge-popup (Ramanujan et al. 2020, "What's Hidden in a Randomly Weighted Neural Network?").
+
+    The highest scores are kept in the forward pass of every step; the backward pass takes the mask
+    for the identity, so that dL/ds = dL/dW_eff * W (section 3, eq. 4). Where this deviates from the
+    paper: scores rank by their value, not their magnitude (except where signed); the density may be
+    scheduled; the budget's scope decides between the paper's same share in every layer and one
+    global ranking.
+
+    Attributes:
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
+    """
+
+    name: ClassVar[str] = "edge-popup"
+
+    def law(self, phase: Phase) -> StraightThrough:
+        """The step function with the gradient of the identity."""
+        return StraightThrough()
+
+    def shifts(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        density: float,
+        phase: Phase,
+        last: Mapping[str, float],
+    ) -> dict[str, float]:
+        """The exact order statistic of each site, at every step."""
+        hard = replace(phase, hard=True)
+        # slots=True makes the class anew, and super() without arguments would mean the first one
+        return super(EdgePopup, self).shifts(scores, budget, density, hard, last)
+
+    def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
+        """`weight` where the score is above the shift, else 0; the gradient ignores the step."""
+        hard = replace(sample, phase=replace(sample.phase, hard=True, noise=False))
+        return sampled_weight(score, weight, hard, self.law(sample.phase), signed=self.signed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StraightThrough:
+    """The step at 0, with slope 1 everywhere in the backward pass."""
+
+    threshold: ClassVar[float] = 0.0
+
+    def keep_probability_(self, centred: Tensor) -> Tensor:
+        """1 above 0."""
+        return (centred > 0.0).to(centred.dtype)
+
+    def noise_(self, blank: Tensor, mean: float, generator: torch.Generator) -> Tensor:
+        """No noise."""
+        return blank.fill_(mean)
+
+    def gate_(self, noisy: Tensor) -> Tensor:
+        """The step."""
+        return (noisy > 0.0).to(noisy.dtype)
+
+    def slope_(self, noisy: Tensor) -> Tensor:
+        """1."""
+        return noisy.fill_(1.0)

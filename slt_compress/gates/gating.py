@@ -1,0 +1,229 @@
+"""Gating: put gates on the sites of a module for a while, and leave no trace afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from slt_compress.anatomy.gradient_paths import reached
+from slt_compress.anatomy.memory_formats import plain_layouts
+from slt_compress.anatomy.states import kept_buffers, set_buffers
+from slt_compress.gates.base import Learned, Phase, Sample, sample_key
+from slt_compress.masks import Masks, masked_weight
+from slt_compress.sites.layouts import Layout
+from slt_compress.sites.sites import Site, SitePlan
+
+Mode = Literal["open", "sampled", "masked"]
+
+
+class Gate(nn.Module):
+    """The parametrization of one site: open (the weight), sampled, or masked."""
+
+    def __init__(
+        self, method: Learned | None, score: Tensor | None, layout: Layout, *, rescale: bool
+    ) -> None:
+        super().__init__()
+        self.score = None if score is None else nn.Parameter(score)
+        self.method = method
+        self.layout = layout
+        self.rescale = rescale
+        self.mode: Mode = "open"
+        self.sample: Sample | None = None
+        self.kept: Tensor | None = None
+        self.flip: Tensor | None = None
+        self.gain = 1.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight in the current mode."""
+        if self.mode == "sampled" and self.method and self.sample and self.score is not None:
+            return self.method.effective(self.score, weight, self.sample)
+        if self.mode == "masked" and self.kept is not None:
+            return masked_weight(weight, self.kept, self.gain, self.flip)
+        return weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The weight itself: what is stored below the gate never changes."""
+        return weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """The gates that are on a module, by the name of their site."""
+
+    by_name: Mapping[str, Gate]
+    module: nn.Module
+    dense_buffers: Mapping[str, Tensor]
+
+    @property
+    def scores(self) -> dict[str, nn.Parameter]:
+        """The trainable scores; empty where no method was given."""
+        return {n: gate.score for n, gate in self.by_name.items() if gate.score is not None}
+
+    def ranked_(self) -> dict[str, Tensor]:
+        """The scores as they compete, detached: their size where they are signed.
+
+        Scores of groups (N:M) are put around their boundary, in place but for signed ones. No
+        choice changes by that: a group decides by the differences within it. The boundary passes
+        no gradient.
+        """
+        ranked: dict[str, Tensor] = {}
+        for name, score in self.scores.items():
+            gate, found = self.by_name[name], score.detach()
+            if gate.method is not None and gate.method.signed:
+                ranked[name] = gate.layout.centre(found.abs())
+                continue
+            centred = gate.layout.centre(found)
+            ranked[name] = found if centred is found else found.copy_(centred)
+        return ranked
+
+    def sample(self, phase: Phase, shifts: Mapping[str, float]) -> None:
+        """From now on every forward reads this step's sample."""
+        for name, gate in self.by_name.items():
+            key = sample_key(phase.seed, f"{phase.step}:{name}")
+            gate.sample = Sample(
+                phase=phase, shift=shifts[name], key=key, rescale=gate.rescale, layout=gate.layout
+            )
+            gate.mode = "sampled"
+
+    def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
+        """From now on every forward reads the masked weights."""
+        for name, gate in self.by_name.items():
+            gate.kept, gate.flip = masks[name], masks.flips.get(name)
+            gate.gain, gate.mode = gains.get(name, 1.0), "masked"
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """The dense network, with its own buffers, for as long as the block lasts."""
+        modes = {name: gate.mode for name, gate in self.by_name.items()}
+        for gate in self.by_name.values():
+            gate.mode = "open"
+        try:
+            with kept_buffers(self.module):
+                set_buffers(self.module, self.dense_buffers)
+                yield
+        finally:
+            for name, gate in self.by_name.items():
+                gate.mode = modes[name]
+
+
+@contextmanager
+def read_once(module: nn.Module, plan: SitePlan) -> Iterator[None]:
+    """Compute every effective weight once, up front, and let all readers in the block see it.
+
+    A weight may be read several times in a forward, or again when a checkpointed block is
+    recomputed in backward: each of them gets the same tensor. Backward belongs in the block.
+    """
+    with parametrize.cached():
+        for site in plan.sites:
+            for owner, param in _owners(module, site):
+                getattr(owner, param)
+        yield
+
+
+@contextmanager
+def gated(
+    module: nn.Module,
+    plan: SitePlan,
+    *,
+    method: Learned | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+    rescale: bool = False,
+) -> Iterator[Gates]:
+    """Put a gate on every site and freeze the weights; restore everything on exit.
+
+    On exit the module has its values, buffers, modes, `requires_grad` flags, ties, classes and
+    the order of its parameters again, also after an exception. Gates start open.
+    """
+    remembered = _remember(module, plan)
+    gates: dict[str, Gate] = {}
+    try:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        for site in plan.sites:
+            score = None if scores is None else scores[site.name]
+            gate = Gate(method, score, site.layout, rescale=rescale)
+            gates[site.name] = gate
+            for owner, param in _owners(module, site):
+                # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
+                parametrize.register_parametrization(owner, param, gate, unsafe=True)
+        with plain_layouts(module), reached(module):
+            yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
+    finally:
+        for site in plan.sites:
+            for owner, param in _owners(module, site) if site.name in gates else ():
+                _remove(owner, param, gates[site.name])
+        remembered.restore(module)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What gating and training may change in a module beside its gates.
+
+    Parts are known by themselves and not by name: some models exchange modules as they run (BigBird
+    for short inputs).
+    """
+
+    buffers: Mapping[str, Tensor]
+    requires_grad: tuple[tuple[nn.Parameter, bool], ...]
+    training: tuple[tuple[nn.Module, bool], ...]
+    momentum: tuple[tuple[_BatchNorm, float | None], ...]
+    order: Mapping[str, tuple[str, ...]]
+
+    def restore(self, module: nn.Module) -> None:
+        set_buffers(module, self.buffers)
+        for parameter, wanted in self.requires_grad:
+            parameter.requires_grad_(wanted)
+        for child, mode in self.training:
+            child.training = mode
+        for norm, momentum in self.momentum:
+            norm.momentum = momentum
+        for name, keys in self.order.items():
+            own = module.get_submodule(name)._parameters
+            ordered = {key: own[key] for key in keys}
+            own.clear()
+            own.update(ordered)
+
+
+def _remember(module: nn.Module, plan: SitePlan) -> _Remembered:
+    return _Remembered(
+        buffers={name: buffer.clone() for name, buffer in module.named_buffers()},
+        requires_grad=tuple((p, p.requires_grad) for p in module.parameters()),
+        training=tuple((child, child.training) for child in module.modules()),
+        momentum=tuple(
+            (child, child.momentum) for child in module.modules() if isinstance(child, _BatchNorm)
+        ),
+        order={
+            path: tuple(module.get_submodule(path)._parameters)
+            for site in plan.sites
+            for path, _ in site.places
+        },
+    )
+
+
+def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
+    """The modules that read a site, each once, with its name there."""
+    seen: set[int] = set()
+    for path, param in site.places:
+        owner = module.get_submodule(path)
+        if id(owner) not in seen:
+            seen.add(id(owner))
+            yield owner, param
+
+
+def _remove(owner: nn.Module, param: str, gate: Gate) -> None:
+    """Take the gate off, if it came on; a parametrization that was there before stays."""
+    if not parametrize.is_parametrized(owner, param):
+        return
+    chain = owner.get_submodule(f"parametrizations.{param}")
+    if not isinstance(chain, nn.ModuleList) or chain[len(chain) - 1] is not gate:
+        return
+    if len(chain) > 1:
+        del chain[len(chain) - 1]
+    else:
+        parametrize.remove_parametrizations(owner, param, leave_parametrized=False)

@@ -1,0 +1,150 @@
+"""`relaxed`: continuously relaxed Bernoulli gates from a clamped Gaussian, on an exact budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf, sqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from slt_compress.errors import RecipeError
+from slt_compress.gates.base import Phase, Sample
+from slt_compress.gates.sampled import Sampled
+from slt_compress.sites.budget import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxed(Sampled):
+    """Gaussian gates: z = clamp(mu - tau + sigma * eps, 0, 1), eps ~ N(0, 1).
+
+    The gate is that of Tsayag & Lindenbaum 2026 ("Uncovering a Winning Lottery Ticket with
+    Continuously Relaxed Bernoulli Gates") after Yamada et al. 2020 ("Feature Selection using
+    Stochastic Gates", eq. 5); mu is the score. Where this deviates from the paper:
+
+    * tau is not there: the paper adds lambda * sum Phi(mu / sigma) to the loss. Here one scalar
+      per group of sites is solved at every step so that the expected share of gates that round
+      to 1, mean Phi((mu - tau - 1/2) / sigma), is the scheduled density;
+    * sigma falls linearly to `sigma_end` instead of staying constant;
+    * the last phase uses the rounded gate in the forward pass and the same gradient;
+    * where all of the search is that phase (`training.hard` is 1, as from a random init), nothing
+      is left of the noise, and of the clamp this: a gate's gradient is 1 within `window` of its
+      threshold and 0 beyond, in units of the rms of these distances over the site, as the scores
+      have no scale of their own then;
+    * a random init divides each masked weight by the rms of its gates.
+
+    With `penalty` it does none of this and minimises what the paper prints: loss +
+    penalty * sum Phi(mu / sigma) over all gates (divide the penalty by their number for the mean
+    that others use), with tau = 0, sigma constant, and neither a rounded phase nor a gain. The
+    budget then speaks at the end only: the mask keeps its count of the highest mu, however many
+    gates the penalty left open, and the soft metric beside it is of the gates clamp(mu, 0, 1). The
+    density in the history is the schedule's, which these gates do not follow.
+
+    Attributes:
+        sigma: standard deviation of the noise at the start.
+        sigma_end: the same at the end, as a fraction of `sigma`.
+        window: how near to its threshold a gate is trained where all of the search is rounded.
+        penalty: lambda of the paper's own objective; None is the exact budget.
+        mu0: mean of the first scores under a penalty, where no prior orders them.
+        spread, prior_spread, prior, signed, signed_start: see `Sampled`.
+    """
+
+    sigma: float = 0.5
+    sigma_end: float = 0.2
+    window: float = 1.0
+    penalty: float | None = None
+    mu0: float = 0.5
+    name: ClassVar[str] = "relaxed"
+
+    def __post_init__(self) -> None:
+        Sampled.__post_init__(self)
+        if self.sigma <= 0 or not 0 < self.sigma_end <= 1:
+            raise RecipeError(
+                "relaxed needs sigma > 0 and 0 < sigma_end <= 1, "
+                f"not {self.sigma} and {self.sigma_end}"
+            )
+        if not self.window > 0:
+            raise RecipeError(f"method.window must be above 0, not {self.window}")
+        if self.penalty is not None and (not 0.0 <= self.penalty < inf or self.signed):
+            raise RecipeError(
+                f"method.penalty of relaxed must be finite and not negative, not {self.penalty}, "
+                "and goes with signed=false: it is the paper's own objective"
+            )
+
+    @property
+    def rescales(self) -> bool:
+        """Not under a penalty: the paper has no gain."""
+        return self.penalty is None
+
+    def law(self, phase: Phase) -> GaussianLaw:
+        """The clamped Gaussian at this phase's sigma."""
+        if self.penalty is not None:
+            return GaussianLaw(sigma=self.sigma)
+        window = self.window if phase.hard and not phase.noise else None
+        sigma = self.sigma * (1.0 + phase.annealed * (self.sigma_end - 1.0))
+        return GaussianLaw(sigma=sigma, window=window)
+
+    def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
+        """As `Sampled.start`; under a penalty around `mu0` where there is no prior."""
+        scores = Sampled.start(self, weight, prior, key)
+        around = self.penalty is not None and prior is None
+        return scores.add_(self.mu0 - 0.5) if around else scores
+
+    def shifts(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        density: float,
+        phase: Phase,
+        last: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Tau of each site: 0 under a penalty, else what meets the density."""
+        if self.penalty is not None:
+            return dict.fromkeys(scores, 0.0)
+        return Sampled.shifts(self, scores, budget, density, phase, last)
+
+    def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
+        """`weight` times the gate, which is never rounded under a penalty."""
+        if self.penalty is not None:
+            sample = replace(sample, phase=replace(sample.phase, hard=False))
+        return Sampled.effective(self, score, weight, sample)
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """penalty * sum Phi(mu / sigma): its gradient is penalty * phi(mu / sigma) / sigma."""
+        if self.penalty is None:
+            return None
+        sums = [torch.special.ndtr(score / self.sigma).sum() for score in scores.values()]
+        return self.penalty * torch.stack(sums).sum()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaussianLaw:
+    """z = clamp(x + sigma * eps, 0, 1); with a `window`, the gradient reaches so many rms."""
+
+    sigma: float
+    window: float | None = None
+    threshold: ClassVar[float] = 0.5
+
+    def keep_probability_(self, centred: Tensor) -> Tensor:
+        """Phi((x - 1/2) / sigma)."""
+        scaled = centred.sub_(0.5).div_(sqrt(2.0) * self.sigma)
+        return scaled.erf_().mul_(0.5).add_(0.5)
+
+    def noise_(self, blank: Tensor, mean: float, generator: torch.Generator) -> Tensor:
+        """Gaussian noise around `mean`."""
+        return blank.normal_(mean, self.sigma, generator=generator)
+
+    def gate_(self, noisy: Tensor) -> Tensor:
+        """The clamp."""
+        return noisy.clamp_(0.0, 1.0)
+
+    def slope_(self, noisy: Tensor) -> Tensor:
+        """1 inside (0, 1), or within the window around 1/2; else 0."""
+        distance = noisy.sub_(0.5).abs_()
+        if self.window is None:
+            return (distance < 0.5).to(noisy.dtype)
+        rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
+        near: Tensor = distance <= self.window * rms
+        return near.to(noisy.dtype)

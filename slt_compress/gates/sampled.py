@@ -1,0 +1,176 @@
+"""The kernel of every sampled gate: z = squash(score - shift + noise), times the weight.
+
+A signed gate is sign(score) * squash(|score| - shift + noise): its two signs meet twice in the
+chain rule, so that its gradient is the unsigned one at |score|.
+
+The methods differ in the noise and the squashing function, which a `Law` holds. Nothing but score
+and weight is saved for backward: the noise is drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from slt_compress.errors import RecipeError
+from slt_compress.gates.base import Phase, Prior, Sample
+from slt_compress.sites.budget import Budget, hard_thresholds, soft_shifts
+
+
+class Law(Protocol):
+    """Noise and squashing function of a relaxed gate; in place wherever a name ends in `_`."""
+
+    @property
+    def threshold(self) -> float:
+        """score - shift above which the noiseless gate rounds to 1."""
+
+    def keep_probability_(self, centred: Tensor) -> Tensor:
+        """P(gate > 1/2) where score - shift is `centred`."""
+
+    def noise_(self, blank: Tensor, mean: float, generator: torch.Generator) -> Tensor:
+        """Fill `blank` with noise around `mean`."""
+
+    def gate_(self, noisy: Tensor) -> Tensor:
+        """The gate in [0, 1]."""
+
+    def slope_(self, noisy: Tensor) -> Tensor:
+        """Derivative of the gate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """What every method with a sampled gate shares; its law is what makes it that method.
+
+    Attributes:
+        spread: standard deviation of the first scores around 1/2 where nothing orders them.
+        prior_spread: range of the first scores around 1/2 where a prior orders them.
+        prior: of a pretrained network: `magnitude`, `wanda` (times the norm of the inputs) or
+            `none`; a random init has none.
+        signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget counts
+            by the size of the scores, and the sign of a score is that of its gate. All start as
+            keep, around `signed_start`; the weights of a random init have random signs already.
+            Where a prior orders them, gates far above the shift are saturated and do not flip: a
+            smaller `prior_spread` lets more of them.
+        signed_start: what the first scores of a signed gate lie around where no prior orders them;
+            a flip has to come from there through 0.
+    """
+
+    spread: float = 0.01
+    prior_spread: float = 8.0
+    prior: Prior = "magnitude"
+    signed: bool = False
+    signed_start: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.signed_start < inf:
+            raise RecipeError(f"method.signed_start must not be negative, not {self.signed_start}")
+
+    @property
+    def rescales(self) -> bool:
+        """Always: the signal of a random init keeps its scale."""
+        return True
+
+    def law(self, phase: Phase) -> Law:
+        """Noise and squashing function at this phase of the search."""
+        raise TypeError(f"{type(self).__name__} has no law")
+
+    def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
+        """Scores around 1/2: ordered by `prior` where there is one, else a narrow Gaussian.
+
+        Signed ones are not below 0, so that none starts flipped.
+        """
+        if prior is not None:
+            ordered = prior.float().cpu()
+            middle = 0.0 if self.signed else 0.5
+            return self.prior_spread * (ordered if self.signed else ordered - 0.5) + middle
+        generator = torch.Generator().manual_seed(key)
+        noise = self.spread * torch.randn(weight.shape, generator=generator)
+        return (self.signed_start + noise).abs() if self.signed else 0.5 + noise
+
+    def shifts(
+        self,
+        scores: Mapping[str, Tensor],
+        budget: Budget,
+        density: float,
+        phase: Phase,
+        last: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Tau of each site: of the expected rounded gates, or of the exact order statistic."""
+        law = self.law(phase)
+        if phase.hard:
+            exact = hard_thresholds(scores, budget, density)
+            return {name: value - law.threshold for name, value in exact.items()}
+        return soft_shifts(scores, budget, density, law.keep_probability_, last)
+
+    def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
+        """`weight` times the gate; saves nothing for backward but `score` and `weight`."""
+        return sampled_weight(score, weight, sample, self.law(sample.phase), signed=self.signed)
+
+    def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
+        """Nothing: the budget is met by the shifts."""
+        return None
+
+
+def sampled_weight(
+    score: Tensor, weight: Tensor, sample: Sample, law: Law, *, signed: bool = False
+) -> Tensor:
+    """`weight` times the gate (rounded in a hard phase), over the rms of the gates if asked for."""
+    product: Tensor = _SampledGate.apply(score, weight, sample, law, signed)
+    return product
+
+
+class _SampledGate(torch.autograd.Function):
+    """Effective weight of one site. The noise is drawn again in backward instead of stored."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, score: Tensor, weight: Tensor, sample: Sample, law: Law, signed: bool
+    ) -> Tensor:
+        size = _size(score, sample) if signed else score
+        if sample.phase.hard:
+            gate = (size > sample.shift + law.threshold).to(score.dtype)
+        else:
+            gate = law.gate_(_noisy(size, sample, law))
+        if signed:
+            gate = gate.copysign_(score)
+        spread = sample.layout.expand(gate)  # the gate itself where units are weights
+        scale = _inverse_rms(spread) if sample.rescale else 1.0
+        ctx.save_for_backward(score, weight)
+        ctx.sample, ctx.law, ctx.scale, ctx.signed = sample, law, scale, signed
+        product = gate.mul_(weight) if spread is gate else spread * weight
+        return product.mul_(scale).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        score, weight = ctx.saved_tensors
+        size = _size(score, ctx.sample) if ctx.signed else score
+        slope = ctx.law.slope_(_noisy(size, ctx.sample, ctx.law))
+        if slope.shape == weight.shape:
+            gradient = slope.mul_(grads[0]).mul_(weight)
+        else:
+            gradient = slope.mul_(ctx.sample.layout.reduce(grads[0].to(slope.dtype) * weight))
+        return gradient.mul_(ctx.scale), None, None, None, None
+
+
+def _size(score: Tensor, sample: Sample) -> Tensor:
+    """What a signed score competes with: it cannot be centred in place, as its sign counts."""
+    return sample.layout.centre(score.abs())
+
+
+def _noisy(score: Tensor, sample: Sample, law: Law) -> Tensor:
+    """score - shift, with this sample's noise where the phase has noise."""
+    if not sample.phase.noise:
+        return score - sample.shift
+    generator = torch.Generator(score.device).manual_seed(sample.key)
+    return law.noise_(torch.empty_like(score), -sample.shift, generator).add_(score)
+
+
+def _inverse_rms(gate: Tensor) -> Tensor:
+    """1 / rms of the gates, on the gates' device; 1 where all are zero."""
+    rms = torch.linalg.vector_norm(gate) / sqrt(gate.numel())
+    return torch.where(rms > 0, 1.0 / rms, torch.ones_like(rms))

@@ -1,0 +1,160 @@
+"""Choose between a layer's own computation and its kernels, by measuring them in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, log
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.runtime.sparse_layers import Choice, Kernel, is_conv1d, tokens_of
+
+# A kernel is taken where it needs less than this share of the time of the dense computation: what
+# is measured is noisy, and a model must not become slower.
+MARGIN = 0.85
+# Two rounds are enough where a kernel needs less than this share in both, or more than all of it.
+CLEAR = 0.6
+# Token counts that are always looked at: a vector, a few, a tile of the compiled kernel, many.
+COUNTS = (1, 8, 64, 512)
+# A dense computation of more multiply-adds than this is not measured: a longer one goes the same.
+_LONGEST = 1 << 30
+_ROUNDS = 5
+# Seconds after which the rounds of a measurement end early.
+_PATIENCE = 0.25
+# What is shorter than this many seconds is run more often, at most so many times, and averaged.
+_SHORT, _MOST = 0.001, 50
+# Layers of one shape are measured once where their counts of weights are within this factor.
+_ALIKE = 1.5
+
+Run = Callable[[], Any]
+
+
+def in_turns(
+    runs: Mapping[str, tuple[Run, Run]], rounds: int, patience: float
+) -> dict[str, list[float]]:
+    """Seconds of each run, one after the other in every round; the round before is not counted.
+
+    Args:
+        runs: by name: what prepares one, and the run itself.
+        rounds: at most; two are done in any case.
+        patience: seconds after which no further round is begun.
+    """
+    order, seconds = list(runs), {name: [_timed(*runs[name], 1)] for name in runs}
+    times = max(1, min(_MOST, int(_SHORT / max(1e-9, *(t[0] for t in seconds.values())))))
+    started = time.perf_counter()
+    for number in range(rounds):
+        if number > 1 and time.perf_counter() - started > patience:
+            break
+        # to and fro: what ran before a run leaves its own data in the caches
+        order.reverse()
+        for name in order:
+            seconds[name].append(_timed(*runs[name], times))
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def ratios_of(taken: Mapping[str, Sequence[float]], one: str, other: str) -> list[float]:
+    """Seconds of one run over those of the other in the same round, when the load was the same."""
+    return [a / b for a, b in zip(taken[one], taken[other], strict=True)]
+
+
+def _timed(prepare: Run, run: Run, times: int) -> float:
+    """Mean seconds of a run that is done some times."""
+    prepare()
+    before = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - before) / times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A layer with kernels, and the shapes [batch, …] of the inputs that it was seen to get."""
+
+    layer: nn.Module
+    kernels: Mapping[str, Kernel]
+    seen: Sequence[tuple[int, ...]]
+
+
+def choose(candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
+    """The choice for each layer by name; layers that are alike are measured once."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, candidate in candidates.items():
+        groups.setdefault(_likeness(candidate), []).append(name)
+    choices: dict[str, Choice] = {}
+    for names in groups.values():
+        # the densest stands for all of them, so that none does worse than what was measured
+        longest = max(names, key=lambda name: _kept(candidates[name].layer))
+        choice = _measured(candidates[longest])
+        choices.update(dict.fromkeys(names, choice))
+    return choices
+
+
+def _kept(layer: nn.Module) -> int:
+    return int(_weight(layer).count_nonzero())
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer._parameters["weight"]
+    if weight is None:
+        raise TypeError("a layer without a weight has no kernels")
+    return weight
+
+
+def _likeness(candidate: Candidate) -> tuple[Any, ...]:
+    layer = candidate.layer
+    geometry = (layer.stride, layer.padding, layer.dilation) if _is_convolution(layer) else ()
+    step = ceil(log(max(1, _kept(layer)), _ALIKE))
+    return (type(layer), tuple(_weight(layer).shape), geometry, step, tuple(candidate.seen))
+
+
+def _is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d)
+
+
+def _measured(candidate: Candidate) -> Choice:
+    """The winner at every count of tokens that is worth a look."""
+    layer, points = candidate.layer, {}
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for shape in _shapes(candidate):
+            inputs = torch.randn(shape, generator=chance)
+            points[tokens_of(layer, inputs)] = _winner(candidate, inputs)
+    return Choice(points)
+
+
+def _shapes(candidate: Candidate) -> Iterable[tuple[int, ...]]:
+    """Shapes of inputs to measure at, none of them longer than is needed."""
+    layer, weight = candidate.layer, _weight(candidate.layer)
+    if _is_convolution(layer):
+        return candidate.seen
+    columns = weight.shape[0] if is_conv1d(layer) else weight.shape[1]
+    most = max(COUNTS[-2], min(COUNTS[-1], _LONGEST // max(1, weight.numel())))
+    seen = (tokens_of(layer, torch.empty(shape, device="meta")) for shape in candidate.seen)
+    counts = {min(count, most) for count in (*COUNTS, *seen) if count}
+    return [(count, columns) for count in sorted(counts)]
+
+
+def _nothing() -> None:
+    """Needed before a run."""
+
+
+def _winner(candidate: Candidate, inputs: Tensor) -> str | None:
+    layer = candidate.layer
+    runs: dict[str, tuple[Run, Run]] = {
+        "": (_nothing, lambda: type(layer).forward(layer, inputs)),
+        **{name: (_nothing, partial(k, inputs)) for name, k in candidate.kernels.items()},
+    }
+    quick = in_turns(runs, 2, 0.0)
+    best = min(candidate.kernels, key=lambda name: min(quick[name]))
+    ratios = ratios_of(quick, best, "")
+    if max(ratios) < CLEAR or min(ratios) > 1.0:
+        return best if max(ratios) < CLEAR else None
+    longer = in_turns({"": runs[""], best: runs[best]}, _ROUNDS, _PATIENCE)
+    least = min(longer[best]) / min(longer[""])
+    return best if max(least, median(ratios_of(longer, best, ""))) < MARGIN else None

@@ -1,0 +1,13 @@
+"""Kernels that multiply activations with sparse weights on a CPU.
+
+`csr` is torch's own product; `compiled` is ours, compiled for this machine when it is first used.
+"""
+
+from __future__ import annotations
+
+from slt_compress.runtime.kernels.compiled import can_compile
+from slt_compress.runtime.kernels.convolution import Convolution, Geometry
+from slt_compress.runtime.kernels.csr import CsrLinear
+from slt_compress.runtime.kernels.linear import Linear, sparse_rows
+
+__all__ = ["Convolution", "CsrLinear", "Geometry", "Linear", "can_compile", "sparse_rows"]

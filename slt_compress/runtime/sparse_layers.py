@@ -1,0 +1,236 @@
+"""Layers that may compute with their kept weights alone, and when they do."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slt_compress.runtime.kernels import (
+    Convolution,
+    CsrLinear,
+    Geometry,
+    Linear,
+    can_compile,
+    sparse_rows,
+)
+
+# The largest share of kept weights that is worth a try; dense kernels win above it.
+DENSEST = 0.5
+# Rows and places are int32.
+_FAR = 1 << 31
+
+
+class Kernel(Protocol):
+    """Computes what a layer does from the inputs of the layer."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds beside the layer's own weights."""
+
+    def __call__(self, inputs: Tensor, /) -> Tensor:
+        """The layer's outputs."""
+
+
+class Choice:
+    """Which kernel a layer uses for how many tokens, by what was measured at some counts.
+
+    Between two counts a kernel is used where one won at both; below and above all counts, where it
+    won at the nearest. A token is a row of the inputs of a linear layer, or a place in the outputs
+    of a convolution.
+    """
+
+    def __init__(self, points: Mapping[int, str | None]) -> None:
+        self.points = dict(sorted(points.items()))
+        self._counts = list(self.points)
+
+    def kernel(self, tokens: int) -> str | None:
+        """The name of a kernel; None for the layer's own."""
+        if tokens < 1 or not self._counts:
+            return None
+        place = bisect_left(self._counts, tokens)
+        above = self._counts[min(place, len(self._counts) - 1)]
+        below = above if above == tokens or place == 0 else self._counts[place - 1]
+        return self.points[above] if self.points[below] else None
+
+    @property
+    def least(self) -> int:
+        """The smallest count of tokens that a kernel is used for."""
+        won = [count for count in self._counts if self.points[count]]
+        return 1 if not won or won[0] == self._counts[0] else won[0]
+
+    @property
+    def used(self) -> list[str]:
+        """The kernels that it may name."""
+        return sorted({name for name in self.points.values() if name})
+
+
+class SparseForward:
+    """The forward of a layer: a kernel where it may be used, and else what the class does.
+
+    The layer's own, dense computation is done for everything but plain float32 tensors on the CPU,
+    whenever gradients are wanted, under autocast, torch.compile and tracing, and as soon as weight
+    or bias are others than those that the kernels were made of (moved, loaded, edited in place;
+    edits through `.data` cannot be seen).
+    """
+
+    def __init__(self, layer: nn.Module, kernels: Mapping[str, Kernel], choice: Choice) -> None:
+        self.layer = layer
+        self.kernels = {name: kernels[name] for name in choice.used}
+        self.choice = choice
+        self._parameters = layer._parameters
+        self._columns = 0 if isinstance(layer, nn.Conv2d) else _columns(layer)
+        # Below this many elements no kernel is used, which a linear layer finds out first: a small
+        # one takes no longer than all the other questions.
+        self._least = choice.least * self._columns if type(layer) is nn.Linear else 0
+        # aliases: they keep the memory from being used anew, and share the count of edits
+        self._seen = {
+            name: (value.detach(), value._version) for name, value in _tensors(layer).items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the kernels."""
+        return sum(kernel.nbytes for kernel in self.kernels.values())
+
+    def put_on(self) -> None:
+        """Let the layer use it; hooks, state and class of the layer stay what they are."""
+        vars(self.layer)["forward"] = self.forward
+
+    def take_off(self) -> None:
+        """Let the layer be what it was."""
+        vars(self.layer).pop("forward", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer gives."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            inputs = args[0]
+            weight = self._parameters.get("weight")
+            if inputs.numel() < self._least and weight is not None:
+                return F.linear(inputs, weight, self._parameters["bias"])
+            name = self.choice.kernel(self._tokens(inputs))
+            if name is not None and self._suits(inputs):
+                return self.kernels[name](inputs)
+        return type(self.layer).forward(self.layer, *args, **kwargs)
+
+    def _tokens(self, inputs: Tensor) -> int:
+        if not self._columns:
+            return tokens_of(self.layer, inputs)
+        return _rows(inputs, self._columns)
+
+    def _suits(self, inputs: Tensor) -> bool:
+        plain = type(inputs) in (Tensor, nn.Parameter) and inputs.layout == torch.strided
+        if not plain or inputs.dtype != torch.float32 or not inputs.is_cpu:
+            return False
+        now = {name: value for name, value in self._parameters.items() if value is not None}
+        wants = inputs.requires_grad or any(value.requires_grad for value in now.values())
+        if (wants and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
+            return False
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() or inputs.is_neg():
+            return False
+        return now.keys() == self._seen.keys() and all(
+            now[name].data_ptr() == seen.data_ptr() and seen._version == version
+            for name, (seen, version) in self._seen.items()
+        )
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    found = {name: layer._parameters.get(name) for name in ("weight", "bias")}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
+    # told by name: the import costs seconds
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
+def _columns(layer: nn.Module) -> int:
+    """Inputs of a linear layer."""
+    weight = _tensors(layer)["weight"]
+    return weight.shape[0 if is_conv1d(layer) else 1]
+
+
+def _rows(inputs: Tensor, columns: int) -> int:
+    """Rows of this many columns; 0 where the inputs are none."""
+    fits = columns > 0 and inputs.dim() > 0 and inputs.shape[-1] == columns
+    return inputs.numel() // columns if fits else 0
+
+
+def unsuited(layer: nn.Module) -> str | None:
+    """Why a layer has no sparse kernel; None where it has."""
+    weight = layer._parameters.get("weight")
+    if type(layer) not in (nn.Linear, nn.Conv2d) and not is_conv1d(layer):
+        return f"{type(layer).__name__} has no sparse kernel"
+    if weight is None or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return "sparse kernels are for float32 weights on the CPU"
+    if weight.is_inference():
+        return "its weight was made in inference mode, so that edits cannot be seen"
+    if "forward" in vars(layer):
+        return "its forward is another's already"
+    if weight.numel() >= _FAR:
+        return "it is too large"
+    density = int(weight.count_nonzero()) / max(1, weight.numel())
+    if density > DENSEST:
+        return f"{density:.0%} of its weights are kept, sparse kernels pay below {DENSEST:.0%}"
+    if isinstance(layer, nn.Conv2d):
+        return _unsuited_convolution(layer)
+    return None
+
+
+def _unsuited_convolution(layer: nn.Conv2d) -> str | None:
+    if not can_compile():
+        return "convolutions need: pip install 'slt-compress[fast]'"
+    if layer.groups != 1:
+        return "it has groups"
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return "its padding is of another kind than a number of zeros"
+    if layer.stride[0] != layer.stride[1]:
+        return "its strides differ"
+    return None
+
+
+def kernels_of(layer: nn.Module, *, every: bool = True) -> dict[str, Kernel]:
+    """The kernels that can compute a layer for which nothing is `unsuited`, the fastest first.
+
+    Without `every` only that one is made.
+    """
+    values = {name: value.detach() for name, value in _tensors(layer).items()}
+    weight, bias = values["weight"], values.get("bias")
+    if isinstance(layer, nn.Conv2d):
+        rows = sparse_rows(weight.flatten(1), bias)
+        return {"compiled": Convolution(rows, _geometry(layer))}
+    matrix = weight.t() if is_conv1d(layer) else weight
+    found: dict[str, Kernel] = {}
+    if can_compile():
+        found["compiled"] = Linear(sparse_rows(matrix, bias))
+    if every or not found:
+        found["csr"] = CsrLinear(matrix, bias)
+    return found
+
+
+def _geometry(layer: nn.Conv2d) -> Geometry:
+    kernel, stride, padding, dilation = (
+        (int(pair[0]), int(pair[1]))
+        for pair in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    return Geometry(kernel=kernel, stride=stride, padding=padding, dilation=dilation)
+
+
+def tokens_of(layer: nn.Module, inputs: Tensor) -> int:
+    """How many tokens the inputs are; 0 where the layer would refuse them."""
+    if not isinstance(layer, nn.Conv2d):
+        return _rows(inputs, _columns(layer))
+    if inputs.dim() != 4 or inputs.shape[1] != layer.in_channels:
+        return 0
+    geometry = _geometry(layer)
+    height, width = geometry.outputs(*inputs.shape[-2:])
+    stride, (down, right) = geometry.stride[0], geometry.padding
+    padded = (inputs.shape[-2] + 2 * down + stride) * (inputs.shape[-1] + 2 * right + stride)
+    if height < 1 or width < 1 or padded * layer.in_channels >= _FAR:
+        return 0
+    return inputs.shape[0] * height * width

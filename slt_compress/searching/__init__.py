@@ -1,0 +1,1 @@
+"""A recipe becomes a ticket: plan, train, select, record, compare."""

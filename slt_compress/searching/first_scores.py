@@ -1,0 +1,82 @@
+"""Starting: the scores of a search before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.states import evaluating
+from slt_compress.checkpoints.tasks import to_device
+from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prior, Wanda
+from slt_compress.gates.base import sample_key
+from slt_compress.searching.input_norms import seen_inputs, unseen_note
+from slt_compress.sites.layouts import Blocks, norms
+from slt_compress.sites.sites import SitePlan
+
+_PRIORS: Mapping[Prior, OneShot] = {"magnitude": Magnitude(), "wanda": Wanda(per_row=False)}
+# How many training batches the dense network sees where a method wants inputs.
+_BATCHES = 16
+
+
+def first_scores(
+    module: nn.Module,
+    plan: SitePlan,
+    method: Method,
+    weights: Mapping[str, Tensor],
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    *,
+    random_init: bool,
+    seed: int,
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The scores of a one-shot method, or those that a learned one starts from; and notes.
+
+    A learned method on a pretrained network starts in the order of its prior within each layer.
+    `batches` have to be training batches.
+    """
+    ranking, notes = _ranking(method, random_init=random_init), tuple[str, ...]()
+    inputs: Mapping[str, Inputs] = {}
+    if ranking is not None and ranking.calibrated:
+        device = next(module.parameters()).device
+        with evaluating(module), torch.no_grad(), seen_inputs(module, plan) as seen:
+            for batch in islice(batches, _BATCHES):
+                forward(module, to_device(batch, device))
+        inputs, unseen = seen.inputs(), seen.unseen()
+        notes = (unseen_note(ranking.name, unseen),) if unseen else ()
+    scores: dict[str, Tensor] = {}
+    for name, layout in plan.layouts.items():
+        key, seen_here = sample_key(seed, f"start:{name}"), inputs.get(name)
+        weight = norms(layout, weights[name])
+        if seen_here is not None and isinstance(layout, Blocks):
+            # a unit is ranked by the norm of its products: rows and norms of inputs are no more
+            weight, seen_here = norms(layout, _products(weights[name], seen_here)), None
+        ranked = None if ranking is None else ranking.score(weight, key, seen_here)
+        if isinstance(method, Learned):
+            scores[name] = method.start(weight, None if ranked is None else _rank(ranked), key)
+        elif ranked is not None:
+            scores[name] = ranked
+    return scores, notes
+
+
+def _products(weight: Tensor, inputs: Inputs) -> Tensor:
+    """Each weight times the norm of its input, as far as that was seen."""
+    return weight.float() if inputs.norms is None else weight.float() * inputs.norms.float()
+
+
+def _ranking(method: Method, *, random_init: bool) -> OneShot | None:
+    """What ranks the weights before any training: a one-shot method, or a prior."""
+    if not isinstance(method, Learned):
+        return method
+    return None if random_init else _PRIORS.get(method.prior)
+
+
+def _rank(score: Tensor) -> Tensor:
+    """Rank of each score within its layer, from 0 (lowest) to 1; fp32."""
+    order = score.reshape(-1).argsort(stable=True)
+    rank = torch.empty(order.numel())
+    rank[order] = torch.linspace(0.0, 1.0, order.numel())
+    return rank.reshape(score.shape)

@@ -1,0 +1,89 @@
+"""Forecasts: how long a search will take, by running a few steps of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.checkpoints.quiet import quiet
+from slt_compress.gates import Learned, Method
+from slt_compress.searching.planning import Forecast, Plan, missing_weights
+from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.search import Search
+from slt_compress.searching.settings import Training, settled
+from slt_compress.searching.workloads import checkpoint_workload, is_at_hand, open_source
+from slt_compress.sites.sites import SitePlan
+
+# A plan is a quick look: it loads no search that needs more than this.
+_LIMIT_GIB = 8
+
+
+def forecast(plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
+    """Measure two steps of the search where weights and data are on this machine.
+
+    Nothing is downloaded, and whatever goes wrong is the note of a forecast without figures.
+
+    Args:
+        plan: of the search, for its memory.
+        sketch: what was planned, on the meta device.
+        sites: of the sketch.
+        recipe: of the search.
+    """
+    try:
+        missing = _missing(plan, sketch, recipe)
+        if missing:
+            return Forecast(note=f"not measured: {missing}")
+        with quiet():
+            return _measured(sketch, sites, recipe)
+    except Exception as error:  # of the data, the model's own code or the device's memory
+        return Forecast(note=f"not measured: {' '.join(str(error).split()) or repr(error)}")
+
+
+def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
+    """Why no step can be run here and now; None where it can be tried."""
+    if sketch.kind == "module":
+        return "a module of your own comes without batches"
+    method = recipe.method_instance()
+    if not isinstance(method, Learned):
+        return f"{method.name} takes no steps"
+    if missing_weights(sketch):
+        return "there are no weights"
+    if sketch.kind == "hub":
+        return "the weights are on the hub"
+    if recipe.dataset is None:
+        return "no data set is named (--dataset)"
+    if not is_at_hand(recipe.dataset):
+        return f"the data set {recipe.dataset} is not on this machine"
+    optimizer = _settled(recipe, method).optimizer or "adam"
+    needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
+    if needed > _LIMIT_GIB:
+        return f"it needs {needed:.1f} GiB, and a plan takes {_LIMIT_GIB} at most"
+    return None
+
+
+def _settled(recipe: Recipe, method: Method) -> Training:
+    if not isinstance(method, Learned):
+        return recipe.training
+    return settled(recipe.training, method, recipe.budget(), random_init=bool(recipe.init),
+                   confined=recipe.inside is not None)  # fmt: skip
+
+
+def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
+    # the folder instead of a hub id, which would be asked for news
+    source = sketch.folder or sketch.source
+    checkpoint, data = open_source(source, replace(recipe, revision=None))
+    method, random_init = recipe.method_instance(), checkpoint.init is not None
+    training = _settled(recipe, method)
+    workload = checkpoint_workload(checkpoint, data, recipe.objective)
+    pace = Search(
+        module=checkpoint.module, plan=sites, workload=workload, budget=recipe.budget(),
+        method=method, training=training, random_init=random_init,
+    ).pace()  # fmt: skip
+    steps = training.total_steps(len(data.train))
+    return Forecast(
+        seconds_per_step=pace,
+        steps=steps,
+        seconds=min(pace * steps, training.max_time or inf),
+        note=f"by two steps of {training.batch_size} examples on this machine",
+    )

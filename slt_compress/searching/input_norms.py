@@ -1,0 +1,170 @@
+"""Calibration: what the weights of a network multiply, seen by hooks on its forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from slt_compress.gates import Inputs
+from slt_compress.sites.sites import Site, SitePlan
+
+# Energy of one call: sum of squares of every input, and over how many rows it is.
+_Energy = tuple[Tensor, int]
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What the calls of one module have added up to."""
+
+    energy: Tensor | None = None
+    rows: int = 0
+
+    def add(self, energy: Tensor, rows: int) -> None:
+        energy = energy.cpu().double()
+        self.energy = energy if self.energy is None else self.energy + energy
+        self.rows += rows
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of the inputs of the sites of a module."""
+
+    module: nn.Module
+    plan: SitePlan
+    sums: Mapping[str, _Sum]
+
+    def inputs(self) -> dict[str, Inputs]:
+        """The inputs of every site, on the CPU; without norms where they were not seen."""
+        return {
+            site.name: Inputs(dims=summed_dims(site), norms=self._norms(site))
+            for site in self.plan.sites
+        }
+
+    def unseen(self) -> dict[str, str]:
+        """The reason for every site whose inputs were not seen."""
+        reasons: dict[str, str] = {}
+        for site in self.plan.sites:
+            owner = self.module.get_submodule(site.module)
+            if site.name not in self.sums:
+                reasons[site.name] = f"{type(owner).__name__} has no one input that it multiplies"
+            elif not self.sums[site.name].rows:
+                reasons[site.name] = "the forward pass does not call its module"
+        return reasons
+
+    def _norms(self, site: Site) -> Tensor | None:
+        total = self.sums.get(site.name)
+        if total is None or total.energy is None or not total.rows:
+            return None
+        owner = self.module.get_submodule(site.module)
+        return _placed((total.energy / total.rows).sqrt(), owner, site)
+
+
+@contextmanager
+def seen_inputs(module: nn.Module, plan: SitePlan) -> Iterator[Seen]:
+    """Sum up the inputs of every site over all forward passes in the block, by hooks.
+
+    A row is one position of one example that a weight is applied to; the padding of a text counts
+    as any other.
+    """
+    sums: dict[str, _Sum] = {}
+    with ExitStack() as hooks:
+        for site in plan.sites:
+            owner = module.get_submodule(site.module)
+            measure = _measure_of(owner, site)
+            if measure is not None:
+                sums[site.name] = _Sum()
+                hook = owner.register_forward_pre_hook(_listener(sums[site.name], measure))
+                hooks.callback(hook.remove)
+        yield Seen(module, plan, sums)
+
+
+def summed_dims(site: Site) -> tuple[int, ...]:
+    """The dimensions of a weight over which one output sums.
+
+    Those of a grouped transposed convolution also hold the groups, which are so compared together.
+    """
+    kernel = range(2, len(site.shape)) if site.kind in ("conv", "transposed-conv") else ()
+    return (site.input_dim, *kernel)
+
+
+def unseen_note(method: str, unseen: Mapping[str, str]) -> str:
+    """A sentence about the sites whose inputs were not seen."""
+    listed = "; ".join(f"{name}: {reason}" for name, reason in list(unseen.items())[:3])
+    more = f"; and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+    return f"{method} ranks {len(unseen)} sites by magnitude alone ({listed}{more})"
+
+
+def _listener(
+    total: _Sum, measure: Callable[[Tensor], _Energy]
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def listen(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor):
+            total.add(*measure(arguments[0].detach()))
+
+    return listen
+
+
+def _measure_of(owner: nn.Module, site: Site) -> Callable[[Tensor], _Energy] | None:
+    """How the input of a module is summed up; None where it is not what the weight multiplies."""
+    if site.param != "weight":
+        return None
+    if isinstance(owner, _ConvTransposeNd):
+        return lambda value: _channels(value, owner.weight.dim() - 2)
+    if isinstance(owner, _ConvNd):
+        return lambda value: _windows(value, owner)
+    # transformers' Conv1D: the only other linear weight of two dimensions with its inputs first
+    if isinstance(owner, nn.Linear) or (site.kind == "linear" and site.input_dim == 0):
+        return _features
+    return None
+
+
+def _features(value: Tensor) -> _Energy:
+    """Energy of each feature, of [..., features]."""
+    rows = value.reshape(-1, value.shape[-1])
+    return rows.float().square().sum(0), len(rows)
+
+
+def _channels(value: Tensor, spatial: int) -> _Energy:
+    """Energy of each channel, of [N, C, ...] or [C, ...]."""
+    batch = value if value.dim() == spatial + 2 else value[None]
+    others = (0, *range(2, batch.dim()))
+    return batch.float().square().sum(others), batch.numel() // batch.shape[1]
+
+
+def _windows(value: Tensor, conv: _ConvNd) -> _Energy:
+    """Energy of each channel at each offset of the kernel, [C, *kernel], padded as by the layer.
+
+    Squares are summed over the batch first, so that this costs as much as for one example.
+    """
+    spatial = len(conv.kernel_size)
+    batch = value if value.dim() == spatial + 2 else value[None]
+    energy = batch.float().square().sum(0)
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    energy = F.pad(energy[None], conv._reversed_padding_repeated_twice, mode=mode)[0]
+    rows = len(batch)
+    for axis, (size, stride, dilation) in enumerate(
+        zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), start=1
+    ):
+        reach = (size - 1) * dilation + 1
+        missing = reach - energy.shape[axis]
+        if missing > 0:  # a layer that pads in a forward of its own
+            behind = 2 * (energy.dim() - 1 - axis)
+            energy = F.pad(energy, (*(0,) * behind, 0, missing))
+        energy = energy.unfold(axis, reach, stride)[..., ::dilation]
+        rows *= energy.shape[axis]
+    return energy.sum(tuple(range(1, spatial + 1))), rows
+
+
+def _placed(norms: Tensor, owner: nn.Module, site: Site) -> Tensor:
+    """Norms of [C] or [C, *kernel] in a shape that broadcasts to the site's."""
+    if isinstance(owner, _ConvNd) and not isinstance(owner, _ConvTransposeNd):
+        out, inputs = site.shape[:2]
+        grouped = norms.reshape(owner.groups, inputs, *norms.shape[1:])
+        return grouped.repeat_interleave(out // owner.groups, 0) if owner.groups > 1 else grouped
+    return norms.reshape([-1 if dim == site.input_dim else 1 for dim in range(len(site.shape))])

@@ -1,0 +1,154 @@
+"""Objectives: what a search minimises, as functions of (model, batch)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.blocks import Hidden, caught
+from slt_compress.checkpoints import Task
+from slt_compress.checkpoints.tasks import Batch, Forward, rows
+from slt_compress.errors import RecipeError
+from slt_compress.evidence.losses import divergence, label_loss, relative_error
+
+ObjectiveName = Literal["auto", "task", "distill", "lm"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveOptions:
+    """The `objective` section.
+
+    Attributes:
+        name: `auto` is the task for a random init and distillation for a pretrained checkpoint;
+            `lm` is the task of a language model, and refuses any other model.
+        temperature: of the distillation.
+        hidden_weight: factor of the error of the hidden states in a distillation.
+        label_weight: share of the labels' loss in a distillation, where the labels match.
+        label_smoothing: of the task's loss.
+    """
+
+    name: ObjectiveName = "auto"
+    temperature: float = 2.0
+    hidden_weight: float = 0.0
+    label_weight: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise RecipeError(f"objective.temperature must be above 0, not {self.temperature}")
+        if not self.hidden_weight >= 0:
+            raise RecipeError(
+                f"objective.hidden_weight must not be negative, not {self.hidden_weight}"
+            )
+        for name in ("label_weight", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise RecipeError(
+                    f"objective.{name} is a share in [0, 1], not {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one batch gives: the loss to minimise and, where it has one, a metric to watch."""
+
+    loss: Tensor
+    metric: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the dense network says about a batch: its output, and its hidden states by block."""
+
+    output: Tensor
+    hidden: Hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A loss of the gated network, and what it wants to know of the dense one first.
+
+    `target`, where given, is computed without gradients on the same network with its gates open.
+    """
+
+    loss: Callable[[nn.Module, Batch, Answer | None], Outcome]
+    target: Callable[[nn.Module, Batch], Answer] | None = None
+
+
+def task_objective(forward: Forward, task: Task, *, label_smoothing: float = 0.0) -> Objective:
+    """The task's own loss on the labels of the batch."""
+
+    def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
+        logits, labels = rows(task, forward(module, batch), batch["labels"])
+        wanted = batch["labels"] if labels is None else labels
+        return Outcome(label_loss(logits, wanted, label_smoothing), _watched(logits, wanted))
+
+    return Objective(loss)
+
+
+def distill_objective(
+    forward: Forward,
+    task: Task,
+    *,
+    temperature: float = 2.0,
+    label_weight: float = 0.0,
+    blocks: tuple[str, ...] = (),
+    hidden_weight: float = 0.0,
+) -> Objective:
+    """Divergence from the same network with its gates open, mixed with the labels.
+
+    The loss is (1 - label_weight) * divergence + label_weight * label loss, plus hidden_weight
+    times the mean over `blocks` of the relative error of their outputs; for task `features`
+    the divergence is that error of the last hidden states.
+    """
+    watched = blocks if hidden_weight > 0.0 else ()
+
+    def answer(module: nn.Module, batch: Batch) -> Answer:
+        with caught(module, watched) as hidden:
+            return Answer(forward(module, batch), hidden)
+
+    def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
+        found = answer(module, batch)
+        dense = Answer(found.output.detach(), {}) if target is None else target
+        outcome = _distilled(task, batch, found.output, dense.output, temperature, label_weight)
+        errors = [
+            relative_error(state, dense.hidden[name]) for name, state in found.hidden.items()
+            if name in dense.hidden
+        ]  # fmt: skip
+        if not errors:
+            return outcome
+        return replace(outcome, loss=outcome.loss + hidden_weight * torch.stack(errors).mean())
+
+    return Objective(loss, target=answer)
+
+
+def _distilled(
+    task: Task, batch: Batch, output: Tensor, dense: Tensor, temperature: float, label_weight: float
+) -> Outcome:
+    """The loss of the outputs alone."""
+    if task == "features":
+        return Outcome(relative_error(output, dense))
+    labels = batch.get("labels")
+    student, known = rows(task, output, labels)
+    teacher, _ = rows(task, dense, labels)
+    value = divergence(student, teacher, temperature)
+    if known is None:
+        return Outcome(value, _watched(student, teacher.argmax(-1)))
+    if label_weight > 0.0:
+        value = (1.0 - label_weight) * value + label_weight * label_loss(student, known)
+    return Outcome(value, _watched(student, known))
+
+
+def own_objective(loss_fn: Callable[[nn.Module, Batch], Tensor]) -> Objective:
+    """A loss of the user's own: `loss_fn(module, batch)` gives a scalar tensor."""
+    return Objective(lambda module, batch, target: Outcome(loss_fn(module, batch)))
+
+
+def _watched(logits: Tensor, labels: Tensor) -> float | None:
+    """Share of rows whose top class is the label; none for regression."""
+    if labels.is_floating_point() or labels.numel() == 0:
+        return None
+    return float((logits.detach().argmax(-1) == labels).float().mean())

@@ -1,0 +1,200 @@
+"""Plans: what a search would gate, need and give, from the names and shapes of weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.artifacts.formats import FORMATS, NmPattern
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.checkpoints.timm_models import hub_id
+from slt_compress.checkpoints.weight_files import weight_files
+from slt_compress.errors import SourceError
+from slt_compress.evidence.expectations import expectations
+from slt_compress.gates import Learned
+from slt_compress.searching.recipe_keys import search_command
+from slt_compress.searching.recipes import Recipe
+from slt_compress.sites.budget import Budget
+from slt_compress.sites.layouts import Grouped
+from slt_compress.sites.sites import Site, SitePlan
+
+# Bytes that an optimiser keeps for one score: Adam two moments in fp32, SGD its momentum.
+_OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adam": 8, "sgd": 4})
+# Bytes of one weight in the copy that autocast makes of it, by the precision of the search.
+_CAST: Mapping[str, int] = MappingProxyType({"no": 0, "bf16": 2, "fp16": 2})
+_SCORE = 4  # bytes of a score, of its gradient, and of the best score so far: fp32
+_TRANSIENT = 3  # fp32 tensors of the size of the largest site that one gate works with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How long a search takes, from two measured steps; None where nothing was measured, and why.
+
+    Attributes:
+        seconds_per_step: at the recipe's batch size, on the device of the search.
+        steps: optimiser steps of the search.
+        seconds: of all steps; the measurements before and after them come on top.
+        note: how it was measured, or why it was not.
+    """
+
+    seconds_per_step: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a search would do; its fields are the keys of the JSON.
+
+    Attributes:
+        source: what was opened: `kind`, `source`, `revision`, `family`, `task`.
+        sparsity: `target`, `gated` weights and all `parameters`.
+        sites: per site `name`, `shape`, `kind`, in the order of the model.
+        skipped: parameters that are not gated, with the reason.
+        memory: bytes that the search needs beside activations, by precision and optimiser.
+        sizes: bytes of the result in each format, with the target met in every layer alike.
+        forecast: how long it takes.
+        warnings: what stands in the way of the search.
+        expectations: what this sparsity buys where.
+        command: what to type to run the search.
+    """
+
+    source: Mapping[str, Any]
+    sparsity: Mapping[str, Any]
+    sites: tuple[Mapping[str, Any], ...]
+    skipped: Mapping[str, str]
+    memory: Mapping[str, Mapping[str, Mapping[str, int]]]
+    sizes: Mapping[str, int]
+    forecast: Forecast
+    warnings: tuple[str, ...]
+    expectations: tuple[str, ...]
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings and lists, ready for JSON."""
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        for key in ("sites", "warnings", "expectations"):
+            content[key] = list(content[key])
+        return {**content, "skipped": dict(self.skipped), "forecast": asdict(self.forecast)}
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    sites: SitePlan,
+    recipe: Recipe,
+    *,
+    warnings: Sequence[str] = (),
+) -> Plan:
+    """The plan of a search; no weight of the checkpoint is looked at, so they may be on meta."""
+    module, budget = checkpoint.module, recipe.budget()
+    sizes = _sizes(module, sites, budget)
+    return Plan(
+        source={
+            "kind": checkpoint.kind, "source": checkpoint.source, "revision": checkpoint.revision,
+            "family": checkpoint.family, "task": checkpoint.task,
+        },
+        sparsity={
+            "target": round(1.0 - budget.density, 12),
+            "gated": sites.gated,
+            "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        },
+        sites=tuple(
+            {"name": site.name, "shape": list(site.shape), "kind": site.kind}
+            for site in sites.sites
+        ),
+        skipped=sites.skipped,
+        memory=_memory(module, sites, recipe),
+        sizes=sizes,
+        forecast=Forecast(note="not measured"),
+        warnings=tuple(warnings),
+        expectations=expectations(sizes, recipe.pattern),
+        command=search_command(checkpoint.source, recipe),
+    )  # fmt: skip
+
+
+def _sizes(module: nn.Module, sites: SitePlan, budget: Budget) -> dict[str, int]:
+    shapes = [
+        (site.shape, round(budget.density * site.numel), weight.dtype, _grouping(site))
+        for site, weight in zip(sites.sites, _weights(module, sites).values(), strict=True)
+    ]
+    dense = _nbytes(module.state_dict(keep_vars=True).values())
+    return {name: format.model_nbytes(dense, shapes) for name, format in FORMATS.items()}
+
+
+def _grouping(site: Site) -> NmPattern | None:
+    """The N:M pattern of a site, as formats know it."""
+    found = site.layout
+    if not isinstance(found, Grouped):
+        return None
+    return NmPattern(kept=found.kept, group=found.size, axis=found.dim)
+
+
+def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
+    return {
+        site.name: getattr(module.get_submodule(site.module), site.param) for site in sites.sites
+    }
+
+
+def _nbytes(tensors: Any) -> int:
+    """Bytes of all tensors, each once however many names it has."""
+    once = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in once.values())
+
+
+def _memory(
+    module: nn.Module, sites: SitePlan, recipe: Recipe
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Bytes by precision and optimiser; a one-shot method has scores only and no optimiser.
+
+    `weights` are those of the model, `scores` with the best ones so far and their running mean,
+    `effective` the weights times their gates, which live from forward to backward, and autocast's
+    copies of them.
+    """
+    scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
+    gated, largest = sites.gated, max(site.numel for site in sites.sites)
+    stored = _nbytes([*module.parameters(), *module.buffers()])
+    effective = _nbytes(_weights(module, sites).values())
+    copies = 3 if recipe.training.ema else 2
+    if not isinstance(recipe.method_instance(), Learned):
+        parts = {"weights": stored, "scores": _SCORE * scored}
+        return {"no": {"none": {**parts, "total": sum(parts.values())}}}
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for precision, cast in _CAST.items():
+        for name, moments in _OPTIMIZERS.items():
+            parts = {
+                "weights": stored,
+                "scores": copies * _SCORE * scored,
+                "gradients": _SCORE * scored,
+                "optimizer": moments * scored,
+                "effective": effective + cast * gated,
+                "transient": _TRANSIENT * torch.float32.itemsize * largest,
+            }
+            found.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
+    return found
+
+
+def missing_weights(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Why a search could not start from this source as it is; empty where nothing is known."""
+    if checkpoint.kind not in ("folder", "hub", "file") or checkpoint.weights is not None:
+        return ()
+    if checkpoint.folder is not None:
+        if checkpoint.kind == "hub":
+            return ()
+        try:
+            weight_files(checkpoint.folder)
+        except SourceError as error:
+            return (f"{error}; or search a random network with --init random",)
+        return ()
+    if checkpoint.family == "timm" and hub_id(checkpoint.source.removeprefix("timm:")):
+        return ()
+    return (
+        f"{checkpoint.source} is an architecture without weights: add --init random or "
+        "--weights FILE.safetensors",
+    )

@@ -1,0 +1,193 @@
+"""Recipes: everything a search is told, as YAML, with errors that name the path of a bad key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slt_compress.data import DataOptions
+from slt_compress.errors import RecipeError
+from slt_compress.gates import METHODS, Method
+from slt_compress.searching.objectives import ObjectiveName, ObjectiveOptions
+from slt_compress.searching.schema import _build, _plain
+from slt_compress.searching.settings import Training
+from slt_compress.sites.budget import Budget, Normalise, Scope
+from slt_compress.sites.patterns import parse_pattern
+from slt_compress.sites.sites import Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
+    """The `evaluation` section: `limit` caps the test examples."""
+
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit <= 0:
+            raise RecipeError(f"evaluation.limit must be above 0, not {self.limit}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything a search is told beside its source.
+
+    Attributes:
+        target_sparsity: share of the gated weights to remove, in [0, 1); None takes what the
+            pattern fixes, else 0.9.
+        method: name of the method and its options.
+        pattern, scope, floor, densities, normalise: of the budget.
+        init: scheme of a random init (`random`, `default`, `kaiming-normal`, …); None: pretrained.
+        revision, weights: of the source.
+        model: free configuration or timm arguments for the architecture.
+        dataset: specification of the data set; None takes a default by task.
+        inside: folder of a ticket; what it removed stays removed.
+        save_scores: keep the scores in the ticket.
+    """
+
+    target_sparsity: float | None = None
+    method: Mapping[str, Any] = field(default_factory=lambda: {"name": "relaxed"})
+    pattern: str = "unstructured"
+    scope: Scope = "global"
+    floor: float = 0.1
+    densities: Mapping[str, float] = field(default_factory=dict)
+    normalise: Normalise = "none"
+    init: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    targets: Targets = field(default_factory=Targets)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    training: Training = field(default_factory=Training)
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    inside: str | None = None
+    save_scores: bool = False
+
+    @property
+    def sparsity(self) -> float:
+        """`target_sparsity`, or what it is by default.
+
+        Raises:
+            BudgetError: there is no such pattern.
+        """
+        if self.target_sparsity is not None:
+            return self.target_sparsity
+        fixed = parse_pattern(self.pattern).density
+        return 0.9 if fixed is None else round(1.0 - fixed, 12)
+
+    def budget(self) -> Budget:
+        """The budget, in densities."""
+        return Budget(
+            # 1 - 0.9 is 0.0999…98: the user's decimal is what was meant
+            density=round(1.0 - self.sparsity, 12), scope=self.scope, pattern=self.pattern,
+            floor=self.floor, densities=self.densities, normalise=self.normalise,
+        )  # fmt: skip
+
+    def method_instance(self) -> Method:
+        """The method with its options.
+
+        Raises:
+            RecipeError: an unknown name or option.
+        """
+        options = {key: value for key, value in self.method.items() if key != "name"}
+        name = self.method.get("name", "relaxed")
+        if not isinstance(name, str) or name not in METHODS:
+            raise RecipeError(f"method.name: unknown method {name!r}; known: {', '.join(METHODS)}")
+        method: Method = _build(METHODS[name], options, "method")
+        return method
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mappings with every key resolved, as YAML and the ticket hold them."""
+        return asdict(replace(self, target_sparsity=self.sparsity))
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every key resolved."""
+        return yaml.safe_dump(_plain(self.to_dict()), sort_keys=False, allow_unicode=True)
+
+
+def parse_recipe(content: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain mappings; missing keys take their defaults.
+
+    Raises:
+        RecipeError: an unknown key or a wrong value, named by its path.
+    """
+    method = content.get("method")
+    if isinstance(method, str):
+        content = {**content, "method": {"name": method}}
+    elif isinstance(method, Mapping):
+        content = {**content, "method": {"name": "relaxed", **method}}
+    if isinstance(content.get("objective"), str):
+        content = {**content, "objective": {"name": content["objective"]}}
+    if type(content.get("pattern")) is int:  # YAML 1.1 reads an unquoted 2:4 in base 60
+        content = {**content, "pattern": "{}:{}".format(*divmod(content["pattern"], 60))}
+    recipe: Recipe = _build(Recipe, content, "")
+    if not 0.0 <= recipe.sparsity < 1.0:
+        raise RecipeError(f"target_sparsity is {recipe.sparsity}; it lies in [0, 1)")
+    recipe.budget()
+    recipe.method_instance()
+    return recipe
+
+
+def with_arguments(
+    recipe: Recipe,
+    budget: Budget | None,
+    method: Method | None,
+    objective: ObjectiveName | None,
+    training: Training | None,
+) -> Recipe:
+    """The recipe with instances laid over its sections; None leaves a section as it is."""
+    if budget is not None:
+        recipe = replace(
+            recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
+            scope=budget.scope, floor=budget.floor, densities=budget.densities,
+            normalise=budget.normalise,
+        )  # fmt: skip
+    if method is not None:
+        recipe = replace(recipe, method=method_section(method))
+    if objective is not None:
+        recipe = replace(recipe, objective=replace(recipe.objective, name=objective))
+    return recipe if training is None else replace(recipe, training=training)
+
+
+def method_section(method: str | Method) -> dict[str, Any]:
+    """The `method` section for a name, which takes the default options, or an instance."""
+    if isinstance(method, str):
+        return {"name": method}
+    return {"name": method.name, **asdict(method)}  # type: ignore[call-overload]
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The content of a recipe: a file, or the name of one that comes with the package.
+
+    Raises:
+        RecipeError: there is none, or it is not a YAML mapping.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = shipped_recipes()
+        if name not in shipped:
+            raise RecipeError(
+                f"no recipe {name!r}: neither a file nor one of {', '.join(shipped) or 'none'}"
+            )
+        path = shipped[name]
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path} is not YAML: {reason}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} holds no mapping of keys")
+    return content
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package, sorted by name."""
+    package = Path(__file__).parents[1]
+    folders = (package / "_recipes", package.parent / "recipes")  # in the wheel, in the checkout
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}

@@ -1,0 +1,197 @@
+"""Recording: put together everything that a search leaves behind, as a ticket."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slt_compress.anatomy.states import environment
+from slt_compress.checkpoints import Checkpoint, origin_record
+from slt_compress.data import SearchData
+from slt_compress.errors import TicketError
+from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.search import SearchResult
+from slt_compress.sites.dead_weights import silenced
+from slt_compress.sites.layouts import kept_units
+from slt_compress.storage.files import sha256_tensors
+from slt_compress.tickets import Ticket, check_target, free_path, write_ticket
+from slt_compress.tickets.card import ticket_card
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a ticket goes: `parent/stem`, with a number behind it where that is taken and `free`.
+
+    Two searches may run at once, so a free name is chosen when the ticket is written.
+    """
+
+    parent: Path
+    stem: str
+    free: bool
+
+    def check(self) -> None:
+        """Refuse a place that cannot be written, before the search and not after it.
+
+        Raises:
+            TicketError: it is taken, or there is no right to write there.
+        """
+        check_target(self.path())
+
+    def path(self) -> Path:
+        """The folder as things stand now."""
+        return free_path(self.parent, self.stem) if self.free else self.parent / self.stem
+
+
+def target_of(
+    source: str | Path | nn.Module, recipe: Recipe, out: str | Path | None, parent: Path
+) -> Target:
+    """`out`, else a free `parent/<model>-<method>-<sparsity>`."""
+    if out is not None:
+        return Target(parent=Path(out).parent, stem=Path(out).name, free=False)
+    stem = f"{model_name(source)}-{recipe.method['name']}-{recipe.sparsity}"
+    return Target(parent=parent, stem=stem, free=True)
+
+
+def model_name(source: str | Path | nn.Module) -> str:
+    """What folders are called after a source: the last part of a path, a hub id with dashes."""
+    if isinstance(source, nn.Module):
+        name = type(source).__name__
+    else:
+        folder = Path(source).expanduser()
+        name = folder.resolve().name if folder.is_dir() else str(source)
+    return name.strip("/.").replace("/", "-").replace(":", "-") or "model"
+
+
+def record(
+    target: Target,
+    checkpoint: Checkpoint,
+    prepared: SearchData | None,
+    recipe: Recipe,
+    *,
+    result: SearchResult,
+    started: float,
+) -> Ticket:
+    """Write the ticket of a search that began at `started` (monotonic seconds).
+
+    Raises:
+        TicketError: the target was taken or cannot be written.
+    """
+    parts = _parts(checkpoint, prepared, recipe, result)
+    while True:
+        path = target.path()
+        try:
+            return write_ticket(path, run=_run_facts(started, path), **parts)
+        except TicketError as error:
+            taken = target.free and isinstance(error.__cause__, OSError) and path.exists()
+            if not taken:  # else another search took the name in the meantime
+                raise
+
+
+def _parts(
+    checkpoint: Checkpoint, prepared: SearchData | None, recipe: Recipe, result: SearchResult
+) -> dict[str, Any]:
+    """Everything of a ticket that is equal for equal runs."""
+    module, origin = checkpoint.module, origin_record(checkpoint)
+    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+    stored = {name: state[name].clone() for name in checkpoint.stored}
+    all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
+    return {
+        "origin": origin,
+        "masks": result.masks,
+        "gains": result.gains,
+        "buffers": result.buffers,
+        "stored": {} if all_stored else stored,
+        "origin_tensors": stored if all_stored else None,
+        "budget": asdict(recipe.budget()),
+        "recipe": recipe.to_dict(),
+        "metrics": result.metrics,
+        "controls": result.controls,
+        "skipped": result.plan.skipped,
+        "weights_hash": sha256_tensors(result.weights),
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "units": _unit_counts(result) if recipe.budget().shape.counts_units else None,
+        "probe": result.probe,
+        "history": result.history,
+        "sites": _site_facts(result),
+        "scores": result.scores if recipe.save_scores else None,
+        "extra": {
+            "environment": environment(module),
+            "dense_nbytes": _nbytes(module),
+            "data": _data_facts(prepared),
+            "notes": [*_notes(prepared), *result.notes],
+            **_silenced(module, recipe, result),
+        },
+        "card": ticket_card(
+            origin,
+            result.masks,
+            result.metrics,
+            method=str(recipe.method["name"]),
+            pattern=recipe.pattern,
+        ),
+    }
+
+
+def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
+    def dtype(name: str) -> str:
+        return str(result.weights[name].dtype).removeprefix("torch.")
+
+    return {
+        site.name: {"index": index, "kind": site.kind, "dtype": dtype(site.name)}
+        for index, site in enumerate(result.plan.sites)
+    }
+
+
+def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
+    """Kept and gated units of each site."""
+    return {
+        site.name: (int(kept_units(site.layout, result.masks[site.name]).sum()), site.units)
+        for site in result.plan.sites
+    }
+
+
+def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
+    """Kept weights without effect, of patterns that remove whole outputs or heads."""
+    pattern = recipe.budget().shape
+    if not pattern.silences:
+        return {}
+    found, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
+    return {"silenced": found, "neighbours_unknown": unknown}
+
+
+def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:
+    if prepared is None:
+        return None
+    return {
+        "spec": prepared.spec,
+        "splits": dict(prepared.splits),
+        "test": prepared.test_split,
+        "labels_match": prepared.labels_match,
+    }
+
+
+def _notes(prepared: SearchData | None) -> list[str]:
+    notes = (prepared.label_note, *prepared.notes) if prepared is not None else ()
+    return [note for note in notes if note]
+
+
+def _nbytes(module: nn.Module) -> int:
+    """Bytes of all tensors of the state dict, shared ones once."""
+    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _run_facts(started: float, path: Path) -> dict[str, Any]:
+    """What may differ between equal runs."""
+    return {
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "path": str(path.absolute()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }

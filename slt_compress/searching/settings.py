@@ -1,0 +1,190 @@
+"""Settings of the training of scores, and what they make of the time that has passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import cos, inf, pi
+from typing import Literal
+
+from slt_compress.errors import RecipeError
+from slt_compress.gates import Learned, Phase
+from slt_compress.searching.schedules import Schedule
+from slt_compress.sites.budget import Budget
+
+Precision = Literal["no", "bf16", "fp16"]
+OptimizerName = Literal["adam", "sgd"]
+LrSchedule = Literal["linear", "cosine"]
+BatchNormPolicy = Literal["batch", "frozen"]
+# Share of the search with rounded gates where nothing else is known to be better.
+HARD = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suited:
+    """What suits an optimizer, as the bake-off found it (docs/bake-off.md)."""
+
+    optimizer: OptimizerName
+    lr: float
+    hard: float = HARD
+
+
+# From a random init, by method, the best optimizer in front. The steps of SGD are for scores of
+# single weights that only have to rank: not for sums over units, for scores that have to change
+# their sign, for gates that stay soft (`penalty`), or where most of a site may not be kept.
+_RANDOM: Mapping[str, tuple[Suited, ...]] = {
+    "edge-popup": (Suited(optimizer="sgd", lr=1e-1), Suited(optimizer="adam", lr=3e-2)),
+    "hard-concrete": (Suited(optimizer="adam", lr=3e-2),),
+    "gumbel": (Suited(optimizer="adam", lr=1e-2),),
+    "relaxed": (
+        Suited(optimizer="sgd", lr=1e-1, hard=1.0),
+        Suited(optimizer="adam", lr=1e-2),
+    ),
+}
+_PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """How the scores are trained.
+
+    Attributes:
+        steps: optimiser steps; where None, `epochs` times the batches of an epoch, and where that
+            is None too, 2,000.
+        epochs: passes over the training split, where `steps` is None.
+        batch_size: examples in a step.
+        optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
+            `lr`, `lr_schedule` and `hard`, is what the bake-off found best for the method
+            and the start (`settled`; docs/bake-off.md).
+        lr: its learning rate.
+        lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
+            the way.
+        decay: share of the search, at its end, over which a linear `lr` falls.
+        weight_decay: pull of the scores to 0, added to their gradient.
+        clip: largest norm of the gradient of all scores together; None clips nothing.
+        ema: decay per step of the running mean of the scores that masks are made of, less in the
+            first steps; at 0 they are made of the last scores.
+        ramp: share of the search over which the density falls to its target.
+        schedule: how it falls: `cubic`, `linear`, `exponential`, or not at all (`constant`).
+        anneal: share of the search, at its end, over which the relaxation is annealed.
+        hard: share of the search, at its end, with rounded gates in the forward pass; at 1 there
+            is no noise either.
+        start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
+        selections: how often, in the last phase, a mask is measured on the held-out slice.
+        patience: the search ends after this many measurements in a row without a better one;
+            None goes on to the end.
+        batchnorm: `batch` normalises with the statistics of each batch, `frozen` with those of
+            the dense network.
+        seed: of everything random in the search.
+        device: torch device; None takes what accelerate finds.
+        precision: of the forward pass: `no` (as the weights are), `bf16` or `fp16` autocast.
+        max_time: seconds after which the schedule is at its end, whatever the step.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 64
+    optimizer: OptimizerName | None = None
+    lr: float | None = None
+    lr_schedule: LrSchedule | None = None
+    decay: float = 0.3
+    weight_decay: float = 0.0
+    clip: float | None = None
+    ema: float = 0.99
+    ramp: float = 0.6
+    schedule: Schedule = "cubic"
+    anneal: float = 0.6
+    hard: float | None = None
+    start_density: float | None = None
+    selections: int = 4
+    patience: int | None = None
+    batchnorm: BatchNormPolicy = "batch"
+    seed: int = 0
+    device: str | None = None
+    precision: Precision = "no"
+    max_time: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "batch_size", "lr", "max_time", "clip", "patience"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < inf:
+                raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
+        for name in ("decay", "ramp", "anneal", "hard"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise RecipeError(f"training.{name} is a share in [0, 1], not {value}")
+        if not 0.0 <= self.ema < 1.0:
+            raise RecipeError(f"training.ema is a decay in [0, 1), not {self.ema}")
+        for name in ("selections", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise RecipeError(
+                    f"training.{name} must not be negative, not {getattr(self, name)}"
+                )
+
+    @property
+    def rounded(self) -> float:
+        """`hard`, or what it is where nothing settles it."""
+        return HARD if self.hard is None else self.hard
+
+    def total_steps(self, batches_per_epoch: int) -> int:
+        """Optimiser steps of the whole search; at least 1."""
+        if self.steps is not None:
+            return self.steps
+        return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
+
+
+def settled(
+    training: Training,
+    method: Learned,
+    budget: Budget,
+    *,
+    random_init: bool,
+    confined: bool = False,
+) -> Training:
+    """The settings with what suits the method and the start, where they leave it open.
+
+    Args:
+        training: as it was given.
+        method, budget: of the search.
+        random_init: whether the weights are random.
+        confined: whether the search is inside another ticket.
+
+    Raises:
+        RecipeError: no learning rate is known for the optimizer that is asked for.
+    """
+    rows = _PRETRAINED
+    if random_init:
+        soft = confined or budget.shape.counts_units or method.signed or not method.rescales
+        rows = tuple(row for row in _RANDOM[method.name] if not (soft and row.optimizer == "sgd"))
+    wanted = training.optimizer or rows[0].optimizer
+    found = next((row for row in rows if row.optimizer == wanted), None)
+    if found is None:
+        if training.lr is None:
+            raise RecipeError(f"training.optimizer={wanted} needs training.lr (or --lr)")
+        found = Suited(optimizer=wanted, lr=training.lr)
+    return replace(
+        training,
+        optimizer=wanted,
+        lr=found.lr if training.lr is None else training.lr,
+        lr_schedule=training.lr_schedule or ("cosine" if wanted == "sgd" else "linear"),
+        hard=found.hard if training.hard is None else training.hard,
+    )
+
+
+def lr_factor(training: Training, progress: float) -> float:
+    """What `lr` is multiplied by where `progress`, a share in [0, 1], of the search is over."""
+    if training.lr_schedule == "cosine":
+        return 0.5 * (1.0 + cos(pi * progress))
+    return min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
+
+
+def phase_at(training: Training, progress: float, index: int) -> Phase:
+    """The phase of step `index`, where `progress` of the search is over."""
+    annealed = (progress - (1.0 - training.anneal)) / training.anneal if training.anneal else 0.0
+    return Phase(
+        step=index,
+        seed=training.seed,
+        annealed=min(1.0, max(0.0, annealed)),
+        hard=progress >= 1.0 - training.rounded,
+        noise=training.rounded < 1.0,
+    )

@@ -1,0 +1,239 @@
+"""Workloads: what a checkpoint or a user's own module is searched and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.blocks import block_names
+from slt_compress.anatomy.states import evaluating
+from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
+from slt_compress.checkpoints.recorded import module_checkpoint
+from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, forward_of, to_device
+from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
+from slt_compress.errors import DataError, RecipeError, SltError
+from slt_compress.evidence.metrics import Metrics, evaluate
+from slt_compress.searching.objectives import (
+    Objective,
+    ObjectiveOptions,
+    distill_objective,
+    own_objective,
+    task_objective,
+)
+from slt_compress.searching.planning import missing_weights
+from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.search import Workload
+
+
+def open_workload(
+    source: str | Path | nn.Module,
+    data: str | Iterable[Any] | None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    recipe: Recipe,
+) -> tuple[Checkpoint, SearchData | None, Workload]:
+    """What a search works on: a named checkpoint with its data, or a module with the user's own.
+
+    Raises:
+        SltError: the source or the data cannot be used, or do not go together.
+    """
+    if isinstance(source, nn.Module):
+        if loss_fn is None or data is None or isinstance(data, str):
+            raise SltError("a module of your own needs batches and loss_fn(module, batch)")
+        return module_checkpoint(source), None, own_workload(source, data, loss_fn)
+    if data is not None and not isinstance(data, str):
+        raise SltError("batches of your own go with a module of your own; give a data set name")
+    checkpoint, prepared = open_source(source, recipe)
+    return checkpoint, prepared, checkpoint_workload(checkpoint, prepared, recipe.objective)
+
+
+def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
+    """The checkpoint and its data; a random init's head takes the classes of the data.
+
+    Raises:
+        SourceError, DataError: the source or the data cannot be used.
+    """
+    training = recipe.training
+    # What no data set can be given to is refused before its weights are read or downloaded.
+    modalities_of(
+        sketch_checkpoint(
+            source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+            options=recipe.model,
+        )
+    )  # fmt: skip
+    raw: RawData | None = None
+    if recipe.dataset is not None:
+        raw = open_data(recipe.dataset, recipe.data)
+    checkpoint = open_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        seed=training.seed, options=recipe.model,
+        num_classes=raw.num_classes if raw and recipe.init else None,
+        classes=raw.classes if raw and recipe.init else None,
+    )  # fmt: skip
+    if raw is None:
+        raw = open_data(default_spec(checkpoint.task), recipe.data)
+    prepared = prepare(
+        raw, checkpoint, batch_size=training.batch_size, seed=training.seed,
+        limit=recipe.evaluation.limit,
+    )  # fmt: skip
+    return checkpoint, prepared
+
+
+def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
+    """The checkpoint of a search on the meta device; nothing is downloaded but configurations.
+
+    A random init's head takes the classes of the data where that is at hand. A module of the
+    user's own is taken as it is.
+
+    Raises:
+        SourceError, DataError: the source cannot be found, or the data at hand cannot be used.
+    """
+    if isinstance(source, nn.Module):
+        return module_checkpoint(source)
+    raw: RawData | None = None
+    if recipe.dataset is not None and recipe.init and is_at_hand(recipe.dataset):
+        raw = open_data(recipe.dataset, recipe.data)
+    return sketch_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        seed=recipe.training.seed, options=recipe.model,
+        num_classes=raw.num_classes if raw else None, classes=raw.classes if raw else None,
+    )  # fmt: skip
+
+
+def obstacles(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What stands in the way of searching a sketched source, a sentence each."""
+    found = missing_weights(checkpoint)
+    try:
+        if checkpoint.kind != "module":
+            modalities_of(checkpoint)
+    except DataError as error:
+        return (*found, str(error))
+    return found
+
+
+def is_at_hand(dataset: str) -> bool:
+    """Whether a data set is on this machine for sure: it comes with the package or is a path."""
+    return dataset == "digits" or Path(dataset).expanduser().exists()
+
+
+def checkpoint_workload(
+    checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions
+) -> Workload:
+    """The workload of a checkpoint on prepared data.
+
+    Raises:
+        DataError: the objective needs labels that the data does not have.
+    """
+    forward = forward_of(checkpoint.family, checkpoint.task)
+    first = next(iter(data.test))
+    seq2seq = checkpoint.task == "seq2seq"
+    return Workload(
+        forward=forward,
+        measure=partial(_measure, forward, checkpoint),
+        objective=_objective(checkpoint, data, options),
+        train=data.train,
+        held_out=data.held_out,
+        test=data.test,
+        compare=checkpoint.init is None,
+        probe={key: value for key, value in first.items() if seq2seq or key != "labels"},
+    )
+
+
+def _measure(
+    forward: Any, checkpoint: Checkpoint, module: nn.Module, batches: Iterable[Any], **options: Any
+) -> Metrics:
+    return evaluate(module, batches, forward, checkpoint.task, **options)
+
+
+def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
+    forward, task = forward_of(checkpoint.family, checkpoint.task), checkpoint.task
+    name = options.name
+    if name == "auto":
+        name = "task" if checkpoint.init is not None else "distill"
+    if name == "lm" and task not in LANGUAGE_TASKS:
+        raise RecipeError(
+            f"the objective 'lm' is for language models ({', '.join(LANGUAGE_TASKS)}), and "
+            f"{checkpoint.source} is opened for {task}: use --objective task or distill"
+        )
+    if name in ("task", "lm"):
+        if not data.labels_match or task == "features":
+            raise DataError(
+                f"the objective 'task' needs labels: {data.label_note or 'the model has no head.'} "
+                "Use --objective distill, which needs none"
+            )
+        return task_objective(forward, task, label_smoothing=options.label_smoothing)
+    return distill_objective(
+        forward, task, temperature=options.temperature, label_weight=options.label_weight,
+        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight,
+    )  # fmt: skip
+
+
+def own_workload(
+    module: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
+) -> Workload:
+    """The workload of a user's own module: `data` is a re-iterable of batches of any kind.
+
+    Every tenth batch (at least one, where there are several) is held out to select and measure
+    on; metrics are the mean of `loss_fn(module, batch)`.
+
+    Raises:
+        DataError: there is no batch, or `data` can be gone through only once.
+    """
+    if isinstance(data, Iterator):
+        raise DataError("data is an iterator that ends after one epoch: give a list or DataLoader")
+    count = sum(1 for _ in data)
+    if count == 0:
+        raise DataError("data holds no batch")
+    held_out = OwnBatches(source=data, count=count, held_out=True)
+    return Workload(
+        forward=loss_fn,
+        measure=partial(_mean_loss, loss_fn),
+        objective=own_objective(loss_fn),
+        train=OwnBatches(source=data, count=count, held_out=False),
+        held_out=held_out,
+        test=held_out,
+        compare=False,
+        probe={},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnBatches:
+    """A user's own batches: every tenth is held out, at least one where there are several."""
+
+    source: Iterable[Any]
+    count: int
+    held_out: bool
+
+    def __len__(self) -> int:
+        return sum(self._mine(index) for index in range(self.count))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for index, batch in enumerate(self.source) if self._mine(index))
+
+    def epoch(self, index: int) -> Iterator[Any]:
+        """The batches in whatever order the source gives them."""
+        return iter(self)
+
+    def _mine(self, index: int) -> bool:
+        if self.count == 1:
+            return True
+        return (index % min(10, self.count) == min(10, self.count) - 1) == self.held_out
+
+
+def _mean_loss(
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    module: nn.Module,
+    batches: Iterable[Any],
+    **options: Any,
+) -> Metrics:
+    """Mean of the user's loss over batches, in eval mode."""
+    device = next(module.parameters()).device
+    with torch.no_grad(), evaluating(module):
+        losses = [float(loss_fn(module, to_device(batch, device))) for batch in batches]
+    return {"loss": sum(losses) / len(losses)}

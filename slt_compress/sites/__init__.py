@@ -1,0 +1,1 @@
+"""Which weights compete, in which units, and for how many places."""

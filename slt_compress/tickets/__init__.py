@@ -1,0 +1,30 @@
+"""The ticket folder: masks, where the weights come from, and what was measured."""
+
+from __future__ import annotations
+
+from slt_compress.tickets.places import ORIGIN, check_target, free_path, newest
+from slt_compress.tickets.reading import (
+    Ticket,
+    read_history,
+    read_origin_tensors,
+    read_probe,
+    read_scores,
+    read_ticket,
+    ticket_hash,
+)
+from slt_compress.tickets.writing import write_ticket
+
+__all__ = [
+    "ORIGIN",
+    "Ticket",
+    "check_target",
+    "free_path",
+    "newest",
+    "read_history",
+    "read_origin_tensors",
+    "read_probe",
+    "read_scores",
+    "read_ticket",
+    "ticket_hash",
+    "write_ticket",
+]
