@@ -28,10 +28,10 @@ from slt_compress.searching.inside import sites_of
 from slt_compress.searching.measuring import measure_path
 from slt_compress.searching.objectives import ObjectiveName
 from slt_compress.searching.planning import Plan, make_plan
-from slt_compress.searching.recipes import Recipe, parse_recipe, with_arguments
+from slt_compress.searching.recipes import Recipe, recorded_recipe, with_arguments
 from slt_compress.searching.recording import model_name, record, target_of
 from slt_compress.searching.search import OnStep, Search
-from slt_compress.searching.settings import Training, settled
+from slt_compress.searching.settings import Training, with_defaults
 from slt_compress.searching.workloads import obstacles, open_workload, sketch_source
 from slt_compress.sites.budget import Budget
 from slt_compress.storage.files import read_json
@@ -81,8 +81,8 @@ def search(
     checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
     random_init = checkpoint.init is not None
     if isinstance(method, Learned):
-        training = settled(recipe.training, method, budget, random_init=random_init,
-                           confined=recipe.inside is not None)  # fmt: skip
+        training = with_defaults(recipe.training, method, budget, random_init=random_init,
+                           inside=recipe.inside is not None)  # fmt: skip
         recipe = replace(recipe, training=training)
     sites = sites_of(checkpoint, recipe)
     result = Search(
@@ -116,10 +116,11 @@ def plan(
     """
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
     recipe = recipe if data is None else replace(recipe, dataset=data)
+    method = method or recipe.method_instance()
     checkpoint = sketch_source(source, recipe)
     sites = sites_of(checkpoint, recipe)
-    found = make_plan(checkpoint, sites, recipe, warnings=obstacles(checkpoint))
-    return replace(found, forecast=forecast(found, checkpoint, sites, recipe))
+    plan = make_plan(checkpoint, sites, recipe, method=method, warnings=obstacles(checkpoint))
+    return replace(plan, forecast=forecast(plan, checkpoint, sites, recipe, method))
 
 
 def compare(
@@ -153,8 +154,11 @@ def compare(
     recipes = planned(recipe, methods, sparsities or (recipe.sparsity,), seeds)
     folder = Path(out) if out is not None else free_path(COMPARISONS, model_name(source))
 
+    instances = {method.name: method for method in methods if not isinstance(method, str)}
+
     def one(recipe: Recipe, path: Path) -> Ticket:
-        return search(source, recipe=recipe, out=path, on_step=on_step)
+        method = instances.get(recipe.method["name"])
+        return search(source, method=method, recipe=recipe, out=path, on_step=on_step)
 
     return compare_all(str(source), recipes, folder, one, on_row)
 
@@ -293,8 +297,4 @@ def search_recipe(path: str | Path | None = None, data: str | None = None) -> Re
     Raises:
         SltError: the folder is damaged.
     """
-    content = dict(report(path).recipe)
-    if data is not None and data != content.get("dataset"):
-        content = {key: value for key, value in content.items() if key != "data"}
-        content["dataset"] = data
-    return parse_recipe(content)
+    return recorded_recipe(report(path).recipe, data)

@@ -21,7 +21,7 @@ from slt_compress.evidence.reporting import Report
 from slt_compress.searching.comparing import LESS_IS_BETTER, Comparison, OnRow, Row
 from slt_compress.searching.planning import Plan
 from slt_compress.searching.search import OnStep
-from slt_compress.searching.training import Step
+from slt_compress.searching.state import Step
 
 _BAR = 20
 _TIMES = "×"  # noqa: RUF001

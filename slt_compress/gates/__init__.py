@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from slt_compress.gates.base import Inputs, Learned, Method, OneShot, Phase, Prior, Sample
+from slt_compress.gates.base import (
+    Inputs,
+    Learned,
+    Method,
+    OneShot,
+    Phase,
+    Prior,
+    Sample,
+    Suited,
+    checked,
+)
 from slt_compress.gates.edge_popup import EdgePopup
 from slt_compress.gates.logistic import Gumbel, HardConcrete
 from slt_compress.gates.one_shot import Magnitude, Random, Wanda
@@ -39,5 +49,7 @@ __all__ = [
     "Random",
     "Relaxed",
     "Sample",
+    "Suited",
     "Wanda",
+    "checked",
 ]

@@ -9,10 +9,14 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from slt_compress.errors import RecipeError
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import ELEMENTWISE, Layout
 
 Prior = Literal["magnitude", "wanda", "none"]
+OptimizerName = Literal["adam", "sgd"]
+# Share of the search with rounded gates where nothing else is known to be better.
+HARD = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +37,21 @@ class Phase:
     annealed: float = 0.0
     hard: bool = False
     noise: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suited:
+    """Settings of the training that suit a method, as the bake-off found them (docs/bake-off.md).
+
+    Attributes:
+        optimizer: of the scores.
+        lr: its learning rate.
+        hard: share of the search, at its end, with rounded gates.
+    """
+
+    optimizer: OptimizerName
+    lr: float
+    hard: float = HARD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +91,10 @@ class Learned(Protocol):
     """A method whose scores are trained through a relaxed gate."""
 
     name: ClassVar[str]
+
+    @property
+    def suited(self) -> tuple[Suited, ...]:
+        """What suits the method on random weights, the best optimizer first."""
 
     @property
     def signed(self) -> bool:
@@ -127,6 +150,30 @@ class OneShot(Protocol):
 
 
 Method = Learned | OneShot
+
+
+def checked(method: Method) -> Method:
+    """The method, if it has all members of `Learned` or of `OneShot`: a user's own one may not.
+
+    Raises:
+        RecipeError: it has neither; the message names what it lacks.
+    """
+    if isinstance(method, Learned | OneShot):
+        return method
+    kinds = {"Learned": Learned, "OneShot": OneShot}
+    lacks = {
+        kind: sorted(name for name in _members(role) if not hasattr(method, name))
+        for kind, role in kinds.items()
+    }
+    kind = min(lacks, key=lambda name: len(lacks[name]))
+    raise RecipeError(
+        f"{type(method).__name__} is not a method: to be a {kind} (slt_compress.gates) it lacks "
+        f"{', '.join(lacks[kind])}"
+    )
+
+
+def _members(role: type) -> set[str]:
+    return {name for name in {*dir(role), *role.__annotations__} if not name.startswith("_")}
 
 
 def sample_key(seed: int, text: str) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from slt_compress.gates.base import Phase, Sample
+from slt_compress.gates.base import Phase, Sample, Suited
 from slt_compress.gates.sampled import Sampled, sampled_weight
 from slt_compress.sites.budget import Budget
 
@@ -29,6 +29,11 @@ class EdgePopup(Sampled):
     """
 
     name: ClassVar[str] = "edge-popup"
+
+    @property
+    def suited(self) -> tuple[Suited, ...]:
+        """SGD, as its authors have it."""
+        return (Suited(optimizer="sgd", lr=1e-1), Suited(optimizer="adam", lr=3e-2))
 
     def law(self, phase: Phase) -> StraightThrough:
         """The step function with the gradient of the identity."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.errors import RecipeError
-from slt_compress.gates.base import Phase
+from slt_compress.gates.base import Phase, Suited
 from slt_compress.gates.sampled import Sampled
 
 # Louizos, Welling & Kingma 2018, "Learning Sparse Neural Networks through L0 Regularization",
@@ -79,6 +79,11 @@ class HardConcrete(Sampled):
     def __post_init__(self) -> None:
         Sampled.__post_init__(self)
         _check(self.name, beta=self.beta, beta_end=self.beta_end, unit=self.unit)
+
+    @property
+    def suited(self) -> tuple[Suited, ...]:
+        """Adam."""
+        return (Suited(optimizer="adam", lr=3e-2),)
 
     def law(self, phase: Phase) -> LogisticLaw:
         """The logistic gate at this phase's temperature."""

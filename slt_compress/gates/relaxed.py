@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.errors import RecipeError
-from slt_compress.gates.base import Phase, Sample
+from slt_compress.gates.base import Phase, Sample, Suited
 from slt_compress.gates.sampled import Sampled
 from slt_compress.sites.budget import Budget
 
@@ -72,6 +72,11 @@ class Relaxed(Sampled):
                 f"method.penalty of relaxed must be finite and not negative, not {self.penalty}, "
                 "and goes with signed=false: it is the paper's own objective"
             )
+
+    @property
+    def suited(self) -> tuple[Suited, ...]:
+        """SGD with gates that are rounded throughout; else Adam with soft ones."""
+        return (Suited(optimizer="sgd", lr=1e-1, hard=1.0), Suited(optimizer="adam", lr=1e-2))
 
     @property
     def rescales(self) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.errors import RecipeError
-from slt_compress.gates.base import Phase, Prior, Sample
+from slt_compress.gates.base import Phase, Prior, Sample, Suited
 from slt_compress.sites.budget import Budget, hard_thresholds, soft_shifts
 
 
@@ -69,6 +69,11 @@ class Sampled:
     def __post_init__(self) -> None:
         if not 0.0 <= self.signed_start < inf:
             raise RecipeError(f"method.signed_start must not be negative, not {self.signed_start}")
+
+    @property
+    def suited(self) -> tuple[Suited, ...]:
+        """Adam, at a rate that does no harm where nothing was measured."""
+        return (Suited(optimizer="adam", lr=1e-2),)
 
     @property
     def rescales(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slt_compress.errors import DataError, RecipeError, SltError, SourceError, TicketError
-from slt_compress.gates import Method
+from slt_compress.gates import METHODS, Method
 from slt_compress.searching.recipe_keys import merged
 from slt_compress.searching.recipes import Recipe, method_section, parse_recipe
 from slt_compress.storage.files import json_text, parse_json, read_json, write_json
@@ -121,13 +121,17 @@ def planned(
     if len(set(names)) < len(names):
         raise RecipeError(f"each method can be compared once, not {', '.join(names)}")
     content, first = recipe.to_dict(), recipe.training.seed
+    own = {section["name"] for section in sections} - METHODS.keys()
+
+    def one(seed: int, sparsity: float, section: Mapping[str, Any]) -> Recipe:
+        # an instance of the user's own stands for itself: no recipe can name it
+        named = {} if section["name"] in own else {"method": section}
+        changes = {"target_sparsity": sparsity, "training": {"seed": seed}, **named}
+        parsed = parse_recipe(merged(content, changes))
+        return parsed if named else replace(parsed, method=section)
+
     return tuple(
-        parse_recipe(
-            merged(
-                content,
-                {"target_sparsity": sparsity, "method": section, "training": {"seed": seed}},
-            )
-        )
+        one(seed, sparsity, section)
         for seed in range(first, first + seeds)
         for sparsity in dict.fromkeys(sparsities)
         for section in sections

@@ -11,7 +11,7 @@ from slt_compress.gates import Learned, Method
 from slt_compress.searching.planning import Forecast, Plan, missing_weights
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.search import Search
-from slt_compress.searching.settings import Training, settled
+from slt_compress.searching.settings import Training, with_defaults
 from slt_compress.searching.workloads import checkpoint_workload, is_at_hand, open_source
 from slt_compress.sites.sites import SitePlan
 
@@ -19,7 +19,9 @@ from slt_compress.sites.sites import SitePlan
 _LIMIT_GIB = 8
 
 
-def forecast(plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
+def forecast(
+    plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Method
+) -> Forecast:
     """Measure two steps of the search where weights and data are on this machine.
 
     Nothing is downloaded, and whatever goes wrong is the note of a forecast without figures.
@@ -28,23 +30,22 @@ def forecast(plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe) ->
         plan: of the search, for its memory.
         sketch: what was planned, on the meta device.
         sites: of the sketch.
-        recipe: of the search.
+        recipe, method: of the search.
     """
     try:
-        missing = _missing(plan, sketch, recipe)
+        missing = _missing(plan, sketch, recipe, method)
         if missing:
             return Forecast(note=f"not measured: {missing}")
         with quiet():
-            return _measured(sketch, sites, recipe)
+            return _measured(sketch, sites, recipe, method)
     except Exception as error:  # of the data, the model's own code or the device's memory
         return Forecast(note=f"not measured: {' '.join(str(error).split()) or repr(error)}")
 
 
-def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
+def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe, method: Method) -> str | None:
     """Why no step can be run here and now; None where it can be tried."""
     if sketch.kind == "module":
         return "a module of your own comes without batches"
-    method = recipe.method_instance()
     if not isinstance(method, Learned):
         return f"{method.name} takes no steps"
     if missing_weights(sketch):
@@ -55,26 +56,25 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe) -> str | None:
         return "no data set is named (--dataset)"
     if not is_at_hand(recipe.dataset):
         return f"the data set {recipe.dataset} is not on this machine"
-    optimizer = _settled(recipe, method).optimizer or "adam"
+    optimizer = _training_of(recipe, method).optimizer or "adam"
     needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
     if needed > _LIMIT_GIB:
         return f"it needs {needed:.1f} GiB, and a plan takes {_LIMIT_GIB} at most"
     return None
 
 
-def _settled(recipe: Recipe, method: Method) -> Training:
+def _training_of(recipe: Recipe, method: Method) -> Training:
     if not isinstance(method, Learned):
         return recipe.training
-    return settled(recipe.training, method, recipe.budget(), random_init=bool(recipe.init),
-                   confined=recipe.inside is not None)  # fmt: skip
+    return with_defaults(recipe.training, method, recipe.budget(), random_init=bool(recipe.init),
+                   inside=recipe.inside is not None)  # fmt: skip
 
 
-def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe) -> Forecast:
+def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Method) -> Forecast:
     # the folder instead of a hub id, which would be asked for news
     source = sketch.folder or sketch.source
     checkpoint, data = open_source(source, replace(recipe, revision=None))
-    method, random_init = recipe.method_instance(), checkpoint.init is not None
-    training = _settled(recipe, method)
+    random_init, training = checkpoint.init is not None, _training_of(recipe, method)
     workload = checkpoint_workload(checkpoint, data, recipe.objective)
     pace = Search(
         module=checkpoint.module, plan=sites, workload=workload, budget=recipe.budget(),

@@ -17,7 +17,7 @@ from slt_compress.checkpoints.timm_models import hub_id
 from slt_compress.checkpoints.weight_files import weight_files
 from slt_compress.errors import SourceError
 from slt_compress.evidence.expectations import expectations
-from slt_compress.gates import Learned
+from slt_compress.gates import Learned, Method
 from slt_compress.searching.recipe_keys import search_command
 from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.budget import Budget
@@ -90,6 +90,7 @@ def make_plan(
     sites: SitePlan,
     recipe: Recipe,
     *,
+    method: Method,
     warnings: Sequence[str] = (),
 ) -> Plan:
     """The plan of a search; no weight of the checkpoint is looked at, so they may be on meta."""
@@ -110,7 +111,7 @@ def make_plan(
             for site in sites.sites
         ),
         skipped=sites.skipped,
-        memory=_memory(module, sites, recipe),
+        memory=_memory(module, sites, recipe, method),
         sizes=sizes,
         forecast=Forecast(note="not measured"),
         warnings=tuple(warnings),
@@ -149,7 +150,7 @@ def _nbytes(tensors: Any) -> int:
 
 
 def _memory(
-    module: nn.Module, sites: SitePlan, recipe: Recipe
+    module: nn.Module, sites: SitePlan, recipe: Recipe, method: Method
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Bytes by precision and optimiser; a one-shot method has scores only and no optimiser.
 
@@ -162,7 +163,7 @@ def _memory(
     stored = _nbytes([*module.parameters(), *module.buffers()])
     effective = _nbytes(_weights(module, sites).values())
     copies = 3 if recipe.training.ema else 2
-    if not isinstance(recipe.method_instance(), Learned):
+    if not isinstance(method, Learned):
         parts = {"weights": stored, "scores": _SCORE * scored}
         return {"no": {"none": {**parts, "total": sum(parts.values())}}}
     found: dict[str, dict[str, dict[str, int]]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from slt_compress.data import DataOptions
 from slt_compress.errors import RecipeError
-from slt_compress.gates import METHODS, Method
+from slt_compress.gates import METHODS, Method, checked
 from slt_compress.searching.objectives import ObjectiveName, ObjectiveOptions
 from slt_compress.searching.schema import _build, _plain
 from slt_compress.searching.settings import Training
@@ -154,11 +155,43 @@ def with_arguments(
     return recipe if training is None else replace(recipe, training=training)
 
 
+def recorded_recipe(content: Mapping[str, Any], data: str | None = None) -> Recipe:
+    """The recipe that a ticket or report records; with `data`, for that data set.
+
+    The `data` section of another data set is left out, and so is a method of the user's own, which
+    no name stands for.
+
+    Raises:
+        RecipeError: an unknown key or a wrong value.
+    """
+    left_out = set[str]()
+    if data is not None and data != content.get("dataset"):
+        left_out.add("data")
+    method = content.get("method")
+    if isinstance(method, Mapping) and method.get("name") not in METHODS:
+        left_out.add("method")
+    kept = {key: value for key, value in content.items() if key not in left_out}
+    return parse_recipe(kept if data is None else {**kept, "dataset": data})
+
+
 def method_section(method: str | Method) -> dict[str, Any]:
-    """The `method` section for a name, which takes the default options, or an instance."""
+    """The `method` section for a name, which takes the default options, or an instance.
+
+    Raises:
+        RecipeError: the instance is not a method, or has options that JSON cannot hold.
+    """
     if isinstance(method, str):
         return {"name": method}
-    return {"name": method.name, **asdict(method)}  # type: ignore[call-overload]
+    # a method of the user's own need not be a dataclass
+    fields: dict[str, Any] = asdict(method) if is_dataclass(method) else {}
+    section = {"name": checked(method).name, **fields}
+    try:
+        json.dumps(section)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the options of the method {method.name} go into the ticket as JSON: {error}"
+        ) from None
+    return section
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from slt_compress.anatomy.states import environment
 from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
+from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
-from slt_compress.searching.search import SearchResult
 from slt_compress.sites.dead_weights import silenced
 from slt_compress.sites.layouts import kept_units
 from slt_compress.storage.files import sha256_tensors

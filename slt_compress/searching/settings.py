@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import cos, inf, pi
 from typing import Literal
 
 from slt_compress.errors import RecipeError
 from slt_compress.gates import Learned, Phase
+from slt_compress.gates.base import HARD, OptimizerName, Suited
 from slt_compress.searching.schedules import Schedule
 from slt_compress.sites.budget import Budget
 
 Precision = Literal["no", "bf16", "fp16"]
-OptimizerName = Literal["adam", "sgd"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
-# Share of the search with rounded gates where nothing else is known to be better.
-HARD = 0.4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suited:
-    """What suits an optimizer, as the bake-off found it (docs/bake-off.md)."""
-
-    optimizer: OptimizerName
-    lr: float
-    hard: float = HARD
-
-
-# From a random init, by method, the best optimizer in front. The steps of SGD are for scores of
-# single weights that only have to rank: not for sums over units, for scores that have to change
-# their sign, for gates that stay soft (`penalty`), or where most of a site may not be kept.
-_RANDOM: Mapping[str, tuple[Suited, ...]] = {
-    "edge-popup": (Suited(optimizer="sgd", lr=1e-1), Suited(optimizer="adam", lr=3e-2)),
-    "hard-concrete": (Suited(optimizer="adam", lr=3e-2),),
-    "gumbel": (Suited(optimizer="adam", lr=1e-2),),
-    "relaxed": (
-        Suited(optimizer="sgd", lr=1e-1, hard=1.0),
-        Suited(optimizer="adam", lr=1e-2),
-    ),
-}
+# On pretrained weights one setting suits every method.
 _PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
 
 
@@ -55,7 +30,7 @@ class Training:
         batch_size: examples in a step.
         optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
             `lr`, `lr_schedule` and `hard`, is what the bake-off found best for the method
-            and the start (`settled`; docs/bake-off.md).
+            and the start (`with_defaults`; docs/bake-off.md).
         lr: its learning rate.
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
             the way.
@@ -133,13 +108,13 @@ class Training:
         return 2_000 if self.epochs is None else max(1, round(self.epochs * batches_per_epoch))
 
 
-def settled(
+def with_defaults(
     training: Training,
     method: Learned,
     budget: Budget,
     *,
     random_init: bool,
-    confined: bool = False,
+    inside: bool = False,
 ) -> Training:
     """The settings with what suits the method and the start, where they leave it open.
 
@@ -147,28 +122,37 @@ def settled(
         training: as it was given.
         method, budget: of the search.
         random_init: whether the weights are random.
-        confined: whether the search is inside another ticket.
+        inside: whether the search is inside another ticket.
 
     Raises:
         RecipeError: no learning rate is known for the optimizer that is asked for.
     """
-    rows = _PRETRAINED
-    if random_init:
-        soft = confined or budget.shape.counts_units or method.signed or not method.rescales
-        rows = tuple(row for row in _RANDOM[method.name] if not (soft and row.optimizer == "sgd"))
+    rows = _suited(method, budget, inside=inside) if random_init else _PRETRAINED
     wanted = training.optimizer or rows[0].optimizer
-    found = next((row for row in rows if row.optimizer == wanted), None)
-    if found is None:
+    row = next((row for row in rows if row.optimizer == wanted), None)
+    if row is None:
         if training.lr is None:
             raise RecipeError(f"training.optimizer={wanted} needs training.lr (or --lr)")
-        found = Suited(optimizer=wanted, lr=training.lr)
+        row = Suited(optimizer=wanted, lr=training.lr)
     return replace(
         training,
         optimizer=wanted,
-        lr=found.lr if training.lr is None else training.lr,
+        lr=row.lr if training.lr is None else training.lr,
         lr_schedule=training.lr_schedule or ("cosine" if wanted == "sgd" else "linear"),
-        hard=found.hard if training.hard is None else training.hard,
+        hard=row.hard if training.hard is None else training.hard,
     )
+
+
+def _suited(method: Learned, budget: Budget, *, inside: bool) -> tuple[Suited, ...]:
+    """What suits a method on random weights.
+
+    The steps of SGD are for scores of single weights that only have to rank: not for sums over
+    units, for scores that have to change their sign, for gates that stay soft (`penalty`), or
+    where most of a site may not be kept.
+    """
+    soft = inside or budget.shape.counts_units or method.signed or not method.rescales
+    rows = tuple(row for row in method.suited if not (soft and row.optimizer == "sgd"))
+    return rows or method.suited
 
 
 def lr_factor(training: Training, progress: float) -> float:

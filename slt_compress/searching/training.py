@@ -1,71 +1,45 @@
-"""Training: the one loop that learns scores. The only module that knows accelerate."""
+"""Training: one step of a search, as a function from state and batch to the next state."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slt_compress.anatomy.gradient_paths import refuses_eval
 from slt_compress.checkpoints.tasks import to_device
 from slt_compress.errors import RecipeError, SltError
-from slt_compress.gates import Learned
+from slt_compress.gates import Learned, Phase
 from slt_compress.gates.gating import Gates, read_once
-from slt_compress.searching.objectives import Answer, Objective
+from slt_compress.searching.accelerators import prepared
+from slt_compress.searching.objectives import Answer, Objective, Outcome
 from slt_compress.searching.schedules import density_at
+from slt_compress.searching.selection import mean_decay
 from slt_compress.searching.settings import BatchNormPolicy, Training, lr_factor, phase_at
+from slt_compress.searching.state import (
+    Drawn,
+    EpochBatches,
+    SearchState,
+    Step,
+    draw,
+    first_state,
+    follow_,
+)
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import SitePlan
-
-# What accelerate sets on a module that it prepares: the caller's module keeps none of it.
-_ACCELERATES_OWN = ("forward", "_original_forward", "_is_accelerate_prepared")
-
-
-class EpochBatches(Protocol):
-    """Batches that can be gone through again and again, each epoch in its own order."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """The batches in a fixed order."""
-
-    def epoch(self, index: int) -> Iterator[Any]:
-        """The batches of one epoch, the same ones in the same order for the same index."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What is known after one optimiser step.
-
-    `total` is `index` + 1 in the last step, also where the time was up before.
-    `density` is the scheduled one, met by this step's gates; `soft_metric` is the share of
-    rows of this batch that the sampled network gets right, where the task has such a thing.
-    """
-
-    index: int
-    total: int
-    loss: float
-    density: float
-    target: float
-    soft_metric: float | None
-    progress: float
-    seconds: float
-    hard: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """Everything a training run needs beside its settings."""
+    """Everything that stays the same from step to step."""
 
     module: nn.Module
     plan: SitePlan
@@ -75,50 +49,136 @@ class Loop:
     objective: Objective
     batches: EpochBatches
     start_density: float
+    training: Training
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps of the whole search."""
+        return self.training.total_steps(len(self.batches))
+
+    def first_state(self) -> SearchState:
+        """The state before the first step, made of the scores in the gates."""
+        return first_state(self.gates.scores, averaged=self.training.ema > 0.0)
 
 
-def accelerator_of(training: Training) -> Accelerator:
-    """The accelerator for a search.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What computes the steps of a loop: module and optimizer as accelerate prepared them."""
 
-    Raises:
-        RecipeError: the precision or device is not to be had on this machine.
-    """
-    # accelerate keeps its state for the process; a second search may ask for another one
-    AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        accelerator = Accelerator(mixed_precision=training.precision, cpu=training.device == "cpu")
-        if training.device not in (None, "cpu"):
-            torch.empty(0, device=training.device)
-            wanted, found = torch.device(training.device), accelerator.device
-            if wanted.type != found.type or (wanted.index or 0) != (found.index or 0):
-                raise ValueError(f"accelerate chose {found} (CUDA_VISIBLE_DEVICES picks a GPU)")
-    except (ValueError, RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RecipeError(
-            f"training.device={training.device}, training.precision={training.precision}: {error}"
-        ) from None
-    return accelerator
+    loop: Loop
+    module: nn.Module
+    optimizer: Any
+    accelerator: Accelerator
+    started: float
+
+    def step(self, state: SearchState, drawn: Drawn) -> SearchState:
+        """Take one step from `state`, whose tensors are taken over; the gates keep its sample.
+
+        Raises:
+            SltError: the loss is not finite.
+        """
+        loop, training, index = self.loop, self.loop.training, state.steps
+        self._adopt(state)
+        progress = self._progress(index)
+        phase = phase_at(training, progress, index)
+        density = density_at(
+            progress, training.schedule,
+            start=loop.start_density, target=loop.budget.density, ramp=training.ramp,
+        )  # fmt: skip
+        shifts = loop.method.shifts(loop.gates.ranked_(), loop.budget, density, phase, state.shifts)
+        loop.gates.sample(phase, shifts)
+        outcome = self._learn(drawn.batch, phase, lr_factor(training, progress))
+        loss = float(outcome.loss.detach())
+        if not isfinite(loss):
+            raise SltError(
+                f"the loss is {loss} at step {index + 1}: lower --lr or use precision no"
+            )
+        follow_(state.mean, state.scores, mean_decay(training.ema, index))
+        seconds = time.monotonic() - self.started
+        over = training.max_time is not None and seconds >= training.max_time
+        return replace(
+            state,
+            optimizer=self._kept(),
+            scaler=self._scaler(),
+            shifts=shifts,
+            position=drawn.after,
+            last=Step(
+                index=index, total=index + 1 if over else loop.total, loss=loss, density=density,
+                target=loop.budget.density, soft_metric=outcome.metric, progress=progress,
+                seconds=seconds, hard=phase.hard,
+            ),
+        )  # fmt: skip
+
+    def _learn(self, batch: Any, phase: Phase, lr_share: float) -> Outcome:
+        """Forward, backward and one update of the scores."""
+        loop, training, accelerator = self.loop, self.loop.training, self.accelerator
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_of(training) * lr_share
+        batch = _share(batch, accelerator)
+        target = _target(loop, self.module, batch, accelerator)
+        _search_mode(loop.module, training.batchnorm)
+        with read_once(loop.module, loop.plan), accelerator.autocast():
+            outcome = loop.objective.loss(self.module, batch, target)
+            penalty = loop.method.penalty_of(loop.gates.scores, phase)
+            accelerator.backward(outcome.loss if penalty is None else outcome.loss + penalty)
+        if training.clip is not None:
+            accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    @torch.no_grad()
+    def _adopt(self, state: SearchState) -> None:
+        """Put a state that is not the one of the last step into gates and optimizer."""
+        kept = self._kept()
+        for name, score in self.loop.gates.scores.items():
+            if score.data_ptr() != state.scores[name].data_ptr():
+                score.data = state.scores[name]
+            if kept.get(name) is not state.optimizer.get(name):
+                self.optimizer.state[score] = dict(state.optimizer.get(name, {}))
+        if state.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(dict(state.scaler))
+
+    def _kept(self) -> dict[str, Mapping[str, Tensor]]:
+        """What the optimizer keeps for each score."""
+        every = self.optimizer.state
+        return {name: every[s] for name, s in self.loop.gates.scores.items() if every.get(s)}
+
+    def _scaler(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {} if scaler is None else dict(scaler.state_dict())
+
+    def _progress(self, index: int) -> float:
+        """Share of the schedule that is over: of the steps, or of the time if that is shorter."""
+        by_steps, max_time = index / self.loop.total, self.loop.training.max_time
+        if max_time is None:
+            return by_steps
+        return max(by_steps, min(1.0, (time.monotonic() - self.started) / max_time))
 
 
-def train(loop: Loop, training: Training, accelerator: Accelerator) -> Generator[Step]:
-    """Train the scores; yields after every step, with the gates on that step's sample.
+@contextmanager
+def engine_for(loop: Loop, accelerator: Accelerator, *, seconds: float = 0.0) -> Iterator[Engine]:
+    """What computes the steps of a loop of which `seconds` are over already."""
+    optimizer = _optimizer(list(loop.gates.scores.values()), loop.training)
+    with prepared(accelerator, loop.module, optimizer) as (module, wrapped):
+        yield Engine(
+            loop=loop, module=module, optimizer=wrapped, accelerator=accelerator,
+            started=time.monotonic() - seconds,
+        )  # fmt: skip
 
-    Raises:
-        SltError: the loss is not finite.
-    """
-    optimizer = _optimizer(list(loop.gates.scores.values()), training)
-    own = dict(vars(loop.module))
-    module, optimizer = accelerator.prepare(loop.module, optimizer)
-    try:
-        yield from _steps(loop, training, accelerator, module, optimizer)
-    finally:
-        for key in _ACCELERATES_OWN:
-            vars(loop.module).pop(key, None)
-            if key in own:
-                vars(loop.module)[key] = own[key]
+
+def walk(engine: Engine, state: SearchState | None = None) -> Iterator[SearchState]:
+    """The states after each step, from `state` or the first one to the end of the search."""
+    state = engine.loop.first_state() if state is None else state
+    for drawn in draw(engine.loop.batches, state.position):
+        state = engine.step(state, drawn)
+        yield state
+        if state.over:
+            return
 
 
 def _optimizer(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    decay, lr = training.weight_decay, _lr(training)
+    decay, lr = training.weight_decay, lr_of(training)
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             scores, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
@@ -126,68 +186,16 @@ def _optimizer(scores: list[nn.Parameter], training: Training) -> torch.optim.Op
     return torch.optim.Adam(scores, lr=lr, weight_decay=decay, fused=True)
 
 
-def _lr(training: Training) -> float:
+def lr_of(training: Training) -> float:
+    """The learning rate at the start.
+
+    Raises:
+        RecipeError: nothing has filled it in.
+    """
     if training.lr is None:
-        raise RecipeError("training.lr is not settled: see slt_compress.searching.settings.settled")
+        raise RecipeError("training.lr is not given: slt_compress.searching.settings.with_defaults "
+                          "fills it in")  # fmt: skip
     return training.lr
-
-
-def _steps(
-    loop: Loop,
-    training: Training,
-    accelerator: Accelerator,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> Iterator[Step]:
-    total, lr = training.total_steps(len(loop.batches)), _lr(training)
-    shifts = dict.fromkeys(loop.gates.by_name, 0.0)
-    started = time.monotonic()
-    batches = _endless(loop.batches)
-    for index in range(total):
-        progress = _progress(index, total, started, training.max_time)
-        phase = phase_at(training, progress, index)
-        density = density_at(
-            progress, training.schedule,
-            start=loop.start_density, target=loop.budget.density, ramp=training.ramp,
-        )  # fmt: skip
-        scores = loop.gates.ranked_()
-        shifts = loop.method.shifts(scores, loop.budget, density, phase, shifts)
-        loop.gates.sample(phase, shifts)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * lr_factor(training, progress)
-        batch = _share(next(batches), accelerator)
-        target = _target(loop, module, batch, accelerator)
-        _search_mode(loop.module, training.batchnorm)
-        with read_once(loop.module, loop.plan), accelerator.autocast():
-            outcome = loop.objective.loss(module, batch, target)
-            penalty = loop.method.penalty_of(loop.gates.scores, phase)
-            accelerator.backward(outcome.loss if penalty is None else outcome.loss + penalty)
-        if training.clip is not None:
-            accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss = float(outcome.loss.detach())
-        if not isfinite(loss):
-            raise SltError(
-                f"the loss is {loss} at step {index + 1}: lower --lr or use precision no"
-            )
-        seconds = time.monotonic() - started
-        over = training.max_time is not None and seconds >= training.max_time
-        yield Step(
-            index=index, total=index + 1 if over else total, loss=loss, density=density,
-            target=loop.budget.density, soft_metric=outcome.metric, progress=progress,
-            seconds=seconds, hard=phase.hard,
-        )  # fmt: skip
-        if over:
-            return
-
-
-def _progress(index: int, total: int, started: float, max_time: float | None) -> float:
-    """Share of the schedule that is over: of the steps, or of the time where that is shorter."""
-    by_steps = index / total
-    if max_time is None:
-        return by_steps
-    return max(by_steps, min(1.0, (time.monotonic() - started) / max_time))
 
 
 def _target(loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator) -> Answer | None:
@@ -217,11 +225,6 @@ def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
             child.train()
         elif refuses_eval(child):
             child.training = True
-
-
-def _endless(batches: EpochBatches) -> Iterator[Any]:
-    for epoch in count():
-        yield from batches.epoch(epoch)
 
 
 def _share(batch: Any, accelerator: Accelerator) -> Any:

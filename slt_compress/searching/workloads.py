@@ -28,7 +28,7 @@ from slt_compress.searching.objectives import (
 )
 from slt_compress.searching.planning import missing_weights
 from slt_compress.searching.recipes import Recipe
-from slt_compress.searching.search import Workload
+from slt_compress.searching.setup import Workload
 
 
 def open_workload(

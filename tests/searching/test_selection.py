@@ -8,64 +8,76 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from slt_compress.errors import RecipeError
 from slt_compress.gates import EdgePopup, Learned, Relaxed
-from slt_compress.searching.selection import Selection
-from slt_compress.searching.settings import Training, lr_factor, phase_at, settled
+from slt_compress.searching.selection import (
+    candidate,
+    chosen,
+    is_due,
+    is_exhausted,
+    mean_decay,
+    weighed,
+)
+from slt_compress.searching.settings import Training, lr_factor, phase_at, with_defaults
+from slt_compress.searching.state import SearchState, Selected, follow_
 from slt_compress.sites.budget import Budget
 
 
-def selection(training: Training, losses: Iterable[float]) -> tuple[Selection, Tensor]:
-    """A selection over one live score that is measured with the given losses in turn."""
-    score, given = torch.zeros(2), iter(losses)
-    return Selection(training, {"w": score}, lambda scores: next(given)), score
+def state(*values: float, mean: tuple[float, ...] = ()) -> SearchState:
+    """A state of one site with the given scores and, where there is one, their running mean."""
+    return SearchState(
+        scores={"w": torch.tensor(values)},
+        mean={"w": torch.tensor(mean)} if mean else {},
+        shifts={"w": 0.0},
+    )
+
+
+def weighed_all(losses: Iterable[float]) -> list[Selected]:
+    """The selection after each of some measurements of scores 0, 1, 2, …"""
+    steps = [Selected()]
+    for value, loss in enumerate(losses):
+        steps.append(weighed(steps[-1], {"w": torch.tensor([float(value)])}, loss))
+    return steps[1:]
 
 
 def test_the_best_measured_scores_win_and_the_last_of_equals() -> None:
-    found, score = selection(Training(ema=0.0), [0.5, 0.2, 0.2, 0.9])
-    for value in range(4):
-        score.fill_(float(value))
-        found.measure()
-    assert found.result()["w"].tolist() == [2.0, 2.0]
+    last = weighed_all([0.5, 0.2, 0.2, 0.9])[-1]
+    scores = chosen(replace(state(7.0), selected=last))
+    assert (scores["w"].tolist(), last.loss) == ([2.0], 0.2)
 
 
-def test_without_a_measurement_the_last_scores_are_taken_as_a_copy() -> None:
-    found, score = selection(Training(selections=0, ema=0.0), [])
-    score.fill_(3.0)
-    taken = found.result()["w"]
-    score.fill_(4.0)
-    assert taken.tolist() == [3.0, 3.0]
+def test_without_a_measurement_the_present_scores_are_taken_as_a_copy() -> None:
+    present = state(3.0, 3.0)
+    taken = chosen(present)
+    present.scores["w"].fill_(4.0)
+    assert taken["w"].tolist() == [3.0, 3.0]
+    assert candidate(state(1.0, mean=(2.0,)))["w"].tolist() == [2.0]
 
 
 def test_the_running_mean_follows_by_its_decay() -> None:
-    found, score = selection(Training(ema=0.15), [1.0])
-    for value in (4.0, 8.0, 2.0):
-        score.fill_(value)
-        found.follow()
-    found.measure()
+    mean = {"w": torch.zeros(2)}
+    for steps, value in enumerate((4.0, 8.0, 2.0)):
+        follow_(mean, {"w": torch.full((2,), value)}, mean_decay(0.15, steps))
     # decays of 1/10 and then 0.15, as 2/11 and 3/12 are above it
-    mean = 0.15 * (0.15 * 0.9 * 4.0 + 0.85 * 8.0) + 0.85 * 2.0
-    assert found.result()["w"].tolist() == pytest.approx([mean, mean])
+    expected = 0.15 * (0.15 * 0.9 * 4.0 + 0.85 * 8.0) + 0.85 * 2.0
+    assert mean["w"].tolist() == pytest.approx([expected, expected])
 
 
 def test_patience_counts_measurements_that_are_no_better() -> None:
-    found, _ = selection(Training(patience=2), [0.5, 0.6, 0.4, 0.5, 0.5])
-    ends = []
-    for _ in range(5):
-        found.measure()
-        ends.append(found.exhausted)
+    steps = weighed_all([0.5, 0.6, 0.4, 0.5, 0.5])
+    ends = [is_exhausted(Training(patience=2), step) for step in steps]
     assert ends == [False, False, False, False, True]
-    endless, _ = selection(Training(), [0.1, 0.2, 0.3])
-    for _ in range(3):
-        endless.measure()
-    assert not endless.exhausted
+    assert not any(is_exhausted(Training(), step) for step in steps)
 
 
 def test_measurements_are_spread_over_the_last_phase() -> None:
-    found, _ = selection(Training(hard=0.4, selections=4), [])
-    due = [progress for progress in (p / 100 for p in range(100)) if found.due(progress)]
+    training, selected = Training(hard=0.4, selections=4), Selected()
+    due = []
+    for progress in (p / 100 for p in range(100)):
+        if is_due(training, selected, progress):
+            due.append(progress)
+            selected = replace(selected, points=selected.points + 1)
     assert due == [0.7, 0.8, 0.9]
 
 
@@ -80,7 +92,7 @@ def test_settings_that_are_not_given_suit_the_method_and_the_start() -> None:
         method: Learned, random_init: bool, pattern: str = "unstructured", **given: Any
     ) -> tuple[Any, ...]:
         budget = Budget(density=0.5, pattern=pattern)
-        training = settled(Training(**given), method, budget, random_init=random_init)
+        training = with_defaults(Training(**given), method, budget, random_init=random_init)
         return training.optimizer, training.lr, training.lr_schedule, training.hard
 
     relaxed, edge = Relaxed(), EdgePopup()
@@ -95,7 +107,7 @@ def test_settings_that_are_not_given_suit_the_method_and_the_start() -> None:
         assert found(method, True, "neuron")[0] == found(method, True, "block:2x2")[0] == "adam"
         assert found(method, True, "2:4")[0] == "sgd"
         assert found(replace(method, signed=True), True)[0] == "adam"
-    inside = settled(Training(), relaxed, Budget(density=0.5), random_init=True, confined=True)
+    inside = with_defaults(Training(), relaxed, Budget(density=0.5), random_init=True, inside=True)
     assert (inside.optimizer, inside.lr, inside.hard) == ("adam", 0.01, 0.4)
     assert found(Relaxed(penalty=0.1), True) == ("adam", 0.01, "linear", 0.4)
     with pytest.raises(RecipeError, match=r"optimizer=sgd needs training\.lr"):

@@ -19,11 +19,15 @@ from slt_compress.errors import RecipeError, SltError
 from slt_compress.evidence.metrics import evaluate
 from slt_compress.gates import METHODS, Learned, Phase, Random, Relaxed, Sample
 from slt_compress.gates.gating import gated
+from slt_compress.searching.accelerators import accelerator_for
+from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.objectives import Answer, distill_objective, task_objective
 from slt_compress.searching.schedules import density_at
-from slt_compress.searching.search import Search, SearchResult, Workload
+from slt_compress.searching.search import Search
 from slt_compress.searching.settings import Training
-from slt_compress.searching.training import Loop, Step, accelerator_of, train
+from slt_compress.searching.setup import Workload
+from slt_compress.searching.state import Step
+from slt_compress.searching.training import Loop, engine_for, walk
 from slt_compress.searching.workloads import own_workload
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import find_sites
@@ -166,7 +170,7 @@ class Spy:
     """The relaxed gate, noting the share of gates above 1/2 at every step."""
 
     name = "spy"
-    signed, prior, rescales = False, "magnitude", True
+    signed, prior, rescales, suited = False, "magnitude", True, ()
 
     def __init__(self) -> None:
         self.gate = Relaxed()
@@ -193,6 +197,11 @@ class Spy:
         return self.gate.effective(score, weight, sample)
 
 
+def records_of(loop: Loop) -> list[Step]:
+    with accelerator_for(loop.training) as accelerator, engine_for(loop, accelerator) as engine:
+        return [state.latest for state in walk(engine)]
+
+
 def steps_of(module: nn.Module, training: Training, method: Any, **changes: Any) -> list[Step]:
     plan, data = find_sites(module), workload(features=200)
     scores = {s.name: method.start(torch.zeros(s.shape), None, 1) for s in plan.sites}
@@ -200,8 +209,9 @@ def steps_of(module: nn.Module, training: Training, method: Any, **changes: Any)
         loop = Loop(
             module=module, plan=plan, gates=gates, method=method, budget=Budget(density=0.1),
             objective=data.objective, batches=data.train, start_density=0.8,
+            training=training,
         )  # fmt: skip
-        return list(train(replace(loop, **changes), training, accelerator_of(training)))
+        return records_of(replace(loop, **changes))
 
 
 def test_the_scheduled_density_is_met_at_every_step() -> None:
@@ -232,14 +242,16 @@ def test_the_learning_rate_falls_to_nothing_and_the_scores_alone_move() -> None:
         loop = Loop(
             module=module, plan=plan, gates=gates, method=Relaxed(), budget=Budget(density=0.1),
             objective=data.objective, batches=data.train, start_density=0.8,
+            training=training,
         )  # fmt: skip
         last = gates.scores["0.weight"].detach().clone()
-        for _ in train(loop, training, accelerator_of(training)):
-            now = gates.scores["0.weight"].detach().clone()
-            moves.append(float((now - last).abs().max()))
-            last = now
-            assert torch.equal(module[1].running_mean, statistics)
-            assert all(score.grad is None for score in gates.scores.values())
+        with accelerator_for(training) as accelerator, engine_for(loop, accelerator) as engine:
+            for state in walk(engine):
+                now = state.scores["0.weight"].clone()
+                moves.append(float((now - last).abs().max()))
+                last = now
+                assert torch.equal(module[1].running_mean, statistics)
+                assert all(score.grad is None for score in gates.scores.values())
     assert moves[0] == pytest.approx(0.05, rel=0.01)
     assert moves[9] < 0.35 * max(moves[:5])
     assert all(torch.equal(before[n], p) for n, p in module.named_parameters())
@@ -453,8 +465,11 @@ def test_shares_at_their_ends(share: float) -> None:
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "xpu"])
 def test_a_device_that_is_not_there_is_refused(device: str) -> None:
-    with pytest.raises(RecipeError, match=f"training.device={device}"):
-        accelerator_of(Training(device=device))
+    with (
+        pytest.raises(RecipeError, match=f"training.device={device}"),
+        accelerator_for(Training(device=device)),
+    ):
+        pass
 
 
 def test_own_batches_hold_some_out() -> None:
@@ -493,8 +508,9 @@ def moved(training: Training) -> float:
         loop = Loop(
             module=module, plan=plan, gates=gates, method=Relaxed(), budget=Budget(density=0.5),
             objective=workload().objective, batches=workload().train, start_density=0.5,
+            training=training,
         )  # fmt: skip
-        list(train(loop, training, accelerator_of(training)))
+        records_of(loop)
         steps = [gates.scores[name].detach() - 0.5 for name in scores]
     return float(torch.cat([step.flatten() for step in steps]).norm())
 

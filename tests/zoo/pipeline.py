@@ -32,7 +32,7 @@ from slt_compress.gates import Relaxed
 from slt_compress.masks import masked_weight
 from slt_compress.searching.recording import record, target_of
 from slt_compress.searching.search import Search
-from slt_compress.searching.settings import settled
+from slt_compress.searching.settings import with_defaults
 from slt_compress.searching.workloads import own_workload
 from slt_compress.sites.sites import find_sites
 from tests.zoo.inputs import Inputs, candidates, pictures_for, tensors
@@ -43,7 +43,7 @@ LIMIT_SECONDS = 90
 LIMIT_WEIGHTS = 20_000_000
 RECIPE = Recipe(
     target_sparsity=0.5,
-    training=settled(
+    training=with_defaults(
         Training(steps=2, batch_size=2, selections=0, device="cpu"),
         Relaxed(),
         Budget(density=0.5),

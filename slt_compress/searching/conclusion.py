@@ -1,0 +1,138 @@
+"""The conclusion of a search: exact masks of its scores, and the evidence for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slt_compress.anatomy.states import kept_buffers
+from slt_compress.errors import SltError
+from slt_compress.evidence.controls import control_masks
+from slt_compress.evidence.metrics import Metrics, reestimate_batchnorm
+from slt_compress.gates import Learned, Phase
+from slt_compress.gates.gating import Gates
+from slt_compress.masks import Masks
+from slt_compress.searching.setup import SearchSetup
+from slt_compress.sites.sites import SitePlan
+
+# What a mask is selected by on the held-out slice: the first of these that is measured, smallest.
+_SELECTED_BY = ("loss", "kl")
+_PROBE_EXAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """Masks and the evidence for them; all tensors on the CPU."""
+
+    plan: SitePlan
+    scores: Mapping[str, Tensor]
+    masks: Masks
+    gains: Mapping[str, float]
+    buffers: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    history: tuple[Mapping[str, Any], ...]
+    metrics: Mapping[str, Metrics | None]
+    controls: Mapping[str, Metrics]
+    probe: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """Measures masks of one search on the gated module."""
+
+    setup: SearchSetup
+    gates: Gates
+
+    def held_out_loss(self, scores: Mapping[str, Tensor]) -> float:
+        """Loss of the mask of these scores on the held-out slice.
+
+        Raises:
+            SltError: the metrics hold none of the losses that a mask can be selected by.
+        """
+        masks, held_out = self.setup.binarize(scores), self.setup.workload.held_out
+        metrics = self._masked(masks, held_out, limit=20)
+        for key in _SELECTED_BY:
+            if key in metrics:
+                return metrics[key]
+        raise SltError(
+            f"the held-out metrics are {', '.join(metrics) or 'empty'}, and a mask is selected by "
+            f"{' or '.join(_SELECTED_BY)}: set training.selections=0 to take the last scores"
+        )
+
+    def conclude(
+        self,
+        scores: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor],
+        dense: Metrics,
+        history: tuple[Mapping[str, Any], ...],
+    ) -> SearchResult:
+        """The mask of the scores, the controls beside it, and what all of them achieve."""
+        setup, masks = self.setup, self.setup.binarize(scores)
+        test, gains = setup.workload.test, setup.gains(masks)
+        others = control_masks(masks, weights, setup.training.seed, setup.plan.layouts)
+        controls = {name: self._masked(control, test) for name, control in others.items()}
+        soft = None if setup.learned is None else self._soft(scores, setup.learned)
+        with kept_buffers(setup.module):
+            self.gates.mask(masks, gains)
+            buffers = self._reestimate()
+            hard = self.measure(test)
+            probe = self._probe()
+        return SearchResult(
+            plan=setup.plan, scores=scores, masks=masks, gains=gains, buffers=buffers,
+            weights=weights, history=history,
+            metrics={"dense": dense, "hard": hard, "soft": soft},
+            controls=controls, probe=probe,
+        )  # fmt: skip
+
+    def measure(self, batches: Iterable[Any]) -> Metrics:
+        """Metrics of the network as its gates are, beside the dense one where that makes sense."""
+        workload = self.setup.workload
+        reference = self.gates.opened if workload.compare else None
+        return workload.measure(self.setup.module, batches, reference=reference)
+
+    def _masked(self, masks: Masks, batches: Iterable[Any], *, limit: int = 50) -> Metrics:
+        """Metrics under a mask, with BatchNorm re-estimated for it and put back afterwards."""
+        with kept_buffers(self.setup.module):
+            self.gates.mask(masks, self.setup.gains(masks))
+            self._reestimate(limit)
+            return self.measure(batches)
+
+    def _soft(self, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
+        """Metrics of the gates at the end, without noise; rounded ones if they always were."""
+        setup, gates = self.setup, self.gates
+        rounded = setup.training.rounded == 1.0
+        phase = Phase(step=0, seed=setup.training.seed, annealed=1.0, hard=rounded, noise=False)
+        with torch.no_grad():
+            for name, score in gates.scores.items():
+                score.copy_(scores[name])
+        ranked = gates.ranked_()
+        start = dict.fromkeys(ranked, 0.0)
+        shifts = method.shifts(ranked, setup.budget, setup.budget.density, phase, start)
+        with kept_buffers(setup.module):
+            gates.sample(phase, shifts)
+            self._reestimate()
+            return self.measure(setup.workload.test)
+
+    def _reestimate(self, limit: int = 50) -> dict[str, Tensor]:
+        """Re-estimate BatchNorm on training batches; the buffers that changed."""
+        workload = self.setup.workload
+        return reestimate_batchnorm(
+            self.setup.module, workload.train, workload.forward, limit=limit
+        )
+
+    def _probe(self) -> dict[str, Tensor]:
+        """A few inputs and the masked network's outputs on them, computed on the CPU."""
+        module, workload = self.setup.module, self.setup.workload
+        if not workload.probe:
+            return {}
+        module.cpu()
+        inputs = {key: value[:_PROBE_EXAMPLES] for key, value in workload.probe.items()}
+        module.eval()
+        with torch.no_grad():
+            logits = workload.forward(module, inputs)
+        return {**inputs, "logits": logits.contiguous()}
