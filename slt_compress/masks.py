@@ -13,8 +13,8 @@ from torch import Tensor
 class Masks(Mapping[str, Tensor]):
     """One boolean tensor per site, on the CPU, in the shape of its weight; `True` = keep.
 
-    The mapping cannot be changed and copies what it is given. Beside it, `flips` holds the kept
-    weights whose sign is flipped, for the sites that have any: none of a mask that is not signed.
+    The mapping is immutable and copies what it is given. `flips` holds the kept weights whose
+    sign is flipped, for the sites that have any; an unsigned mask has none.
     """
 
     __slots__ = ("_flips", "_masks")
@@ -35,13 +35,13 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def made(cls, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor]) -> Masks:
-        """Masks out of mappings that make a tensor whenever it is looked up.
+        """Masks from mappings that make a tensor whenever it is looked up.
 
-        They are neither copied nor checked: whoever calls has seen that they are sound.
+        They are neither copied nor checked: the caller has to know that they are sound.
         """
-        found = cls.__new__(cls)
-        found._masks, found._flips = masks, flips
-        return found
+        lazy = cls.__new__(cls)
+        lazy._masks, lazy._flips = masks, flips
+        return lazy
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -111,7 +111,7 @@ def _copied(masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def count_kept(mask: Tensor) -> int:
-    """How many elements of a boolean tensor are true; numpy counts several times as fast."""
+    """How many elements of a boolean tensor are true; numpy counts faster than torch."""
     return int(np.count_nonzero(mask.cpu().numpy()))
 
 
@@ -133,14 +133,14 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
         )
     bits = np.unpackbits(packed.cpu().numpy(), bitorder="little")
     if bits[count:].any():
-        raise ValueError("a padding bit behind the mask is set")
+        raise ValueError("a padding bit after the mask is set")
     return torch.from_numpy(bits[:count].view(np.bool_)).reshape(shape)
 
 
 def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
     """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
 
-    Where `flip` is true, minus that.
+    The sign is flipped where `flip` is true.
     """
     kept = weight
     if gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight

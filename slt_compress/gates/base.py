@@ -1,4 +1,4 @@
-"""What a method is: a way to give every gated weight a score, the highest of which are kept."""
+"""What a method is: a way to score every gated weight; the highest scores are kept."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Phase:
         seed: of the search, the other part of that key.
         annealed: how far the relaxation is annealed, from 0 (start value) to 1 (end value).
         hard: whether the forward pass uses the rounded gates.
-        noise: whether a soft gate is sampled; without, it is the gate at eps = 0. A search that is
-            rounded from its first step has none.
+        noise: whether a soft gate is sampled; if false, it is the gate at eps = 0. A search that is
+            rounded from its first step has no noise.
     """
 
     step: int
@@ -56,13 +56,13 @@ class Suited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a gate needs beside its score and weight to draw its sample.
+    """What a gate needs besides its score and weight to draw its sample.
 
     Attributes:
         shift: the budget's scalar, subtracted from the score (soft) or compared with (hard).
         key: seed of the sample: a pure function of search seed, step and site.
         rescale: divide by the rms of the gates, so that the signal keeps its scale.
-        layout: how the scores lie on the weight.
+        layout: how scores map to weights.
     """
 
     phase: Phase
@@ -79,7 +79,7 @@ class Inputs:
     Attributes:
         dims: dimensions of the weight over which one output sums.
         norms: root mean square of the input of each weight (fp64), of a shape that broadcasts to
-            the weight's; None where the inputs cannot be seen.
+            the weight's; None if the inputs cannot be seen.
     """
 
     dims: tuple[int, ...]
@@ -98,7 +98,7 @@ class Learned(Protocol):
 
     @property
     def signed(self) -> bool:
-        """Whether the sign of a score is that of its gate, and its size what the budget ranks."""
+        """Whether a gate has the sign of its score, and the budget ranks absolute values."""
 
     @property
     def prior(self) -> Prior:
@@ -106,12 +106,12 @@ class Learned(Protocol):
 
     @property
     def rescales(self) -> bool:
-        """Whether a random init makes up for the removed weights, in the search and after it."""
+        """Whether a random init has a gain that makes up for its removed weights."""
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
         """First scores (fp32, the shape of `weight`); `prior` is a rank in [0, 1] or None.
 
-        Where a unit is larger than a weight, `weight` holds the norm of each unit.
+        If a unit is larger than a weight, `weight` holds the norm of each unit.
         """
 
     def shifts(
@@ -124,28 +124,28 @@ class Learned(Protocol):
     ) -> dict[str, float]:
         """The scalar of each site that meets `density` at this step, warm-started from `last`.
 
-        `scores` are as they compete: sizes of signed ones, centred ones of N:M.
+        `scores` are as they compete: absolute if signed, centred for N:M.
         """
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
         """`weight` times the sampled gate, in the dtype of `weight`; differentiable in `score`."""
 
     def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
-        """What the search adds to the loss of a step, differentiable in the scores; or None."""
+        """A term to add to the loss of a step, differentiable in the scores; or None."""
 
 
 @runtime_checkable
 class OneShot(Protocol):
-    """A method that reads its scores off the weights, without training."""
+    """A method that computes its scores from the weights, without training."""
 
     name: ClassVar[str]
     calibrated: ClassVar[bool]
 
     def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
-        """Scores (the shape of `weight`; fp64 where fp32 is too coarse); `key` orders equal ones.
+        """Scores (the shape of `weight`; fp64 if fp32 is too coarse); `key` breaks ties.
 
-        `inputs` is given to a method that is `calibrated`. Where a unit is larger than a weight,
-        `weight` holds the norm of each unit, of its weights times those of their inputs.
+        `inputs` is given to a method that is `calibrated`. If a unit is larger than a weight,
+        `weight` holds the norm of each unit: of its weights times the norms of their inputs.
         """
 
 
@@ -153,7 +153,7 @@ Method = Learned | OneShot
 
 
 def checked(method: Method) -> Method:
-    """The method, if it has all members of `Learned` or of `OneShot`: a user's own one may not.
+    """The method, if it has all members of `Learned` or of `OneShot`; a user's own may lack some.
 
     Raises:
         RecipeError: it has neither; the message names what it lacks.

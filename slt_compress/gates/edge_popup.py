@@ -18,11 +18,11 @@ from slt_compress.sites.budget import Budget
 class EdgePopup(Sampled):
     """Edge-popup (Ramanujan et al. 2020, "What's Hidden in a Randomly Weighted Neural Network?").
 
-    The highest scores are kept in the forward pass of every step; the backward pass takes the mask
-    for the identity, so that dL/ds = dL/dW_eff * W (section 3, eq. 4). Where this deviates from the
-    paper: scores rank by their value, not their magnitude (except where signed); the density may be
-    scheduled; the budget's scope decides between the paper's same share in every layer and one
-    global ranking.
+    The forward pass of every step keeps the highest scores; the backward pass treats the mask as
+    the identity, so that dL/ds = dL/dW_eff * W (section 3, eq. 4). Where this deviates from the
+    paper: scores rank by value, not by magnitude (unless signed); the density may follow a
+    schedule; the budget's scope decides between the same share in every layer, as in the paper,
+    and one global ranking.
 
     Attributes:
         spread, prior_spread, prior, signed, signed_start: see `Sampled`.
@@ -36,7 +36,7 @@ class EdgePopup(Sampled):
         return (Suited(optimizer="sgd", lr=1e-1), Suited(optimizer="adam", lr=3e-2))
 
     def law(self, phase: Phase) -> StraightThrough:
-        """The step function with the gradient of the identity."""
+        """The step function, with the gradient of the identity."""
         return StraightThrough()
 
     def shifts(
@@ -49,11 +49,11 @@ class EdgePopup(Sampled):
     ) -> dict[str, float]:
         """The exact order statistic of each site, at every step."""
         hard = replace(phase, hard=True)
-        # slots=True makes the class anew, and super() without arguments would mean the first one
+        # slots=True creates the class a second time; super() without arguments refers to the first
         return super(EdgePopup, self).shifts(scores, budget, density, hard, last)
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
-        """`weight` where the score is above the shift, else 0; the gradient ignores the step."""
+        """`weight` if the score is above the shift, else 0; the gradient ignores the step."""
         hard = replace(sample, phase=replace(sample.phase, hard=True, noise=False))
         return sampled_weight(score, weight, hard, self.law(sample.phase), signed=self.signed)
 

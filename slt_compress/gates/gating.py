@@ -74,12 +74,12 @@ class Gates:
         """
         ranked: dict[str, Tensor] = {}
         for name, score in self.scores.items():
-            gate, found = self.by_name[name], score.detach()
+            gate, live = self.by_name[name], score.detach()
             if gate.method is not None and gate.method.signed:
-                ranked[name] = gate.layout.centre(found.abs())
+                ranked[name] = gate.layout.centre(live.abs())
                 continue
-            centred = gate.layout.centre(found)
-            ranked[name] = found if centred is found else found.copy_(centred)
+            centred = gate.layout.centre(live)
+            ranked[name] = live if centred is live else live.copy_(centred)
         return ranked
 
     def sample(self, phase: Phase, shifts: Mapping[str, float]) -> None:

@@ -16,18 +16,18 @@ from slt_compress.gates.base import Inputs
 class Magnitude:
     """Keep the weights of the largest absolute value (Janowsky 1989; Han et al. 2015).
 
-    Weights of equal magnitude, which is all of a layer under a signed-constant init, would be
-    kept in row-major order; a seeded jitter below the spacing of fp32 orders them instead.
-    The scope of the budget decides between one ranking of all layers and one in each.
+    Under a signed-constant init all weights of a layer have the same magnitude and would be kept
+    in row-major order; a seeded jitter below the spacing of fp32 orders them instead. The scope
+    of the budget decides between one ranking of all layers and one per layer.
     """
 
     name: ClassVar[str] = "magnitude"
     calibrated: ClassVar[bool] = False
 
     def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
-        """Absolute value in fp64; equal ones are told apart by a factor below 1 + 2^-25.
+        """Absolute value in fp64; a factor below 1 + 2^-25 breaks ties.
 
-        The term behind the factor tells zeros apart; it is far below the least fp32 number.
+        The added term breaks ties between zeros; it is far below the smallest fp32 number.
         """
         generator = torch.Generator().manual_seed(key)
         jitter = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
@@ -37,7 +37,7 @@ class Magnitude:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Random:
-    """Keep a uniformly random choice of weights: the control that any method has to beat."""
+    """Keep a uniformly random choice of weights: the control that every method has to beat."""
 
     name: ClassVar[str] = "random"
     calibrated: ClassVar[bool] = False
@@ -49,19 +49,22 @@ class Random:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanda:
-    """Keep what weighs most on the activations: |W_ij| * ||X_j||_2 (Sun et al. 2023, eq. 1).
+    """Keep the weights with the largest |W_ij| * ||X_j||_2 (Sun et al. 2023, eq. 1).
 
     "A Simple and Effective Pruning Approach for Large Language Models". Where this deviates from
-    the paper: the norm is divided by the root of the number of rows, so that layers that see more
-    rows compare with others; the inputs are those of the dense network everywhere, where the paper
-    goes from block to block and sees what the blocks before were pruned to; a convolution has a
-    norm for each input channel and offset of its kernel; a weight whose inputs cannot be seen is
-    ranked by its magnitude, and a note says so.
+    the paper:
+
+    * the norm is divided by the square root of the number of rows, so that layers that see more
+      rows can be compared with others;
+    * all inputs are those of the dense network; the paper prunes block by block and uses the
+      inputs that the pruned blocks before give;
+    * a convolution has one norm per input channel and kernel offset;
+    * a weight whose inputs cannot be seen is ranked by its magnitude, and a note says so.
 
     Attributes:
         per_row: compare weights within their output (the paper's choice): the score is the rank in
-            the row, so that any budget leaves each row of all layers the same share, give or take
-            one weight. Without, products are compared over what the budget's scope says.
+            the row, so that every budget keeps the same share of each row, give or take one
+            weight. If false, products compete within the scope of the budget.
     """
 
     per_row: bool = True
@@ -74,7 +77,7 @@ class Wanda:
         if inputs is None:
             return score
         if inputs.norms is not None:
-            # an input that is always 0 leaves the order to the magnitudes, far below the others
+            # an input that is always 0 ranks by magnitude, far below the others
             score = score * inputs.norms.clamp_min(2.0**-100)
         return _rank_in_rows(score, inputs.dims, key) if self.per_row else score
 
@@ -82,7 +85,7 @@ class Wanda:
 def _rank_in_rows(score: Tensor, dims: tuple[int, ...], key: int) -> Tensor:
     """(rank + u) / length of each score within its row; u in [0, 1) is random, one for a row.
 
-    It tells apart what has the same rank in different rows, in no order of them.
+    u breaks ties between rows at random.
     """
     others = tuple(dim for dim in range(score.dim()) if dim not in dims)
     order = (*others, *dims)

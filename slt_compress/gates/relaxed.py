@@ -24,30 +24,30 @@ class Relaxed(Sampled):
     Continuously Relaxed Bernoulli Gates") after Yamada et al. 2020 ("Feature Selection using
     Stochastic Gates", eq. 5); mu is the score. Where this deviates from the paper:
 
-    * tau is not there: the paper adds lambda * sum Phi(mu / sigma) to the loss. Here one scalar
-      per group of sites is solved at every step so that the expected share of gates that round
+    * the paper has no tau and adds lambda * sum Phi(mu / sigma) to the loss. Here every step
+      solves for one scalar per group of sites, such that the expected share of gates that round
       to 1, mean Phi((mu - tau - 1/2) / sigma), is the scheduled density;
     * sigma falls linearly to `sigma_end` instead of staying constant;
-    * the last phase uses the rounded gate in the forward pass and the same gradient;
-    * where all of the search is that phase (`training.hard` is 1, as from a random init), nothing
-      is left of the noise, and of the clamp this: a gate's gradient is 1 within `window` of its
-      threshold and 0 beyond, in units of the rms of these distances over the site, as the scores
-      have no scale of their own then;
+    * the last phase uses the rounded gate in the forward pass, with the same gradient;
+    * if the whole search is that phase (`training.hard` is 1, as from a random init), there is no
+      noise, and all that is left of the clamp is its gradient: 1 within `window` of a gate's
+      threshold and 0 beyond, in units of the rms of these distances over the site, because the
+      scores then have no scale of their own;
     * a random init divides each masked weight by the rms of its gates.
 
-    With `penalty` it does none of this and minimises what the paper prints: loss +
+    With `penalty` it does none of this and minimises the paper's own objective: loss +
     penalty * sum Phi(mu / sigma) over all gates (divide the penalty by their number for the mean
     that others use), with tau = 0, sigma constant, and neither a rounded phase nor a gain. The
-    budget then speaks at the end only: the mask keeps its count of the highest mu, however many
-    gates the penalty left open, and the soft metric beside it is of the gates clamp(mu, 0, 1). The
+    budget matters only at the end: the mask keeps the highest mu up to its count, however many
+    gates the penalty left open, and the soft metric is that of the gates clamp(mu, 0, 1). The
     density in the history is the schedule's, which these gates do not follow.
 
     Attributes:
         sigma: standard deviation of the noise at the start.
-        sigma_end: the same at the end, as a fraction of `sigma`.
-        window: how near to its threshold a gate is trained where all of the search is rounded.
+        sigma_end: standard deviation at the end, as a fraction of `sigma`.
+        window: how close to its threshold a gate is trained if the whole search is rounded.
         penalty: lambda of the paper's own objective; None is the exact budget.
-        mu0: mean of the first scores under a penalty, where no prior orders them.
+        mu0: mean of the first scores under a penalty, if no prior orders them.
         spread, prior_spread, prior, signed, signed_start: see `Sampled`.
     """
 
@@ -80,7 +80,7 @@ class Relaxed(Sampled):
 
     @property
     def rescales(self) -> bool:
-        """Not under a penalty: the paper has no gain."""
+        """False under a penalty: the paper has no gain."""
         return self.penalty is None
 
     def law(self, phase: Phase) -> GaussianLaw:
@@ -92,7 +92,7 @@ class Relaxed(Sampled):
         return GaussianLaw(sigma=sigma, window=window)
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
-        """As `Sampled.start`; under a penalty around `mu0` where there is no prior."""
+        """As `Sampled.start`; under a penalty around `mu0` if there is no prior."""
         scores = Sampled.start(self, weight, prior, key)
         around = self.penalty is not None and prior is None
         return scores.add_(self.mu0 - 0.5) if around else scores
@@ -126,7 +126,7 @@ class Relaxed(Sampled):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GaussianLaw:
-    """z = clamp(x + sigma * eps, 0, 1); with a `window`, the gradient reaches so many rms."""
+    """z = clamp(x + sigma * eps, 0, 1); with a `window`, the gradient reaches that many rms."""
 
     sigma: float
     window: float | None = None

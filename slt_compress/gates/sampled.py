@@ -1,10 +1,10 @@
 """The kernel of every sampled gate: z = squash(score - shift + noise), times the weight.
 
-A signed gate is sign(score) * squash(|score| - shift + noise): its two signs meet twice in the
-chain rule, so that its gradient is the unsigned one at |score|.
+A signed gate is sign(score) * squash(|score| - shift + noise). The two signs cancel in the chain
+rule, so its gradient is the unsigned one at |score|.
 
-The methods differ in the noise and the squashing function, which a `Law` holds. Nothing but score
-and weight is saved for backward: the noise is drawn again.
+Methods differ in noise and squashing function, which a `Law` holds. Only score and weight are saved
+for backward: the noise is drawn again.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Law(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
-    """What every method with a sampled gate shares; its law is what makes it that method.
+    """What all methods with a sampled gate share; the law makes the difference.
 
     Attributes:
-        spread: standard deviation of the first scores around 1/2 where nothing orders them.
-        prior_spread: range of the first scores around 1/2 where a prior orders them.
+        spread: standard deviation of the first scores around 1/2 if no prior orders them.
+        prior_spread: range of the first scores around 1/2 if a prior orders them.
         prior: of a pretrained network: `magnitude`, `wanda` (times the norm of the inputs) or
             `none`; a random init has none.
-        signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget counts
-            by the size of the scores, and the sign of a score is that of its gate. All start as
-            keep, around `signed_start`; the weights of a random init have random signs already.
-            Where a prior orders them, gates far above the shift are saturated and do not flip: a
-            smaller `prior_spread` lets more of them.
-        signed_start: what the first scores of a signed gate lie around where no prior orders them;
-            a flip has to come from there through 0.
+        signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget ranks
+            the absolute values of the scores, and a gate has the sign of its score. All gates start
+            as keep, around `signed_start`; the weights of a random init have random signs already.
+            If a prior orders the scores, gates far above the shift are saturated and do not flip;
+            a smaller `prior_spread` lets more of them flip.
+        signed_start: centre of the first scores of a signed gate if no prior orders them; to flip,
+            a score has to cross 0 from there.
     """
 
     spread: float = 0.01
@@ -85,9 +85,9 @@ class Sampled:
         raise TypeError(f"{type(self).__name__} has no law")
 
     def start(self, weight: Tensor, prior: Tensor | None, key: int) -> Tensor:
-        """Scores around 1/2: ordered by `prior` where there is one, else a narrow Gaussian.
+        """Scores around 1/2: ordered by `prior` if there is one, else a narrow Gaussian.
 
-        Signed ones are not below 0, so that none starts flipped.
+        Signed scores are not negative, so that no gate starts flipped.
         """
         if prior is not None:
             ordered = prior.float().cpu()
@@ -105,7 +105,7 @@ class Sampled:
         phase: Phase,
         last: Mapping[str, float],
     ) -> dict[str, float]:
-        """Tau of each site: of the expected rounded gates, or of the exact order statistic."""
+        """Tau of each site: from the expected rounded gates, or the exact order statistic."""
         law = self.law(phase)
         if phase.hard:
             exact = hard_thresholds(scores, budget, density)
@@ -113,11 +113,11 @@ class Sampled:
         return soft_shifts(scores, budget, density, law.keep_probability_, last)
 
     def effective(self, score: Tensor, weight: Tensor, sample: Sample) -> Tensor:
-        """`weight` times the gate; saves nothing for backward but `score` and `weight`."""
+        """`weight` times the gate; saves only `score` and `weight` for backward."""
         return sampled_weight(score, weight, sample, self.law(sample.phase), signed=self.signed)
 
     def penalty_of(self, scores: Mapping[str, Tensor], phase: Phase) -> Tensor | None:
-        """Nothing: the budget is met by the shifts."""
+        """None: the shifts meet the budget."""
         return None
 
 
@@ -130,7 +130,7 @@ def sampled_weight(
 
 
 class _SampledGate(torch.autograd.Function):
-    """Effective weight of one site. The noise is drawn again in backward instead of stored."""
+    """Effective weight of one site; the noise is drawn again in backward instead of stored."""
 
     @staticmethod
     def forward(
@@ -163,7 +163,7 @@ class _SampledGate(torch.autograd.Function):
 
 
 def _size(score: Tensor, sample: Sample) -> Tensor:
-    """What a signed score competes with: it cannot be centred in place, as its sign counts."""
+    """The value a signed score competes with; not centred in place, because its sign counts."""
     return sample.layout.centre(score.abs())
 
 

@@ -1,4 +1,4 @@
-"""Starting: the scores of a search before any training."""
+"""First scores: those of a search before any training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slt_compress.sites.layouts import Blocks, norms
 from slt_compress.sites.sites import SitePlan
 
 _PRIORS: Mapping[Prior, OneShot] = {"magnitude": Magnitude(), "wanda": Wanda(per_row=False)}
-# How many training batches the dense network sees where a method wants inputs.
+# How many training batches the dense network sees if the method needs its inputs.
 _BATCHES = 16
 
 
@@ -33,10 +33,10 @@ def first_scores(
     random_init: bool,
     seed: int,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The scores of a one-shot method, or those that a learned one starts from; and notes.
+    """The scores of a one-shot method, or the first ones of a learned method; and notes.
 
-    A learned method on a pretrained network starts in the order of its prior within each layer.
-    `batches` have to be training batches.
+    On a pretrained network a learned method starts in the order of its prior within each layer.
+    `batches` must be training batches.
     """
     ranking, notes = _ranking(method, random_init=random_init), tuple[str, ...]()
     inputs: Mapping[str, Inputs] = {}
@@ -52,7 +52,7 @@ def first_scores(
         key, seen_here = sample_key(seed, f"start:{name}"), inputs.get(name)
         weight = norms(layout, weights[name])
         if seen_here is not None and isinstance(layout, Blocks):
-            # a unit is ranked by the norm of its products: rows and norms of inputs are no more
+            # a unit is ranked by the norm of its products, so rows and input norms no longer matter
             weight, seen_here = norms(layout, _products(weights[name], seen_here)), None
         ranked = None if ranking is None else ranking.score(weight, key, seen_here)
         if isinstance(method, Learned):
@@ -63,7 +63,7 @@ def first_scores(
 
 
 def _products(weight: Tensor, inputs: Inputs) -> Tensor:
-    """Each weight times the norm of its input, as far as that was seen."""
+    """Each weight times the norm of its input, where that was seen."""
     return weight.float() if inputs.norms is None else weight.float() * inputs.norms.float()
 
 

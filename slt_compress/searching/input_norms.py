@@ -1,4 +1,4 @@
-"""Calibration: what the weights of a network multiply, seen by hooks on its forward passes."""
+"""Calibration: norms of the inputs of every site, collected by forward hooks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from slt_compress.gates import Inputs
 from slt_compress.sites.sites import Site, SitePlan
 
-# Energy of one call: sum of squares of every input, and over how many rows it is.
+# Energy of one call: the sum of squares of every input, and the number of rows summed over.
 _Energy = tuple[Tensor, int]
 
 
 @dataclass(slots=True)
 class _Sum:
-    """What the calls of one module have added up to."""
+    """The running total over the calls of one module."""
 
     energy: Tensor | None = None
     rows: int = 0
@@ -33,14 +33,14 @@ class _Sum:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of the inputs of the sites of a module."""
+    """The inputs of the sites of a module, as far as hooks could see them."""
 
     module: nn.Module
     plan: SitePlan
     sums: Mapping[str, _Sum]
 
     def inputs(self) -> dict[str, Inputs]:
-        """The inputs of every site, on the CPU; without norms where they were not seen."""
+        """The inputs of every site, on the CPU; norms are None where they were not seen."""
         return {
             site.name: Inputs(dims=summed_dims(site), norms=self._norms(site))
             for site in self.plan.sites
@@ -52,7 +52,9 @@ class Seen:
         for site in self.plan.sites:
             owner = self.module.get_submodule(site.module)
             if site.name not in self.sums:
-                reasons[site.name] = f"{type(owner).__name__} has no one input that it multiplies"
+                reasons[site.name] = (
+                    f"{type(owner).__name__} has no single input that its weight multiplies"
+                )
             elif not self.sums[site.name].rows:
                 reasons[site.name] = "the forward pass does not call its module"
         return reasons
@@ -69,8 +71,8 @@ class Seen:
 def seen_inputs(module: nn.Module, plan: SitePlan) -> Iterator[Seen]:
     """Sum up the inputs of every site over all forward passes in the block, by hooks.
 
-    A row is one position of one example that a weight is applied to; the padding of a text counts
-    as any other.
+    A row is one position of one example that a weight is applied to. Padding tokens count like any
+    other position.
     """
     sums: dict[str, _Sum] = {}
     with ExitStack() as hooks:
@@ -87,7 +89,7 @@ def seen_inputs(module: nn.Module, plan: SitePlan) -> Iterator[Seen]:
 def summed_dims(site: Site) -> tuple[int, ...]:
     """The dimensions of a weight over which one output sums.
 
-    Those of a grouped transposed convolution also hold the groups, which are so compared together.
+    In a grouped transposed convolution they also hold the groups, which are compared together.
     """
     kernel = range(2, len(site.shape)) if site.kind in ("conv", "transposed-conv") else ()
     return (site.input_dim, *kernel)
@@ -111,7 +113,7 @@ def _listener(
 
 
 def _measure_of(owner: nn.Module, site: Site) -> Callable[[Tensor], _Energy] | None:
-    """How the input of a module is summed up; None where it is not what the weight multiplies."""
+    """How to sum up the input of a module; None if the weight does not multiply that input."""
     if site.param != "weight":
         return None
     if isinstance(owner, _ConvTransposeNd):
@@ -140,7 +142,7 @@ def _channels(value: Tensor, spatial: int) -> _Energy:
 def _windows(value: Tensor, conv: _ConvNd) -> _Energy:
     """Energy of each channel at each offset of the kernel, [C, *kernel], padded as by the layer.
 
-    Squares are summed over the batch first, so that this costs as much as for one example.
+    Squares are summed over the batch first, so a batch costs no more than one example.
     """
     spatial = len(conv.kernel_size)
     batch = value if value.dim() == spatial + 2 else value[None]
@@ -153,7 +155,7 @@ def _windows(value: Tensor, conv: _ConvNd) -> _Energy:
     ):
         reach = (size - 1) * dilation + 1
         missing = reach - energy.shape[axis]
-        if missing > 0:  # a layer that pads in a forward of its own
+        if missing > 0:  # the layer pads in its own forward
             behind = 2 * (energy.dim() - 1 - axis)
             energy = F.pad(energy, (*(0,) * behind, 0, missing))
         energy = energy.unfold(axis, reach, stride)[..., ::dilation]

@@ -27,7 +27,7 @@ class ObjectiveOptions:
             `lm` is the task of a language model, and refuses any other model.
         temperature: of the distillation.
         hidden_weight: factor of the error of the hidden states in a distillation.
-        label_weight: share of the labels' loss in a distillation, where the labels match.
+        label_weight: share of the labels' loss in a distillation, if the labels match.
         label_smoothing: of the task's loss.
     """
 
@@ -53,7 +53,7 @@ class ObjectiveOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one batch gives: the loss to minimise and, where it has one, a metric to watch."""
+    """The result of one batch: the loss to minimise and, if there is one, a metric to watch."""
 
     loss: Tensor
     metric: float | None = None
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the dense network says about a batch: its output, and its hidden states by block."""
+    """The dense network's output on a batch, and its hidden states by block."""
 
     output: Tensor
     hidden: Hidden
@@ -69,9 +69,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A loss of the gated network, and what it wants to know of the dense one first.
+    """A loss of the gated network, and the target it may need from the dense one first.
 
-    `target`, where given, is computed without gradients on the same network with its gates open.
+    `target` is computed without gradients on the same network with its gates open.
     """
 
     loss: Callable[[nn.Module, Batch, Answer | None], Outcome]
@@ -111,11 +111,11 @@ def distill_objective(
             return Answer(forward(module, batch), hidden)
 
     def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
-        found = answer(module, batch)
-        dense = Answer(found.output.detach(), {}) if target is None else target
-        outcome = _distilled(task, batch, found.output, dense.output, temperature, label_weight)
+        student = answer(module, batch)
+        dense = Answer(student.output.detach(), {}) if target is None else target
+        outcome = _distilled(task, batch, student.output, dense.output, temperature, label_weight)
         errors = [
-            relative_error(state, dense.hidden[name]) for name, state in found.hidden.items()
+            relative_error(state, dense.hidden[name]) for name, state in student.hidden.items()
             if name in dense.hidden
         ]  # fmt: skip
         if not errors:
@@ -143,7 +143,7 @@ def _distilled(
 
 
 def own_objective(loss_fn: Callable[[nn.Module, Batch], Tensor]) -> Objective:
-    """A loss of the user's own: `loss_fn(module, batch)` gives a scalar tensor."""
+    """The user's own loss: `loss_fn(module, batch)` returns a scalar tensor."""
     return Objective(lambda module, batch, target: Outcome(loss_fn(module, batch)))
 
 

@@ -12,9 +12,9 @@ def density_at(
 ) -> float:
     """Density at `progress` in [0, 1]: from `start` to `target` over the first `ramp` of it.
 
-    `cubic` is that of gradual pruning (Zhu & Gupta 2017, "To prune, or not to prune", eq. 1) in
-    densities; `linear` falls evenly; `exponential` by the same factor in equal times; `constant`
-    is at its target from the first step.
+    `cubic` is the schedule of gradual pruning (Zhu & Gupta 2017, "To prune, or not to prune",
+    eq. 1) in densities. `linear` falls evenly, `exponential` by the same factor in equal times,
+    and `constant` is at its target from the first step.
     """
     if progress >= ramp or schedule == "constant":
         return target

@@ -1,4 +1,4 @@
-"""Selection: which of the scores that a search goes through its masks are made of."""
+"""Selection: from which of the scores seen during a search the mask is made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slt_compress.searching.state import SearchState, Selected
 
 
 def candidate(state: SearchState) -> dict[str, Tensor]:
-    """Copies on the CPU of what a mask would be made of now: the running mean, or the scores."""
+    """Copies on the CPU of what a mask would be made from now: the running mean, or the scores."""
     source = state.mean or state.scores
     return {name: score.detach().cpu().clone() for name, score in source.items()}
 
@@ -31,7 +31,7 @@ def weighed(selected: Selected, scores: Mapping[str, Tensor], loss: float) -> Se
 
 
 def is_due(training: Training, selected: Selected, progress: float) -> bool:
-    """Whether the next measurement is due where `progress` of the search is over."""
+    """Whether the next measurement is due when `progress` of the search is over."""
     points = selection_points(training)
     return selected.points < len(points) and progress >= points[selected.points]
 

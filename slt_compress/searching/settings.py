@@ -1,4 +1,4 @@
-"""Settings of the training of scores, and what they make of the time that has passed."""
+"""Settings of the training of scores, and the learning rate and phase they give each step."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ class Training:
     """How the scores are trained.
 
     Attributes:
-        steps: optimiser steps; where None, `epochs` times the batches of an epoch, and where that
-            is None too, 2,000.
-        epochs: passes over the training split, where `steps` is None.
+        steps: optimiser steps; None is `epochs` times the batches of an epoch, or 2,000 if `epochs`
+            is None too.
+        epochs: passes over the training split, if `steps` is None.
         batch_size: examples in a step.
         optimizer: of the scores: `adam`, or `sgd` with Nesterov momentum 0.9; None, here and in
-            `lr`, `lr_schedule` and `hard`, is what the bake-off found best for the method
-            and the start (`with_defaults`; docs/bake-off.md).
+            `lr`, `lr_schedule` and `hard`, takes what the bake-off found best for the method and
+            the start (`with_defaults`; docs/bake-off.md).
         lr: its learning rate.
         lr_schedule: `linear` is constant and falls linearly to 0 at the end, `cosine` falls all
             the way.
         decay: share of the search, at its end, over which a linear `lr` falls.
-        weight_decay: pull of the scores to 0, added to their gradient.
+        weight_decay: pull of the scores towards 0, added to their gradient.
         clip: largest norm of the gradient of all scores together; None clips nothing.
-        ema: decay per step of the running mean of the scores that masks are made of, less in the
-            first steps; at 0 they are made of the last scores.
+        ema: decay per step of the running mean of the scores, from which masks are made; smaller in
+            the first steps. At 0 masks are made from the last scores.
         ramp: share of the search over which the density falls to its target.
-        schedule: how it falls: `cubic`, `linear`, `exponential`, or not at all (`constant`).
+        schedule: how it falls: `cubic`, `linear`, `exponential` or not at all (`constant`).
         anneal: share of the search, at its end, over which the relaxation is annealed.
-        hard: share of the search, at its end, with rounded gates in the forward pass; at 1 there
-            is no noise either.
+        hard: share of the search, at its end, with rounded gates in the forward pass; at 1 there is
+            no noise either.
         start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
-        selections: how often, in the last phase, a mask is measured on the held-out slice.
+        selections: how often a mask is measured on the held-out slice in the last phase.
         patience: the search ends after this many measurements in a row without a better one;
-            None goes on to the end.
+            None never ends early.
         batchnorm: `batch` normalises with the statistics of each batch, `frozen` with those of
             the dense network.
-        seed: of everything random in the search.
-        device: torch device; None takes what accelerate finds.
+        seed: seed of everything random in the search.
+        device: torch device; None takes the one that accelerate chooses.
         precision: of the forward pass: `no` (as the weights are), `bf16` or `fp16` autocast.
-        max_time: seconds after which the schedule is at its end, whatever the step.
+        max_time: seconds after which the schedule is at its end, whichever step that is.
     """
 
     steps: int | None = None
@@ -98,7 +98,7 @@ class Training:
 
     @property
     def rounded(self) -> float:
-        """`hard`, or what it is where nothing settles it."""
+        """`hard`, or its default if nothing fills it in."""
         return HARD if self.hard is None else self.hard
 
     def total_steps(self, batches_per_epoch: int) -> int:
@@ -116,7 +116,7 @@ def with_defaults(
     random_init: bool,
     inside: bool = False,
 ) -> Training:
-    """The settings with what suits the method and the start, where they leave it open.
+    """The settings, with what suits the method and the start filled in where they are None.
 
     Args:
         training: as it was given.
@@ -156,14 +156,14 @@ def _suited(method: Learned, budget: Budget, *, inside: bool) -> tuple[Suited, .
 
 
 def lr_factor(training: Training, progress: float) -> float:
-    """What `lr` is multiplied by where `progress`, a share in [0, 1], of the search is over."""
+    """The factor on `lr` when `progress`, a share in [0, 1], of the search is over."""
     if training.lr_schedule == "cosine":
         return 0.5 * (1.0 + cos(pi * progress))
     return min(1.0, (1.0 - progress) / max(training.decay, 1e-9))
 
 
 def phase_at(training: Training, progress: float, index: int) -> Phase:
-    """The phase of step `index`, where `progress` of the search is over."""
+    """The phase of step `index`, when `progress` of the search is over."""
     annealed = (progress - (1.0 - training.anneal)) / training.anneal if training.anneal else 0.0
     return Phase(
         step=index,
