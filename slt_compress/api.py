@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from slt_compress.evidence.reporting import Report, make_report
 from slt_compress.evidence.verifying import verify_apart, verify_folder
 from slt_compress.exporting.folders import export_as
 from slt_compress.exporting.shrunk import export_shrunk
-from slt_compress.gates import Learned, Method
+from slt_compress.gates import Method
 from slt_compress.runtime.opening import open_path
 from slt_compress.runtime.sparse import as_runtime
 from slt_compress.searching.comparing import Comparison, OnRow, compare_all, planned
@@ -29,10 +28,12 @@ from slt_compress.searching.measuring import measure_path
 from slt_compress.searching.objectives import ObjectiveName
 from slt_compress.searching.planning import Plan, make_plan
 from slt_compress.searching.recipes import Recipe, recorded_recipe, with_arguments
-from slt_compress.searching.recording import model_name, record, target_of
-from slt_compress.searching.search import OnStep, Search
-from slt_compress.searching.settings import Training, with_defaults
-from slt_compress.searching.workloads import obstacles, open_workload, sketch_source
+from slt_compress.searching.recording import model_name, target_of
+from slt_compress.searching.resuming import SAVE_EVERY
+from slt_compress.searching.running import run
+from slt_compress.searching.search import OnStep
+from slt_compress.searching.settings import Training
+from slt_compress.searching.workloads import obstacles, sketch_source
 from slt_compress.sites.budget import Budget
 from slt_compress.storage.files import read_json
 from slt_compress.tickets import Ticket, free_path, newest, read_ticket
@@ -52,8 +53,10 @@ def search(
     out: str | Path | None = None,
     recipe: Recipe | None = None,
     on_step: OnStep | None = None,
+    save_every: float = SAVE_EVERY,
+    fresh: bool = False,
 ) -> Ticket:
-    """Search for a ticket and write it.
+    """Search for a ticket and write it; an interrupted search of the same kind goes on.
 
     Args:
         source: a hub id, folder, timm name or reference net; or a module of your own, which comes
@@ -67,34 +70,20 @@ def search(
         out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.
         recipe: everything else; the arguments above go before it.
         on_step: called after every step.
+        save_every: seconds between saves of the progress, in `<out>.search`.
+        fresh: start over instead of continuing what is saved there.
 
     Raises:
-        SltError: the source, data, budget or recipe cannot be used, or the search diverged.
+        SltError: the source, data, budget or recipe cannot be used, `<out>.search` holds another
+            search, or the search diverged.
     """
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
-    method, budget = method or recipe.method_instance(), recipe.budget()
+    method = method or recipe.method_instance()
     if isinstance(data, str):
         recipe = replace(recipe, dataset=data)
     target = target_of(source, recipe, out, TICKETS)
-    target.check()
-    started = time.monotonic()
-    checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
-    random_init = checkpoint.init is not None
-    if isinstance(method, Learned):
-        training = with_defaults(recipe.training, method, budget, random_init=random_init,
-                           inside=recipe.inside is not None)  # fmt: skip
-        recipe = replace(recipe, training=training)
-    sites = sites_of(checkpoint, recipe)
-    result = Search(
-        module=checkpoint.module,
-        plan=sites,
-        workload=workload,
-        budget=budget,
-        method=method,
-        training=recipe.training,
-        random_init=random_init,
-    ).run(on_step)
-    return record(target, checkpoint, prepared, recipe, result=result, started=started)
+    return run(source, data, loss_fn, recipe, method, target, on_step=on_step,
+               save_every=save_every, fresh=fresh)  # fmt: skip
 
 
 def plan(

@@ -44,6 +44,15 @@ def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
                 buffer.copy_(values[name])
 
 
+def changed_buffers(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the buffers that differ from those of the same names in `before`."""
+    return {
+        name: buffer.clone()
+        for name, buffer in module.named_buffers()
+        if name in before and not torch.equal(buffer, before[name])
+    }
+
+
 def shapes_of(masks: Masks) -> dict[str, tuple[int, ...]]:
     """Shape of every mask."""
     return {name: tuple(mask.shape) for name, mask in masks.items()}

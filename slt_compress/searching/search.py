@@ -11,15 +11,17 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from slt_compress.errors import RecipeError
+from slt_compress.anatomy.states import changed_buffers, set_buffers
+from slt_compress.errors import RecipeError, SltError
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import Gates, gated
 from slt_compress.searching.accelerators import accelerator_for
 from slt_compress.searching.conclusion import Measuring, SearchResult
 from slt_compress.searching.first_scores import first_scores
-from slt_compress.searching.selection import candidate, chosen, is_due, is_exhausted, weighed
+from slt_compress.searching.resuming import Progress, SearchFolder
+from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
-from slt_compress.searching.state import SearchState, Step, draw
+from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
 from slt_compress.searching.training import Engine, engine_for, walk
 from slt_compress.sites.layouts import norms
 
@@ -31,23 +33,33 @@ OnStep = Callable[[Step], None]
 class Search(SearchSetup):
     """One search: `run` it, or see how long a step takes."""
 
-    def run(self, on_step: OnStep | None = None) -> SearchResult:
-        """Search; the module comes back bit-identical, also after an exception."""
-        work, weights = self.workload, self.weights()
+    def run(
+        self, on_step: OnStep | None = None, folder: SearchFolder | None = None
+    ) -> SearchResult:
+        """Search; the module comes back bit-identical, also after an exception.
+
+        With a folder, the search goes on from what is saved there, and saves its progress.
+        """
+        saved, weights = folder.load() if folder else None, self.weights()
         with self._on_device() as accelerator:
-            scores, notes = first_scores(
-                self.module, self.plan, self.method, weights, work.train, work.forward,
-                random_init=self.random_init, seed=self.training.seed,
-            )  # fmt: skip
+            scores, notes = self._first_scores(weights) if saved is None else _saved_scores(saved)
             with self._gated(scores if self.learned else None, accelerator) as gates:
-                measuring, history = Measuring(setup=self, gates=gates), History()
-                dense = work.measure(self.module, work.test, reference=None)
+                measuring = Measuring(setup=self, gates=gates)
+                if saved is None:
+                    dense = self.workload.measure(self.module, self.workload.test, reference=None)
+                    saved = Progress(notes=notes, dense=dense, scores=scores, buffers={})
+                progress = replace(saved, scores=None if self.learned else scores)
                 if self.learned is not None:
-                    with engine_for(self.loop(gates, self.learned), accelerator) as engine:
-                        state = self._learn(engine, measuring, history, on_step)
-                    scores = dict(chosen(state))
-                result = measuring.conclude(scores, weights, dense, tuple(history))
-                return replace(result, notes=notes)
+                    seconds = progress.state.latest.seconds if progress.state else 0.0
+                    loop = self.loop(gates, self.learned)
+                    with engine_for(loop, accelerator, seconds=seconds) as engine:
+                        progress = self._learn(engine, measuring, progress, on_step, folder)
+                if folder is not None:
+                    folder.save(progress)
+                result = measuring.conclude(
+                    _saved_scores(progress)[0], weights, dict(progress.dense), progress.history
+                )
+                return replace(result, notes=progress.notes)
 
     def pace(self) -> float:
         """Seconds of a step: the mean of two after a first one; the module comes back as it was.
@@ -94,24 +106,70 @@ class Search(SearchSetup):
             self.module.to(accelerator.device)
             yield gates
 
+    def _first_scores(
+        self, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        work = self.workload
+        return first_scores(
+            self.module, self.plan, self.method, weights, work.train, work.forward,
+            random_init=self.random_init, seed=self.training.seed,
+        )  # fmt: skip
+
     def _learn(
-        self, engine: Engine, measuring: Measuring, history: History, on_step: OnStep | None
-    ) -> SearchState:
-        """Train to the end, or until the selection has seen enough; fills the history."""
+        self,
+        engine: Engine,
+        measuring: Measuring,
+        progress: Progress,
+        on_step: OnStep | None,
+        folder: SearchFolder | None,
+    ) -> Progress:
+        """Train to the end, or until the selection has seen enough."""
+        gates, history = engine.loop.gates, list(progress.history)
         state = engine.loop.first_state()
-        for drawn in draw(engine.loop.batches, state.position):
-            state = engine.step(state, drawn)
+        if progress.state is not None:
+            state = copied(progress.state, next(iter(state.scores.values())).device)
+            set_buffers(self.module, progress.buffers)
+
+        def now() -> Progress:
+            changed = changed_buffers(self.module, gates.dense_buffers)
+            return replace(progress, state=state, buffers=changed, history=tuple(history))
+
+        for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
+            state = _step(engine, state, drawn, folder)
             history.append(_record(state.latest))
             if on_step is not None:
                 on_step(state.latest)
             if is_due(self.training, state.selected, state.latest.progress):
                 passed = replace(state.selected, points=state.selected.points + 1)
                 state = _measured(replace(state, selected=passed), measuring, history)
-            if state.over or is_exhausted(self.training, state.selected):
+            if self._ends(state):
                 break
+            if folder is not None and folder.due():
+                folder.save(now())
         if self.training.selections > 0 and "held_out" not in history[-1]:
             state = _measured(state, measuring, history)
-        return state
+        state = final(state)
+        return now()
+
+    def _ends(self, state: SearchState) -> bool:
+        return state.over or is_exhausted(self.training, state.selected)
+
+
+def _step(
+    engine: Engine, state: SearchState, drawn: Drawn, folder: SearchFolder | None
+) -> SearchState:
+    try:
+        return engine.step(state, drawn)
+    except SltError:  # the search diverged: what it saved leads there again
+        if folder is not None:
+            folder.remove()
+        raise
+
+
+def _saved_scores(saved: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The scores that a search goes on from, or that its mask is made from; and its notes."""
+    scores = saved.scores if saved.state is None else saved.state.scores
+    return dict(scores or {}), saved.notes
 
 
 def _measured(state: SearchState, measuring: Measuring, history: History) -> SearchState:

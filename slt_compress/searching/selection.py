@@ -23,6 +23,14 @@ def chosen(state: SearchState) -> Mapping[str, Tensor]:
     return candidate(state) if best is None else best
 
 
+def final(state: SearchState) -> SearchState:
+    """The state after the last step: the chosen scores, without what only steps need."""
+    return replace(
+        state, scores=chosen(state), optimizer={}, mean={},
+        selected=replace(state.selected, scores=None),
+    )  # fmt: skip
+
+
 def weighed(selected: Selected, scores: Mapping[str, Tensor], loss: float) -> Selected:
     """The selection after one more measurement; of equal losses the later one wins."""
     if selected.scores is None or loss <= selected.loss:

@@ -138,11 +138,11 @@ def first_state(scores: Mapping[str, nn.Parameter], *, averaged: bool) -> Search
     )
 
 
-def copied(state: SearchState) -> SearchState:
-    """The same state in tensors of its own."""
+def copied(state: SearchState, device: torch.device | None = None) -> SearchState:
+    """The same state in tensors of its own, on another device if one is given."""
 
     def own(tensors: Scores) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+        return {n: t.to(device, copy=True) for n, t in tensors.items() if isinstance(t, Tensor)}
 
     return SearchState(
         scores=own(state.scores),

@@ -1,0 +1,63 @@
+"""Running: one search from its source to a written ticket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from slt_compress.gates import Learned, Method
+from slt_compress.searching.inside import sites_of
+from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.recording import Target, record
+from slt_compress.searching.reserving import about_search, reserved
+from slt_compress.searching.search import OnStep, Search
+from slt_compress.searching.settings import with_defaults
+from slt_compress.searching.workloads import open_workload
+from slt_compress.tickets import Ticket
+
+
+def run(
+    source: str | Path | nn.Module,
+    data: str | Iterable[Any] | None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    recipe: Recipe,
+    method: Method,
+    target: Target,
+    *,
+    on_step: OnStep | None,
+    save_every: float,
+    fresh: bool,
+) -> Ticket:
+    """Search, and write the ticket; the arguments are those of `slt_compress.search`.
+
+    Raises:
+        SltError: the source, data, budget or target cannot be used, or the search diverged.
+    """
+    target.check()
+    started = time.monotonic()
+    checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
+    random_init, budget = checkpoint.init is not None, recipe.budget()
+    if isinstance(method, Learned):
+        training = with_defaults(recipe.training, method, budget, random_init=random_init,
+                                 inside=recipe.inside is not None)  # fmt: skip
+        recipe = replace(recipe, training=training)
+    one = Search(
+        module=checkpoint.module,
+        plan=sites_of(checkpoint, recipe),
+        workload=workload,
+        budget=budget,
+        method=method,
+        training=recipe.training,
+        random_init=random_init,
+    )
+    about = about_search(one, checkpoint, prepared, recipe)
+    with reserved(target, about, fresh=fresh, save_every=save_every) as (target, folder):
+        result = one.run(on_step, folder)
+        ticket = record(target, checkpoint, prepared, recipe, result=result, started=started)
+        folder.remove()
+    return ticket
