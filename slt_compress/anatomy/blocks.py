@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 Hidden = dict[str, Tensor]
@@ -45,7 +46,8 @@ def caught(module: nn.Module, names: tuple[str, ...]) -> Iterator[Hidden]:
 
         return keep
 
-    handles = [module.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    handles = [inner.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
         yield states
     finally:

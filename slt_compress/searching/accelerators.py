@@ -1,19 +1,27 @@
-"""accelerate: the devices and the precision of a search. No other module knows its state."""
+"""accelerate: devices, precision and processes of a search. No other module knows its state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    broadcast_object_list,
+)
+from torch import Tensor, nn
 
-from slt_compress.errors import RecipeError
+from slt_compress import errors
+from slt_compress.errors import RecipeError, SltError
 from slt_compress.searching.settings import Training
 
+T = TypeVar("T")
+_CONTAINERS = (Tensor, Mapping, list, tuple)
 # What accelerate sets on a module that it prepares: the caller's module keeps none of it.
 _ACCELERATES_OWN = ("forward", "_original_forward", "_is_accelerate_prepared")
 
@@ -47,6 +55,81 @@ def prepared(
                 vars(module)[key] = own[key]
 
 
+def in_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, in every process.
+
+    Raises:
+        SltError: `work` raised it in the main process.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = work()
+        except SltError as error:
+            answer[1] = (type(error).__name__, str(error))
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        name, message = answer[1]
+        kind = getattr(errors, name, SltError)
+        raise kind(message)
+    result: T = answer[0]
+    return result
+
+
+def mean_over_processes(accelerator: Accelerator, value: float) -> float:
+    """The mean of a number over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    total: Tensor = accelerator.reduce(
+        torch.tensor(value, device=accelerator.device, dtype=torch.float64), reduction="mean"
+    )
+    return float(total)
+
+
+def shard_of(batch: Any, rank: int, world: int) -> tuple[Any, float]:
+    """The part of a batch for one of `world` processes, and its weight in their mean.
+
+    Tensors and plain lists with one entry per example are cut, in batches nested in any way. The
+    weight makes the mean over processes that of the whole batch where shards differ in size.
+
+    Raises:
+        DataError: there are fewer examples than processes.
+    """
+    size = _examples(batch)
+    if world == 1 or size is None:
+        return batch, 1.0
+    if size < world:
+        raise errors.DataError(
+            f"a batch of {size} examples cannot be split over {world} processes: raise --batch-size"
+        )
+    return _cut(batch, size, rank, world), len(range(rank, size, world)) * world / size
+
+
+def _examples(batch: Any) -> int | None:
+    """The length of the first tensor in a nested batch; None if it has none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.dim() else None
+    entries: Any = batch.values() if isinstance(batch, Mapping) else batch
+    if isinstance(batch, Mapping | list | tuple):
+        return next((n for entry in entries if (n := _examples(entry)) is not None), None)
+    return None
+
+
+def _cut(value: Any, size: int, rank: int, world: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[rank::world] if value.dim() and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {key: _cut(entry, size, rank, world) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        if len(value) == size and not any(isinstance(entry, _CONTAINERS) for entry in value):
+            return value[rank::world]
+        parts = [_cut(entry, size, rank, world) for entry in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value
+
+
 @contextmanager
 def _own_state() -> Iterator[None]:
     shared = [AcceleratorState._shared_state, GradientState._shared_state]
@@ -70,6 +153,11 @@ def _accelerator(training: Training) -> Accelerator:
             cpu=training.device == "cpu",
             # said explicitly: an environment variable would divide the loss
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            # an expert that no token of a shard is routed to has no gradient there; buffers are
+            # those of the dense network in every process
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+            ],
         )
         if training.device not in (None, "cpu"):
             torch.empty(0, device=training.device)

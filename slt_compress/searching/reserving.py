@@ -10,10 +10,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from slt_compress.anatomy.states import environment
 from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
+from slt_compress.searching.accelerators import in_main
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.searching.recording import Target
 from slt_compress.searching.resuming import (
@@ -31,9 +34,14 @@ from slt_compress.storage.files import json_text, read_json, sha256_tensors
 
 @contextmanager
 def reserved(
-    target: Target, about: Mapping[str, Any], *, fresh: bool = False, save_every: float = SAVE_EVERY
+    accelerator: Accelerator,
+    target: Target,
+    about: Mapping[str, Any],
+    *,
+    fresh: bool = False,
+    save_every: float = SAVE_EVERY,
 ) -> Iterator[tuple[Target, SearchFolder]]:
-    """The target of a search and, beside it, the locked folder of its progress.
+    """The target of a search and, beside it, the folder of its progress; the main process locks it.
 
     A free name that another process is searching for is passed over.
 
@@ -41,18 +49,27 @@ def reserved(
         TicketError: see `search_folder`.
     """
     with ExitStack() as held:
-        for path in _candidates(target):
+        stem = in_main(accelerator, lambda: _hold(held, target, about, fresh=fresh))
+        yield (
+            replace(target, stem=stem),
+            SearchFolder(
+                target.parent / (stem + SUFFIX), save_every, writes=accelerator.is_main_process
+            ),
+        )
+
+
+def _hold(held: ExitStack, target: Target, about: Mapping[str, Any], *, fresh: bool) -> str:
+    """Lock the first candidate that no other process holds; its name."""
+    for path in _candidates(target):
+        try:
             beside = path.with_name(path.name + SUFFIX)
-            try:
-                folder = held.enter_context(
-                    search_folder(beside, about, fresh=fresh, save_every=save_every)
-                )
-            except BusyError:
-                if not target.free:
-                    raise
-                continue
-            yield replace(target, stem=path.name), folder
-            return
+            held.enter_context(search_folder(beside, about, fresh=fresh))
+        except BusyError:
+            if not target.free:
+                raise
+            continue
+        return path.name
+    raise TicketError(f"{target.parent} has no free name for {target.stem}")
 
 
 def _candidates(target: Target) -> Iterator[Path]:

@@ -65,15 +65,16 @@ class SearchFolder:
     everything that is not a tensor, so that the two are always of the same step.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any], save_every: float) -> None:
+    def __init__(self, path: Path, save_every: float, *, writes: bool = True) -> None:
+        """`writes` is false in all processes of a search but one."""
         self.path = path
-        self.about = about
         self._save_every = save_every
+        self._writes = writes
         self._saved_at = time.monotonic()
 
     def due(self) -> bool:
         """Whether `save_every` seconds are over since the last save."""
-        return time.monotonic() - self._saved_at >= self._save_every
+        return self._writes and time.monotonic() - self._saved_at >= self._save_every
 
     def save(self, progress: Progress) -> None:
         """Write the progress, whole or not at all.
@@ -81,6 +82,8 @@ class SearchFolder:
         Raises:
             TicketError: the folder cannot be written.
         """
+        if not self._writes:
+            return
         try:
             write_safetensors(self.path / _STATE, _tensors(progress), _manifest(progress))
         except OSError as cause:
@@ -113,15 +116,14 @@ class SearchFolder:
             ) from cause
 
     def remove(self) -> None:
-        """Delete the folder: its ticket is written."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the folder: nothing will go on from it."""
+        if self._writes:
+            shutil.rmtree(self.path, ignore_errors=True)
 
 
 @contextmanager
-def search_folder(
-    path: Path, about: Mapping[str, Any], *, fresh: bool, save_every: float = SAVE_EVERY
-) -> Iterator[SearchFolder]:
-    """The locked folder of a search; what an earlier run of the same search saved is in it.
+def search_folder(path: Path, about: Mapping[str, Any], *, fresh: bool) -> Iterator[None]:
+    """Hold the folder of a search; what an earlier run of the same search saved is in it.
 
     Raises:
         BusyError: another process is searching there.
@@ -136,7 +138,7 @@ def search_folder(
             write_json(path / ABOUT, about)
         except OSError as cause:
             raise TicketError(f"cannot write {path}: {cause}") from cause
-        yield SearchFolder(path, about, save_every)
+        yield
 
 
 @contextmanager

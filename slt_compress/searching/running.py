@@ -1,4 +1,4 @@
-"""Running: one search from its source to a written ticket."""
+"""Running: one search from its source to a written ticket, in one process or in many."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from slt_compress.gates import Learned, Method
+from slt_compress.searching.accelerators import accelerator_for, in_main
 from slt_compress.searching.inside import sites_of
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.recording import Target, record
@@ -18,7 +19,7 @@ from slt_compress.searching.reserving import about_search, reserved
 from slt_compress.searching.search import OnStep, Search
 from slt_compress.searching.settings import with_defaults
 from slt_compress.searching.workloads import open_workload
-from slt_compress.tickets import Ticket
+from slt_compress.tickets import Ticket, read_ticket
 
 
 def run(
@@ -38,26 +39,43 @@ def run(
     Raises:
         SltError: the source, data, budget or target cannot be used, or the search diverged.
     """
-    target.check()
     started = time.monotonic()
-    checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
-    random_init, budget = checkpoint.init is not None, recipe.budget()
-    if isinstance(method, Learned):
-        training = with_defaults(recipe.training, method, budget, random_init=random_init,
-                                 inside=recipe.inside is not None)  # fmt: skip
-        recipe = replace(recipe, training=training)
-    one = Search(
-        module=checkpoint.module,
-        plan=sites_of(checkpoint, recipe),
-        workload=workload,
-        budget=budget,
-        method=method,
-        training=recipe.training,
-        random_init=random_init,
-    )
-    about = about_search(one, checkpoint, prepared, recipe)
-    with reserved(target, about, fresh=fresh, save_every=save_every) as (target, folder):
-        result = one.run(on_step, folder)
-        ticket = record(target, checkpoint, prepared, recipe, result=result, started=started)
-        folder.remove()
-    return ticket
+    with accelerator_for(recipe.training) as accelerator:
+        in_main(accelerator, target.check)
+        with accelerator.main_process_first():  # which downloads, where there is anything to
+            checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
+        recipe = _with_defaults(recipe, method, random_init=checkpoint.init is not None)
+        one = Search(
+            module=checkpoint.module,
+            plan=sites_of(checkpoint, recipe),
+            workload=workload,
+            budget=recipe.budget(),
+            method=method,
+            training=recipe.training,
+            random_init=checkpoint.init is not None,
+        )
+        about = about_search(one, checkpoint, prepared, recipe)
+        with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (
+            target,
+            folder,
+        ):
+            result = one.run(on_step, folder, accelerator)
+
+            def write() -> Path:
+                return record(
+                    target, checkpoint, prepared, recipe, result=result, started=started
+                ).path
+
+            path = in_main(accelerator, write)
+            folder.remove()
+    return read_ticket(path)
+
+
+def _with_defaults(recipe: Recipe, method: Method, *, random_init: bool) -> Recipe:
+    if not isinstance(method, Learned):
+        return recipe
+    training = with_defaults(
+        recipe.training, method, recipe.budget(), random_init=random_init,
+        inside=recipe.inside is not None,
+    )  # fmt: skip
+    return replace(recipe, training=training)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -34,14 +34,18 @@ class Search(SearchSetup):
     """One search: `run` it, or see how long a step takes."""
 
     def run(
-        self, on_step: OnStep | None = None, folder: SearchFolder | None = None
+        self,
+        on_step: OnStep | None = None,
+        folder: SearchFolder | None = None,
+        accelerator: Accelerator | None = None,
     ) -> SearchResult:
         """Search; the module comes back bit-identical, also after an exception.
 
-        With a folder, the search goes on from what is saved there, and saves its progress.
+        With a folder, the search goes on from what is saved there, and saves its progress. Without
+        an accelerator it makes its own.
         """
         saved, weights = folder.load() if folder else None, self.weights()
-        with self._on_device() as accelerator:
+        with self._on_device(accelerator) as accelerator:
             scores, notes = self._first_scores(weights) if saved is None else _saved_scores(saved)
             with self._gated(scores if self.learned else None, accelerator) as gates:
                 measuring = Measuring(setup=self, gates=gates)
@@ -85,13 +89,14 @@ class Search(SearchSetup):
         return (ends[-1] - ends[0]) / 2
 
     @contextmanager
-    def _on_device(self) -> Iterator[Accelerator]:
+    def _on_device(self, accelerator: Accelerator | None = None) -> Iterator[Accelerator]:
         """The module on the device of the search for as long as the block lasts."""
         home = next(self.module.parameters()).device
-        with accelerator_for(self.training) as accelerator:
+        own = accelerator_for(self.training) if accelerator is None else nullcontext(accelerator)
+        with own as ready:
             try:
-                self.module.to(accelerator.device)
-                yield accelerator
+                self.module.to(ready.device)
+                yield ready
             finally:
                 self.module.to(home)
 

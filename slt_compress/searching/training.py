@@ -19,7 +19,12 @@ from slt_compress.checkpoints.tasks import to_device
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.gates import Learned, Phase
 from slt_compress.gates.gating import Gates, read_once
-from slt_compress.searching.accelerators import prepared
+from slt_compress.searching.accelerators import (
+    in_main,
+    mean_over_processes,
+    prepared,
+    shard_of,
+)
 from slt_compress.searching.objectives import Answer, Objective, Outcome
 from slt_compress.searching.schedules import density_at
 from slt_compress.searching.selection import mean_decay
@@ -88,13 +93,13 @@ class Engine:
         shifts = loop.method.shifts(loop.gates.ranked_(), loop.budget, density, phase, state.shifts)
         loop.gates.sample(phase, shifts)
         outcome = self._learn(drawn.batch, phase, lr_factor(training, progress))
-        loss = float(outcome.loss.detach())
+        loss = mean_over_processes(self.accelerator, float(outcome.loss.detach()))
         if not isfinite(loss):
             raise SltError(
                 f"the loss is {loss} at step {index + 1}: lower --lr or use precision no"
             )
         follow_(state.mean, state.scores, mean_decay(training.ema, index))
-        seconds = time.monotonic() - self.started
+        seconds = self._seconds()
         over = training.max_time is not None and seconds >= training.max_time
         return replace(
             state,
@@ -104,7 +109,7 @@ class Engine:
             position=drawn.after,
             last=Step(
                 index=index, total=index + 1 if over else loop.total, loss=loss, density=density,
-                target=loop.budget.density, soft_metric=outcome.metric, progress=progress,
+                target=loop.budget.density, soft_metric=self._metric(outcome), progress=progress,
                 seconds=seconds, hard=phase.hard,
             ),
         )  # fmt: skip
@@ -114,11 +119,14 @@ class Engine:
         loop, training, accelerator = self.loop, self.loop.training, self.accelerator
         for group in self.optimizer.param_groups:
             group["lr"] = lr_of(training) * lr_share
-        batch = _share(batch, accelerator)
-        target = _target(loop, self.module, batch, accelerator)
+        shard, weight = shard_of(batch, accelerator.process_index, accelerator.num_processes)
+        shard = to_device(shard, accelerator.device)
+        target = _target(loop, shard, accelerator)
         _search_mode(loop.module, training.batchnorm)
         with read_once(loop.module, loop.plan), accelerator.autocast():
-            outcome = loop.objective.loss(self.module, batch, target)
+            outcome = loop.objective.loss(self.module, shard, target)
+            if weight != 1.0:
+                outcome = replace(outcome, loss=outcome.loss * weight)
             penalty = loop.method.penalty_of(loop.gates.scores, phase)
             accelerator.backward(outcome.loss if penalty is None else outcome.loss + penalty)
         if training.clip is not None:
@@ -153,7 +161,19 @@ class Engine:
         by_steps, max_time = index / self.loop.total, self.loop.training.max_time
         if max_time is None:
             return by_steps
-        return max(by_steps, min(1.0, (time.monotonic() - self.started) / max_time))
+        return max(by_steps, min(1.0, self._seconds() / max_time))
+
+    def _seconds(self) -> float:
+        """Seconds since the search began; where the time may end it, those of the main process."""
+        seconds = time.monotonic() - self.started
+        if self.loop.training.max_time is None:
+            return seconds
+        return in_main(self.accelerator, lambda: seconds)
+
+    def _metric(self, outcome: Outcome) -> float | None:
+        if outcome.metric is None:
+            return None
+        return mean_over_processes(self.accelerator, outcome.metric)
 
 
 @contextmanager
@@ -198,7 +218,7 @@ def lr_of(training: Training) -> float:
     return training.lr
 
 
-def _target(loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator) -> Answer | None:
+def _target(loop: Loop, batch: Any, accelerator: Accelerator) -> Answer | None:
     """What the objective wants of the dense network: gates open, eval mode, no gradients.
 
     Outside `read_once`, whose cache would give the gated weights.
@@ -207,7 +227,7 @@ def _target(loop: Loop, module: nn.Module, batch: Any, accelerator: Accelerator)
         return None
     loop.module.eval()
     with torch.no_grad(), loop.gates.opened(), accelerator.autocast():
-        return loop.objective.target(module, batch)
+        return loop.objective.target(loop.module, batch)
 
 
 def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
@@ -225,11 +245,3 @@ def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
             child.train()
         elif refuses_eval(child):
             child.training = True
-
-
-def _share(batch: Any, accelerator: Accelerator) -> Any:
-    """This process's share of a batch, on its device."""
-    world, rank = accelerator.num_processes, accelerator.process_index
-    if world > 1 and isinstance(batch, Mapping):
-        batch = {key: value[rank::world] for key, value in batch.items()}
-    return to_device(batch, accelerator.device)

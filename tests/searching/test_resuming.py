@@ -236,6 +236,6 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_saves_are_as_far_apart_as_asked_for(tmp_path: Path) -> None:
-    folder = SearchFolder(tmp_path, {}, 1000.0)
-    assert not folder.due()
-    assert SearchFolder(tmp_path, {}, 0.0).due()
+    assert not SearchFolder(tmp_path, 1000.0).due()
+    assert SearchFolder(tmp_path, 0.0).due()
+    assert not SearchFolder(tmp_path, 0.0, writes=False).due()

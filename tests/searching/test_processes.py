@@ -1,0 +1,110 @@
+"""Many processes: one ticket, whose masks are those of one process at the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import slt_compress
+from slt_compress.errors import DataError
+from slt_compress.searching.accelerators import shard_of
+from slt_compress.searching.recipes import parse_recipe
+
+SCRIPT = """
+import json, sys
+import torch
+import slt_compress
+from slt_compress.errors import SltError
+from slt_compress.searching.recipes import parse_recipe
+
+torch.set_num_threads(1)
+source, data, recipe, out = sys.argv[1:]
+try:
+    ticket = slt_compress.search(source, data, recipe=parse_recipe(json.loads(recipe)), out=out)
+    print("path", ticket.path, ticket.masks.kept)
+except SltError as error:
+    print("error", error)
+"""
+Pair = namedtuple("Pair", "left right")
+
+
+def in_two_processes(source: Any, data: str, recipe: dict[str, Any], out: Path) -> list[str]:
+    """What each of two processes said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+         "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
+         "--no_python", sys.executable, "-W", "ignore", "-c", SCRIPT,
+         str(source), data, json.dumps(recipe), str(out)],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    said = [line for line in done.stdout.splitlines() if line.startswith(("path", "error"))]
+    assert len(said) == 2, done.stderr[-3000:]
+    return said
+
+
+RECIPES = {
+    "distilled": ("vit", "pictures", {"training": {"steps": 12, "batch_size": 4}}),
+    "hidden-states": ("vit", "pictures", {
+        "training": {"steps": 8, "batch_size": 3}, "objective": {"hidden_weight": 0.5}}),
+    "random": ("lenet-300-100", "digits", {
+        "init": "random", "training": {"steps": 40, "batch_size": 16}}),
+    "language": ("llama", "prose", {"training": {"steps": 8, "batch_size": 4, "clip": 1.0}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_two_processes_write_one_ticket_with_the_masks_of_one(
+    case: str, checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path
+) -> None:
+    name, data, recipe = RECIPES[case]
+    source, spec = checkpoints.get(name, name), data_sets.get(data, data)
+    said = in_two_processes(source, spec, recipe, tmp_path / "two")
+    assert said[0] == said[1] == f"path {tmp_path / 'two'} {said[0].split()[-1]}"
+    one = slt_compress.search(source, spec, recipe=parse_recipe(recipe), out=tmp_path / "one")
+    two = slt_compress.load(tmp_path / "two")
+    assert isinstance(two, torch.nn.Module)
+    masks = slt_compress.tickets.read_ticket(tmp_path / "two").masks
+    differ = sum(int((mask != masks[name]).sum()) for name, mask in one.masks.items())
+    assert differ <= 1e-3 * one.masks.total
+    assert masks.kept == one.masks.kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_an_error_is_said_in_every_process(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    recipe = {"init": "random", "training": {"steps": 2}}
+    said = in_two_processes("lenet-300-100", "digits", recipe, tmp_path / "taken")
+    assert said[0] == said[1]
+    assert said[0].startswith("error")
+    assert "is not empty" in said[0]
+
+
+def test_batches_of_any_kind_are_cut() -> None:
+    tensor = torch.arange(5)
+    batch = {
+        "x": tensor, "mask": torch.ones(1, 7), "texts": ["a", "b", "c", "d", "e"],
+        "nested": [Pair(tensor + 5, (tensor * 2, 3.0)), None], "scale": torch.tensor(2.0),
+    }  # fmt: skip
+    shards = [shard_of(batch, rank, 2) for rank in range(2)]
+    assert [weight for _, weight in shards] == [6 / 5, 4 / 5]
+    first, second = (shard for shard, _ in shards)
+    assert (first["x"].tolist(), second["x"].tolist()) == ([0, 2, 4], [1, 3])
+    assert (first["texts"], second["texts"]) == (["a", "c", "e"], ["b", "d"])
+    assert isinstance(second["nested"][0], Pair)
+    assert second["nested"][0].left.tolist() == [6, 8]
+    assert second["nested"][0].right[0].tolist() == [2, 6]
+    assert first["mask"].shape == (1, 7)
+    assert float(first["scale"]) == 2.0
+    assert shard_of(batch, 0, 1) == (batch, 1.0)
+    with pytest.raises(DataError, match="a batch of 5 examples cannot be split over 6 processes"):
+        shard_of(batch, 0, 6)
