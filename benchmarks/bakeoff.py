@@ -117,7 +117,7 @@ def run_seed(case: Case, arguments: argparse.Namespace) -> None:
     import torch
 
     import slt_compress
-    from slt_compress.searching.recipe_keys import merged
+    from slt_compress.searching.overrides import merged
     from slt_compress.searching.recipes import parse_recipe, read_recipe
 
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from typing import Any
 from surroundings import surroundings
 
 import slt_compress
-from slt_compress.searching.recipe_keys import merged
+from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import parse_recipe, read_recipe
 
 

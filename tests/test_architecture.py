@@ -56,8 +56,9 @@ FLAGS = {
     "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
     "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
-    "plan": "SOURCE --target-sparsity --method --pattern --dataset --init --weights --revision "
-    "--steps --epochs --batch-size --recipe --set --json",
+    "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
+    "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
+    "--max-time --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",

@@ -16,38 +16,27 @@ from slt_compress import __version__
 from slt_compress.cli.bench_command import bench
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
+    METHOD_NAMES,
     BatchSize,
     Dataset,
-    Device,
-    Epochs,
     Format,
-    Init,
-    Inside,
     Json,
-    Lr,
     MaxShardSize,
-    MethodName,
     Newest,
     Origin,
-    Pattern,
     PushToHub,
     Quiet,
     RecipeName,
-    Revision,
     Set,
     Source,
-    Steps,
-    TargetSparsity,
     ValuesDtype,
-    Weights,
     listed,
     numbers,
     push_if_asked,
-    resolve,
-    start_of,
 )
 from slt_compress.cli.plan_command import plan
 from slt_compress.cli.recipe_commands import recipes_app
+from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 from slt_compress.cli.ticket_commands import import_command, tickets_app
 from slt_compress.errors import SltError
 
@@ -82,28 +71,10 @@ def _root(
 
 
 @app.command()
+@recipe_flags("search")
 def search(
     source: Source,
-    target_sparsity: TargetSparsity = None,
-    method: MethodName = None,
-    pattern: Pattern = None,
-    scope: Annotated[
-        str | None, typer.Option(help="What competes: global (all), type (like layers) or layer.")
-    ] = None,
-    inside: Inside = None,
-    objective: Annotated[str | None, typer.Option(help="auto, task, distill or lm.")] = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
-    max_time: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the ticket.")] = None,
@@ -112,14 +83,6 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search for a ticket: gates on every weight, no weight trained, an exact mask at the end."""
-    flags = {
-        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
-        "scope": scope, "objective.name": objective, "dataset": dataset, "init": init,
-        "weights": weights, "revision": revision, "training.steps": steps,
-        "training.epochs": epochs, "training.batch_size": batch_size, "training.lr": lr,
-        "training.seed": seed, "training.device": device, "training.precision": precision,
-        "training.max_time": max_time, "inside": inside,
-    }  # fmt: skip
     resolved = resolve(start_of(recipe), set_, flags)
     from slt_compress import api
     from slt_compress.cli.console import search_progress
@@ -216,25 +179,18 @@ def evaluate(
 
 
 @app.command()
+@recipe_flags("compare")
 def compare(
     source: Source,
+    *,
     methods: Annotated[
-        str, typer.Option(help="Names of methods, with commas.")
+        str, typer.Option(help=f"Separated by commas, any of: {METHOD_NAMES}.")
     ] = "relaxed,edge-popup,magnitude",
     target_sparsity: Annotated[
         str | None, typer.Option(help="Shares to remove, with commas; several give a plot.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    device: Device = None,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[
@@ -244,11 +200,6 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Search by several methods with the same steps, seeds and data, and compare the results."""
-    flags = {
-        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
-        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
-        "training.lr": lr, "training.seed": seed, "training.device": device,
-    }  # fmt: skip
     names = listed(methods, "--methods")
     content = start_of(recipe)
     resolved = resolve(content, set_, flags)

@@ -7,48 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slt_compress.cli.json_output import print_json
-from slt_compress.cli.options import (
-    BatchSize,
-    Dataset,
-    Epochs,
-    Init,
-    Json,
-    MethodName,
-    Pattern,
-    RecipeName,
-    Revision,
-    Set,
-    Source,
-    Steps,
-    TargetSparsity,
-    Weights,
-    resolve,
-    start_of,
-)
+from slt_compress.cli.options import Json, RecipeName, Set, Source
+from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 
 
+@recipe_flags("plan")
 def plan(
     source: Source,
-    target_sparsity: TargetSparsity = None,
-    method: MethodName = None,
-    pattern: Pattern = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a search would gate, need and give; no weights are loaded but to time it."""
-    flags = {
-        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
-        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
-        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
-    }  # fmt: skip
+    """Show what a search would gate, need and give; weights are loaded only to time it."""
     with _no_collecting():
         resolved = resolve(start_of(recipe), set_, flags)
         from slt_compress import api

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slt_compress.errors import DataError, RecipeError, SltError, SourceError, TicketError
 from slt_compress.gates import METHODS, Method
-from slt_compress.searching.recipe_keys import merged
+from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import Recipe, method_section, parse_recipe
 from slt_compress.storage.files import json_text, parse_json, read_json, write_json
 from slt_compress.tickets import Ticket, free_path

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from slt_compress.anatomy.states import module_nbytes, tensors_nbytes
@@ -19,7 +22,7 @@ from slt_compress.checkpoints.weight_files import weight_files
 from slt_compress.errors import SourceError
 from slt_compress.evidence.expectations import expectations
 from slt_compress.gates import Learned, Method
-from slt_compress.searching.recipe_keys import search_command
+from slt_compress.searching.recipe_keys import FLAG_OF
 from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import Grouped
@@ -174,6 +177,37 @@ def _memory(
             }
             found.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
     return found
+
+
+def search_command(source: str | Path, recipe: Recipe) -> str:
+    """The shell command that searches `source` by `recipe`; defaults are left out."""
+    words = ["slt-compress", "search", str(source)]
+    default = dict(_flat(Recipe().to_dict()))
+    given = dict(_flat(recipe.to_dict()))
+    if given.get("training.steps") is not None:  # steps override epochs
+        given.pop("training.epochs")
+    always = {"target_sparsity", *(["method.name"] if len(recipe.method) > 1 else [])}
+    for key, value in given.items():
+        if (key in always and value is not None) or value != default.get(key):
+            flag = FLAG_OF.get(key)
+            words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
+    return shlex.join(words)
+
+
+def _flat(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a mapping whose own keys have dots stays whole."""
+    for key, value in content.items():
+        if not isinstance(value, Mapping) or any("." in str(below) for below in value):
+            yield f"{path}{key}", value
+        else:
+            yield from _flat(value, f"{path}{key}.")
+
+
+def _yaml(value: Any) -> str:
+    """A value as `--set` reads it: YAML on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def missing_weights(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from slt_compress.cli.plan_outline import branches, outline
 from slt_compress.data import DataOptions
 from slt_compress.errors import SourceError, TargetError
 from slt_compress.gates import METHODS
-from slt_compress.searching.recipe_keys import search_command
+from slt_compress.searching.planning import search_command
 from slt_compress.sites.sites import find_sites
 
 KEYS = {

@@ -13,7 +13,7 @@ from slt_compress.data import DataOptions
 from slt_compress.errors import BudgetError, RecipeError, SltError
 from slt_compress.gates import METHODS, Magnitude, Relaxed
 from slt_compress.searching.objectives import ObjectiveOptions
-from slt_compress.searching.recipe_keys import merged, set_key
+from slt_compress.searching.overrides import merged, with_assignment
 from slt_compress.searching.recipes import (
     EvaluationOptions,
     Recipe,
@@ -82,7 +82,7 @@ def test_a_pattern_that_fixes_the_density_gives_the_target(
 @pytest.mark.parametrize("text", ["2:4", "1:4", "4:8", "1:16", "5:64", "block:4x4", "neuron"])
 def test_an_unquoted_pattern_is_no_number(text: str) -> None:
     assert parse_recipe(yaml.safe_load(f"pattern: {text}")).pattern == text
-    assert parse_recipe(set_key({}, f"pattern={text}")).pattern == text
+    assert parse_recipe(with_assignment({}, f"pattern={text}")).pattern == text
 
 
 def test_values_reach_their_sections() -> None:
@@ -172,7 +172,7 @@ def test_what_is_wrong_is_named_by_its_path(content: dict[Any, Any], message: st
     ],
 )
 def test_set_takes_yaml_values_at_dotted_paths(assignment: str, expected: dict[str, Any]) -> None:
-    assert set_key({}, assignment) == expected
+    assert with_assignment({}, assignment) == expected
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_set_takes_yaml_values_at_dotted_paths(assignment: str, expected: dict[s
 )
 def test_set_refuses_what_is_no_assignment(assignment: str) -> None:
     with pytest.raises(RecipeError, match="--set takes KEY=VALUE"):
-        set_key({}, assignment)
+        with_assignment({}, assignment)
 
 
 def test_set_leaves_the_rest_and_its_argument_alone() -> None:
     content = {"training": {"steps": 5, "lr": 0.1}, "method": "magnitude"}
-    found = set_key(set_key(content, "training.steps=9"), "method.name=random")
+    found = with_assignment(with_assignment(content, "training.steps=9"), "method.name=random")
     assert found == {"training": {"steps": 9, "lr": 0.1}, "method": {"name": "random"}}
     assert content == {"training": {"steps": 5, "lr": 0.1}, "method": "magnitude"}
 
@@ -207,7 +207,7 @@ def test_the_options_of_another_method_do_not_stay() -> None:
     base = {"method": {"name": "relaxed", "sigma": 0.3}}
     for content in (
         merged(base, {"method": {"name": "magnitude"}}),
-        set_key(base, "method.name=magnitude"),
+        with_assignment(base, "method.name=magnitude"),
     ):
         assert parse_recipe(content).method_instance() == Magnitude()
     same = merged(base, {"method": {"name": "relaxed"}})
