@@ -11,18 +11,18 @@ import typer
 
 from slt_compress.cli.recipe_flags import literal_keys, option
 
-# The help of other options lists these; the tables' modules import torch.
+# Names for the help, read without importing their modules, which import torch.
 METHOD_NAMES = ", ".join(literal_keys("gates/__init__.py", "METHODS"))
 FORMAT_NAMES = ", ".join(literal_keys("artifacts/formats/__init__.py", "FORMATS"))
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or a reference net.")
+    str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or reference net.")
 ]
 Newest = Annotated[
     Path | None, typer.Argument(metavar="PATH", help="Default: the newest ticket in tickets/.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress on stderr.")]
 Origin = Annotated[
     str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
 ]
@@ -36,7 +36,7 @@ Set = Annotated[
 
 
 def _format(value: str) -> str:
-    """Refuse a name that no format has."""
+    """Refuse an unknown format."""
     from slt_compress.artifacts.formats import EXPORTS
 
     if value not in EXPORTS:
@@ -60,9 +60,9 @@ MaxShardSize = Annotated[
 
 
 def _repository(value: str | None) -> str | None:
-    """Refuse an id that no repository can have, before the work and not after it."""
+    """Refuse an invalid repository id, before the work instead of after it."""
     if value is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
-        raise typer.BadParameter(f"{value!r} is no id of a repository; say ORG/NAME")
+        raise typer.BadParameter(f"{value!r} is not a repository id; expected ORG/NAME")
     return value
 
 
@@ -92,20 +92,20 @@ def numbers(text: str, option: str) -> list[float]:
     """The numbers of a comma-separated option.
 
     Raises:
-        typer.BadParameter: an entry is none.
+        typer.BadParameter: an entry is not a number.
     """
     try:
         return [float(entry) for entry in listed(text, option)]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} has an entry that is no number",
+        raise typer.BadParameter(f"{text!r} has an entry that is not a number",
                                  param_hint=option) from None  # fmt: skip
 
 
 def push_if_asked(folder: Path, repo: str | None) -> None:
-    """Upload what a command wrote, where that was asked for; its address goes to stderr.
+    """Upload the folder that a command wrote if `repo` is given, and print its address on stderr.
 
     Raises:
-        SltError: it could not be pushed.
+        SltError: the upload failed.
     """
     if repo is not None:
         from slt_compress.exporting.pushing import push

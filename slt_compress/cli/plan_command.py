@@ -1,4 +1,4 @@
-"""The command `plan`, which looks before a search leaps."""
+"""The command `plan`."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ def plan(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a search would gate, need and give; weights are loaded only to time it."""
+    """Show what a search would gate, need and produce; weights are loaded only to time it."""
     with _no_collecting():
         resolved = resolve(start_of(recipe), set_, flags)
         from slt_compress import api
 
-        found = api.plan(source, recipe=resolved)
+        made = api.plan(source, recipe=resolved)
         if as_json:
-            print_json(found.to_dict())
+            print_json(made.to_dict())
             return
         from slt_compress.cli.console import print_plan
 
-        print_plan(found)
+        print_plan(made)
 
 
 @contextmanager
 def _no_collecting() -> Iterator[None]:
-    """Nearly all of a plan's time goes into imports, an eighth of that into looking for garbage."""
+    """Turn garbage collection off: it takes an eighth of the imports, which are most of a plan."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
-            # all of it goes to the oldest generation unseen: else the next object that is made
-            # would have everything looked through
+            # move all objects to the oldest generation unscanned: otherwise the next allocation
+            # would scan them
             gc.freeze()
             gc.unfreeze()
             gc.enable()

@@ -53,7 +53,7 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey(
         key="scope", flag="--scope", type=str, commands=_ONE,
-        help="Which layers compete: global (all), type (similar layers) or layer (none).",
+        help="Which layers compete: global (all), type (similar ones) or layer (each on its own).",
     ),
     RecipeKey(
         key="inside", flag="--inside", type=str, commands=_ONE, metavar="TICKET",

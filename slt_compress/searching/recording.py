@@ -1,4 +1,4 @@
-"""Recording: put together everything that a search leaves behind, as a ticket."""
+"""Recording: write the result of a search as a ticket."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from slt_compress.tickets.card import ticket_card
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a ticket goes: `parent/stem`, with a number behind it where that is taken and `free`.
+    """The folder that a ticket is written to: `parent/stem`.
 
-    Two searches may run at once, so a free name is chosen when the ticket is written.
+    With `free`, a number is appended if that folder exists. Two searches may run at once, so the
+    name is chosen when the ticket is written.
     """
 
     parent: Path
@@ -37,15 +38,15 @@ class Target:
     free: bool
 
     def check(self) -> None:
-        """Refuse a place that cannot be written, before the search and not after it.
+        """Refuse a folder that cannot be written, before the search instead of after it.
 
         Raises:
-            TicketError: it is taken, or there is no right to write there.
+            TicketError: the folder exists, or it cannot be written.
         """
         check_target(self.path())
 
     def path(self) -> Path:
-        """The folder as things stand now."""
+        """The folder that would be written now."""
         return free_path(self.parent, self.stem) if self.free else self.parent / self.stem
 
 
@@ -60,7 +61,7 @@ def target_of(
 
 
 def model_name(source: str | Path | nn.Module) -> str:
-    """What folders are called after a source: the last part of a path, a hub id with dashes."""
+    """What a source adds to a folder name: the last part of a path, or a hub id with dashes."""
     if isinstance(source, nn.Module):
         name = type(source).__name__
     else:
@@ -81,7 +82,7 @@ def record(
     """Write the ticket of a search that began at `started` (monotonic seconds).
 
     Raises:
-        TicketError: the target was taken or cannot be written.
+        TicketError: the target exists or cannot be written.
     """
     parts = _parts(checkpoint, prepared, recipe, result)
     while True:
@@ -97,7 +98,7 @@ def record(
 def _parts(
     checkpoint: Checkpoint, prepared: SearchData | None, recipe: Recipe, result: SearchResult
 ) -> dict[str, Any]:
-    """Everything of a ticket that is equal for equal runs."""
+    """The parts of a ticket that are equal for equal runs."""
     module, origin = checkpoint.module, origin_record(checkpoint)
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     stored = {name: state[name].clone() for name in checkpoint.stored}
@@ -149,7 +150,7 @@ def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
 
 
 def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
-    """Kept and gated units of each site."""
+    """Numbers of kept and of gated units of each site."""
     return {
         site.name: (int(kept_units(site.layout, result.masks[site.name]).sum()), site.units)
         for site in result.plan.sites
@@ -157,12 +158,12 @@ def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
 
 
 def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
-    """Kept weights without effect, of patterns that remove whole outputs or heads."""
+    """Kept weights without effect, for patterns that remove whole outputs or heads."""
     pattern = recipe.budget().shape
     if not pattern.silences:
         return {}
-    found, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
-    return {"silenced": found, "neighbours_unknown": unknown}
+    counts, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
+    return {"silenced": counts, "neighbours_unknown": unknown}
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:
@@ -182,7 +183,7 @@ def _notes(prepared: SearchData | None) -> list[str]:
 
 
 def _run_facts(started: float, path: Path) -> dict[str, Any]:
-    """What may differ between equal runs."""
+    """Facts that may differ between equal runs."""
     return {
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

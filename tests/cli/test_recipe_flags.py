@@ -121,7 +121,11 @@ def test_a_plan_repeats_its_flags_in_the_command() -> None:
     [
         (["--steps", "0"], "--steps", "training.steps must be above 0"),
         (["--batch-size", "0", "--seed", "1"], "--batch-size", "training.batch_size"),
-        (["--target-sparsity", "1.0"], "--target-sparsity", "target_sparsity is 1.0"),
+        (
+            ["--target-sparsity", "1.0"],
+            "--target-sparsity",
+            "target_sparsity must be in [0, 1), not 1.0",
+        ),
         (["--method", "magic", "--lr", "0.1"], "--method", "unknown method 'magic'"),
         (["--pattern", "plaid"], "--pattern", "plaid"),
         (["--scope", "cosmic"], "--scope", "cosmic"),

@@ -143,11 +143,19 @@ def test_a_search_inside_keeps_no_weight_of_a_removed_neuron(outer: Ticket, tmp_
     ("changes", "error", "message"),
     [
         ({"target_sparsity": 0.5}, BudgetError, "the sparsity is at least"),
-        ({"scope": "layer", "target_sparsity": 0.9}, BudgetError, "a layer has not the room"),
-        ({"pattern": "2:4", "target_sparsity": 0.5}, BudgetError, "goes with the pattern unstruct"),
+        (
+            {"scope": "layer", "target_sparsity": 0.9},
+            BudgetError,
+            "leaves too few weights in a layer",
+        ),
+        (
+            {"pattern": "2:4", "target_sparsity": 0.5},
+            BudgetError,
+            "needs the pattern 'unstructured'",
+        ),
         ({"densities": {"fc1*": 0.1}}, BudgetError, "takes no densities"),
         ({"targets": {"exclude": ["fc1*"]}}, TicketError, "gates fc1.weight, which this search"),
-        ({"training": {"steps": 2, "seed": 1}}, TicketError, "is of other weights"),
+        ({"training": {"steps": 2, "seed": 1}}, TicketError, "belongs to other weights"),
         ({"inside": "nowhere"}, SltError, "nowhere"),
     ],
 )

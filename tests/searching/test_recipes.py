@@ -143,7 +143,7 @@ def test_methods_go_by_their_names(name: str) -> None:
         ({"densities": {"*.fc1.*": "much"}}, r"densities\.\*\.fc1"),
         ({"normalise": "max"}, r"normalise: .*'none' or 'rms'"),
         ({"training": {"schedule": "step"}}, r"training\.schedule: .*'cubic'"),
-        ({"target_sparsity": 1.0}, r"target_sparsity is 1\.0; it lies in \[0, 1\)"),
+        ({"target_sparsity": 1.0}, r"target_sparsity must be in \[0, 1\), not 1\.0"),
         ({"target_sparsity": -0.1}, r"target_sparsity is -0\.1"),
         ({"target_sparsity": float("nan")}, "target_sparsity is nan"),
         ({"method": {"sigma": -1}}, "relaxed needs sigma > 0"),
@@ -227,8 +227,8 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
     [
         (b"a: [1, 2", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
-        (b"- a\n- b\n", "holds no mapping of keys"),
-        (b"", "holds no mapping of keys"),
+        (b"- a\n- b\n", "must hold a YAML mapping, not list"),
+        (b"", "must hold a YAML mapping, not NoneType"),
         (b"a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
     ],
 )
