@@ -81,7 +81,8 @@ def literal_keys(file: str, table: str) -> tuple[str, ...]:
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == table:
             literal = next(part for part in ast.walk(node) if isinstance(part, ast.Dict))
-            return tuple(ast.literal_eval(key) for key in literal.keys if key is not None)
+            keys = (key.value for key in literal.keys if isinstance(key, ast.Constant))
+            return tuple(key for key in keys if isinstance(key, str))
     return ()
 
 
