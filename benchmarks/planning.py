@@ -3,8 +3,8 @@
     python benchmarks/planning.py
 
 Every figure is the median over fresh, interleaved processes: wall and processor seconds of the
-plan, of `import torch, transformers`, and of these imports with the class of the model. Compiled modules
-are kept between processes, as in an installed package.
+plan, of `import torch, transformers`, and of these imports with the class of the model. Compiled
+modules are kept between processes, as in an installed package.
 """
 
 from __future__ import annotations
