@@ -65,24 +65,7 @@ def export(path, checkpoint, masks, format="sparse-csr", **changes):
 
 def own(module):
     """A checkpoint of a user's own module."""
-    return Checkpoint(
-        source="Tiny",
-        kind="module",
-        revision=None,
-        family="module",
-        task="features",
-        module=module.eval(),
-        config={},
-        folder=None,
-        classes=None,
-        num_classes=None,
-        trained_head=True,
-        init=None,
-        weights=None,
-        license=None,
-        file_keys={},
-        stored=(),
-    )
+    return Checkpoint.of_module(module.eval())
 
 
 class Tiny(nn.Module):

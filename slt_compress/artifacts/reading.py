@@ -226,7 +226,6 @@ def _checkpoint(folder: Path, manifest: Manifest, module: nn.Module) -> Checkpoi
     return Checkpoint(
         source=str(folder),
         kind="module" if family == "module" else "folder",
-        revision=None,
         family=family,
         task=task,
         module=module,
@@ -234,12 +233,7 @@ def _checkpoint(folder: Path, manifest: Manifest, module: nn.Module) -> Checkpoi
         folder=folder,
         classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
         num_classes=count if type(count) is int else None,
-        trained_head=task != "features",
-        init=None,
-        weights=None,
         license=license_id if isinstance(license_id, str) else None,
-        file_keys={},
-        stored=(),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.parameters import walk
+from slt_compress.anatomy.parameters import is_conv1d, walk_parameters
 from slt_compress.anatomy.roles import is_table
 from slt_compress.checkpoints.initial import initial_tensor, parse_scheme
 from slt_compress.errors import SourceError
@@ -90,7 +90,7 @@ class _Rule:
 def _tables(module: nn.Module) -> set[int]:
     """The ids of the parameters that are tables; none where one of them is a matrix as well."""
     seen: dict[int, set[bool]] = {}
-    for entry in walk(module):
+    for entry in walk_parameters(module):
         seen.setdefault(id(entry.tensor), set()).add(is_table(entry))
     tables = {key for key, found in seen.items() if True in found}
     return set() if any(seen[key] == {True, False} for key in tables) else tables
@@ -152,6 +152,6 @@ def fan_in(owner: nn.Module, weight: Tensor) -> int:
         return math.prod(shape[1:])
     if getattr(owner, "is_transposed", False) is True and len(shape) == 3:
         return int(shape[1])
-    if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
+    if is_conv1d(owner):
         return int(shape[0])
     return int(shape[-1])

@@ -183,18 +183,13 @@ class _Draft:
         keys: Mapping[str, tuple[str, ...]] | None = None,
         stored: tuple[str, ...] = (),
     ) -> Checkpoint:
-        return Checkpoint(
+        return Checkpoint.built(
+            architecture,
+            module,
             source=self.source,
             kind="random" if self.init else "file" if self.file else self.found.kind,
             revision=self.found.revision,
-            family=architecture.family,
-            task=architecture.task,
-            module=module,
-            config=architecture.config,
             folder=self.found.folder,
-            classes=architecture.classes,
-            num_classes=architecture.num_classes,
-            trained_head=self.init is None and architecture.task != "features",
             init=self.init,
             weights=str(self.file) if self.file else None,
             license=families.license_of(self.found.folder, architecture.config),

@@ -97,7 +97,7 @@ def recorded_checkpoint(
 ) -> Checkpoint:
     """The checkpoint of a record, with the module that was made by it."""
     family, task, kind, config = checked_record(record)
-    init, classes = checked_init(record.get("init")), record.get("classes")
+    classes = record.get("classes")
     return Checkpoint(
         source=str(record.get("source")),
         kind=kind,
@@ -109,8 +109,7 @@ def recorded_checkpoint(
         folder=folder or _companion_folder(record),
         classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
         num_classes=record.get("num_classes"),
-        trained_head=init is None and task != "features",
-        init=init,
+        init=checked_init(record.get("init")),
         weights=record.get("weights"),
         license=record.get("license"),
         file_keys=file_keys,

@@ -42,7 +42,7 @@ class RecordedOrigin:
             SltError: the folder lacks a stored tensor.
         """
         if self.record.get("kind") == "module":
-            return module_checkpoint(_own_module(self.path, model))
+            return Checkpoint.of_module(_own_module(self.path, model))
         checkpoint = reopen(self.record, override=origin)
         if self.stored is None:
             return checkpoint
@@ -83,15 +83,6 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     if not isinstance(path, str) or not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", path):
         raise SltError(f"there is no {path}")
     return fetch_all(path, revision)
-
-
-def module_checkpoint(module: nn.Module) -> Checkpoint:
-    """A module of the user's own, as a checkpoint."""
-    return Checkpoint(
-        source=type(module).__name__, kind="module", revision=None, family="module",
-        task="features", module=module, config={}, folder=None, classes=None, num_classes=None,
-        trained_head=False, init=None, weights=None, license=None, file_keys={}, stored=(),
-    )  # fmt: skip
 
 
 def _own_module(path: Path, model: nn.Module | None) -> nn.Module:

@@ -14,7 +14,6 @@ from slt_compress.anatomy.states import set_buffers, shapes_of, site_weights
 from slt_compress.artifacts import Proof, dtype_of
 from slt_compress.artifacts.shrinking import prove
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.pattern_checks import counts_units, pattern_held
 from slt_compress.masks import Masks, count_kept, masked_weight
@@ -92,7 +91,7 @@ def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint)
     flips = {name: int(flip.count_nonzero()) for name, flip in proof.masks.flips.items()}
     total = f"{sum(flips.values()):,} kept weights have their sign flipped"
     yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
-    run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    run = opened.checkpoint.forward
     probe = {name: value for name, value in stored_probe(opened.path).items() if name != "logits"}
     forward = (lambda module: run(module, probe)) if probe else None
     for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):

@@ -22,7 +22,7 @@ from slt_compress.artifacts.onnx_file import (
     read_weights,
     require_onnx,
 )
-from slt_compress.checkpoints.recorded import module_checkpoint
+from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Check, Verification, against_origin
 from slt_compress.runtime.opening import Opened, origin_of
@@ -89,7 +89,7 @@ def _opened(folder: Path, manifest: Manifest) -> Opened:
         if name in weights:
             weights[alias] = weights[name]
     return Opened(
-        path=folder, checkpoint=module_checkpoint(_shell(weights)), masks=None,
+        path=folder, checkpoint=Checkpoint.of_module(_shell(weights)), masks=None,
         provenance=manifest.values.get("provenance"), entries=entries, ticket=None,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slt_compress.errors import BudgetError, TargetError
 from slt_compress.masks import Masks
-from slt_compress.sites.fitting import fit_again
+from slt_compress.sites.fitting import lay_out_again
 from slt_compress.sites.layouts import Layout, kept_units
 from slt_compress.sites.patterns import Pattern, parse_pattern
 from slt_compress.storage.bits import bits
@@ -38,7 +38,7 @@ def pattern_held(
         pattern = parse_pattern(str(known.budget.get("pattern", "unstructured")))
         if pattern.kind == "unstructured":
             return True, "unstructured: any mask fits"
-        layouts = fit_again(masks, pattern, module).layouts
+        layouts = lay_out_again(masks, pattern, module).layouts
     except (BudgetError, TargetError) as error:
         return False, str(error)
     lost = [name for name in masks if name not in layouts]

@@ -17,7 +17,6 @@ from slt_compress.artifacts import (
     open_manifest,
 )
 from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.checks import Check, Verification, _failed, against_origin
 from slt_compress.evidence.onnx_checks import verify_onnx
@@ -82,7 +81,7 @@ def _logits(opened: Opened, known: Provenance) -> Check:
     if not probe:
         return Check(name="logits", ok=True, detail="not tested: no probe was stored")
     wanted = probe.pop("logits", torch.empty(0))
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     try:
         with torch.inference_mode():
             found = forward(opened.module, probe)

@@ -18,7 +18,6 @@ from slt_compress.artifacts import (
     write_artifact,
 )
 from slt_compress.artifacts.formats import VALUES_DTYPES
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
@@ -139,7 +138,7 @@ def round_values_(opened: Opened, dtype: torch.dtype) -> None:
 def _answered(opened: Opened, probe: dict[str, Tensor]) -> dict[str, Tensor]:
     """The probe with the logits of the model as it is now."""
     inputs = {name: value for name, value in probe.items() if name != "logits"}
-    forward: Any = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward: Any = opened.checkpoint.forward
     with torch.inference_mode():
         return {**inputs, "logits": forward(opened.module, inputs).clone()}
 

@@ -25,7 +25,6 @@ from slt_compress.artifacts.onnx_file import (
     write_onnx,
 )
 from slt_compress.artifacts.shrinking import tolerance_of
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import Masks
 from slt_compress.runtime.opening import Opened
@@ -59,7 +58,7 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
     Raises:
         ArtifactError: there is no way to write it; the message has the reason of the first try.
     """
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     examples = {k: torch.cat((v, v)) if len(v) == 1 else v for k, v in inputs.items()}
     failed: list[ArtifactError] = []
     for axes in _choices(inputs):
@@ -106,7 +105,7 @@ def _compared(
     Raises:
         ArtifactError: onnxruntime does not give what torch gives.
     """
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     share, largest, first, runs = tolerance_of(opened.module), 0.0, torch.empty(0), 0
     for batch in _batches(inputs, axes):
         try:

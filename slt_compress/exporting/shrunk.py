@@ -18,7 +18,6 @@ from slt_compress.artifacts import (
     write_shrunk,
 )
 from slt_compress.artifacts.shrinking import Shrinking, shrink
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
@@ -56,7 +55,7 @@ def export_shrunk(
     if found is None or opened.masks is None:
         raise TicketError(f"{folder} is not a ticket")
     probe = _probe(opened, read_probe(folder), inputs)
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     asked = {name: value for name, value in probe.items() if name != "logits"}
     shrinking = shrink(opened.module, partial(_call, forward, asked), opened.masks)
     lines, sizes = _lines(opened.module, shrinking), _sizes(opened.module, shrinking)
@@ -96,7 +95,7 @@ def _probe(
             "inputs=(tensor, ...)"
         )
     named = {str(index): value for index, value in enumerate(inputs)}
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     with torch.inference_mode():
         return {**named, "logits": forward(opened.module, named).clone()}
 

@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import local_folder
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import SltError
 from slt_compress.runtime.kernel_choice import in_turns
 from slt_compress.runtime.opening import Opened, open_path, origin_of
@@ -130,7 +129,7 @@ def _sides(opened: Opened, origin: str | Path | None) -> tuple[list[Side], tuple
 
 
 def _side(runtime: str, checkpoint: Checkpoint, fitting: Fitting) -> Side:
-    forward = forward_of(checkpoint.family, checkpoint.task)
+    forward = checkpoint.forward
     return Side(runtime=runtime, module=checkpoint.module.eval(), fitting=fitting, forward=forward)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.runtime.sparse_layers import Choice, Kernel, is_conv1d, tokens_of
+from slt_compress.anatomy.parameters import is_conv1d
+from slt_compress.runtime.sparse_layers import Choice, Kernel, tokens_of
 
 # A kernel is taken where it needs less than this share of the time of the dense computation: what
 # is measured is noisy, and a model must not become slower.

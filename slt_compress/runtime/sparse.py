@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.anatomy.states import site_parameters
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import SltError
 from slt_compress.runtime.kernel_choice import Candidate, choose, in_turns, ratios_of
 from slt_compress.runtime.opening import Opened
@@ -168,7 +167,7 @@ def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> Fitting:
 
 def _runs(opened: Opened) -> Runs:
     """The model on example inputs, by batch size; none where none can be made."""
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     found: dict[int, Callable[[], Any]] = {}
     try:
         for batch in BATCHES:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slt_compress.anatomy.parameters import is_conv1d
 from slt_compress.runtime.kernels import (
     Convolution,
     CsrLinear,
@@ -141,12 +142,6 @@ class SparseForward:
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
     found = {name: layer._parameters.get(name) for name in ("weight", "bias")}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
-    # told by name: the import costs seconds
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
 
 
 def _columns(layer: nn.Module) -> int:

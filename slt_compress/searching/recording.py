@@ -18,7 +18,7 @@ from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
-from slt_compress.sites.dead_weights import silenced
+from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import kept_units
 from slt_compress.storage.files import sha256_tensors
 from slt_compress.tickets import Ticket, check_target, free_path, write_ticket
@@ -161,7 +161,7 @@ def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[s
     pattern = recipe.budget().shape
     if not pattern.silences:
         return {}
-    found, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
+    found, unknown = dead_weights(module, result.plan, result.masks, heads=pattern.kind == "head")
     return {"silenced": found, "neighbours_unknown": unknown}
 
 

@@ -23,8 +23,7 @@ from slt_compress.artifacts import (
     write_shrunk,
 )
 from slt_compress.artifacts.shrinking import shrink
-from slt_compress.checkpoints import open_checkpoint
-from slt_compress.checkpoints.recorded import module_checkpoint
+from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.cli import app
 from slt_compress.errors import ArtifactError, SltError
@@ -221,7 +220,7 @@ def test_flips_are_part_of_the_proof(tmp_path):
     made = shrink(module, lambda m: m(x), masks)
     proof = Proof(shrunk=made.shrunk, masks=masks, buffers={})
     write_shrunk(
-        tmp_path / "s", checkpoint=module_checkpoint(module), module=made.module, proof=proof,
+        tmp_path / "s", checkpoint=Checkpoint.of_module(module), module=made.module, proof=proof,
         dense_nbytes=1, report={}, card="", ticket_hash="0" * 64, provenance={}, probe={},
     )  # fmt: skip
     found = read_proof(read_artifact(tmp_path / "s", model=Own()))

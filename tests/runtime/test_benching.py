@@ -124,7 +124,7 @@ def test_inputs_are_made_up_where_there_is_no_probe(kind, checkpoints, tmp_path)
 
 
 def test_what_cannot_be_made_up_is_refused(tmp_path):
-    checkpoint = slt_compress.checkpoints.recorded.module_checkpoint(torch.nn.Linear(2, 2))
+    checkpoint = slt_compress.checkpoints.Checkpoint.of_module(torch.nn.Linear(2, 2))
     (tmp_path / "weights.slt.safetensors").touch()
     with pytest.raises(DataError, match="no probe was stored"):
         example_inputs(tmp_path, checkpoint, 1)

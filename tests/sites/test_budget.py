@@ -278,7 +278,7 @@ def test_densities_by_name_are_met_and_the_rest_makes_up_the_total(
     left = density * 797 - sum(share * scores[name].numel() for name, share in own.items())
     room = 797 - sum(scores[name].numel() for name in own)
     if not 0 < left <= room:
-        with pytest.raises(BudgetError, match="others: the target has to be a value from"):
+        with pytest.raises(BudgetError, match="others: the target must be a value from"):
             binarize(scores, budget)
         return
     masks = binarize(scores, budget)

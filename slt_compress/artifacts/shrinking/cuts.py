@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.parameters import is_conv1d
 from slt_compress.errors import ArtifactError
 
 # What modules keep of their number of heads and of the width of all heads together.
@@ -168,7 +169,7 @@ def _note_sizes(owner: nn.Module) -> None:
     elif isinstance(owner, nn.modules.batchnorm._NormBase):
         sizes = [tensor for tensor in (owner.running_mean, owner.weight) if tensor is not None]
         known.num_features = len(sizes[0])
-    elif type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
+    elif is_conv1d(owner):
         known.nx, known.nf = known.weight.shape
 
 
