@@ -48,7 +48,7 @@ def head_count(module: nn.Module, attention: str, inputs: int) -> int | str:
     if width is not None and (heads is None or heads * width != inputs):
         heads = inputs // width if inputs % width == 0 else None
     if heads is None:
-        return f"the number of heads of {attention or 'the module'} is unknown"
+        return f"the number of heads of {attention or 'the module'} is not known"
     if inputs % heads:
         return f"its {inputs} inputs are not a multiple of {heads} heads"
     return heads

@@ -1,4 +1,4 @@
-"""Checkpoints of which one tensor at a time is read or made: larger ones than memory holds."""
+"""Checkpoints read or made one tensor at a time, for models larger than memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Stream:
 
     Attributes:
         checkpoint: its module is on the meta device.
-        tensors: by state-dict name, as `reopen` would have them; looked up anew every time.
-        renamed: whether a file calls any of them what the model does not.
+        tensors: by state-dict name, as `reopen` would give them; read anew at every access.
+        renamed: whether any of them has a different name in its file.
     """
 
     checkpoint: Checkpoint
@@ -41,24 +41,24 @@ class Stream:
 def stream_origin(
     record: Mapping[str, Any], stored: Mapping[str, Tensor], *, override: str | Path | None = None
 ) -> Stream | None:
-    """The origin that `origin_record` recorded, tensor by tensor; None where it takes all of them.
+    """The origin that `origin_record` recorded, tensor by tensor; None if all are needed at once.
 
-    It takes all where the library does more than to copy tensors from the files: where it fuses or
-    splits them, chooses a dtype for them or makes up one that is missing.
+    All are needed if the library does more than copy tensors from the files: if it fuses or splits
+    them, chooses their dtype or makes up a missing one.
 
     Args:
         record: as for `reopen`.
-        stored: what the seed of a random init does not give.
+        stored: the tensors of a random init that its seed does not determine.
         override: as for `reopen`.
 
     Raises:
-        SourceError: as for `reopen`, as far as no weight is read.
+        SourceError: as for `reopen`, except for errors in weights, which are not read.
     """
     family, task, kind, config = checked_record(record)
     try:
         module = families.sketch_module(family, task, config)
     except (SourceError, RuntimeError, NotImplementedError):
-        return None  # some architectures compute with values while they are built
+        return None  # some architectures need values while they are built
     own = module.state_dict(keep_vars=True)
     if not all(isinstance(tensor, Tensor) for tensor in own.values()):
         return None

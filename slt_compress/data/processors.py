@@ -13,7 +13,7 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether a folder says how its model's pictures or sounds are prepared."""
+    """Whether a folder says how its model's images or sounds are prepared."""
     return any((folder / name).is_file() for name in _PROCESSORS)
 
 

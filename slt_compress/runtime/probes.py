@@ -10,7 +10,7 @@ from torch import Tensor
 from slt_compress.artifacts import PROBE, is_artifact
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.data import modalities_of
-from slt_compress.data.images import pipeline_of
+from slt_compress.data.image_pipelines import pipeline_of
 from slt_compress.data.tokens import DEFAULT_LENGTH, context_of, vocabulary_of
 from slt_compress.errors import ArtifactError, DataError
 from slt_compress.storage.files import read_safetensors

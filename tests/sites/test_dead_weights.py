@@ -86,7 +86,7 @@ def test_an_attention_whose_heads_are_not_known_is_skipped_with_the_reason() -> 
     assert plan.skipped["a.out_proj.weight"] == "head: the number of heads of a is not known"
     assert [site.name for site in plan.sites] == ["b.out_proj.weight"]
     module["a"].num_heads = 3
-    assert "no multiple of 3 heads" in planned(module, "head").skipped["a.out_proj.weight"]
+    assert "not a multiple of 3 heads" in planned(module, "head").skipped["a.out_proj.weight"]
 
 
 def masked(plan: SitePlan, removed: dict[str, list[int]]) -> Masks:
