@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from slt_compress.checkpoints import Checkpoint
 
-# Of each channel, where a processor does not say.
+# Mean and deviation of each channel if a processor gives none.
 _PLAIN = (0.5, 0.5, 0.5)
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
-"""Images in, one tensor [N, C, H, W] out."""
+"""Images to one tensor [N, C, H, W]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,9 @@ class Pipeline:
 
     Attributes:
         prepare: images to the tensor that is kept in memory (uint8 or float).
-        finish: kept tensor to the input, vectorised over the batch.
-        size, mean, std: of the inputs: (C, H, W), and what `finish` subtracts and divides by.
-        note: what was assumed, for the report; "" if nothing.
+        finish: the kept tensor to the input, vectorised over the batch.
+        size, mean, std: (C, H, W) of the inputs, and the normalisation of `finish`.
+        note: assumptions, for the report; "" if there are none.
     """
 
     prepare: Prepare
@@ -46,7 +46,7 @@ class Pipeline:
 
 
 def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
-    """The preprocessing that the checkpoint was trained with, or the family's default.
+    """The preprocessing with which the checkpoint was trained, or the family's default.
 
     Raises:
         DataError: the checkpoint's preprocessing files cannot be used.
@@ -60,7 +60,7 @@ def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
 
 
 def _reference(size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> Pipeline:
-    """Grey by ITU-R 601 luma and bilinear resizing (both Pillow's), then / 255, mean and std."""
+    """Grey by ITU-R 601 luma, bilinear resizing (both Pillow's), / 255, then mean and std."""
     channels, height, width = size
     centre = torch.tensor(mean).view(-1, 1, 1)
     scale = torch.tensor(std).view(-1, 1, 1)
@@ -83,7 +83,7 @@ def _pixels(image: Image.Image, channels: int, height: int, width: int) -> Tenso
 
 
 def _timm(checkpoint: Checkpoint) -> Pipeline:
-    """timm's own evaluation transform for the model's pretrained configuration."""
+    """timm's evaluation transform for the pretrained configuration of the model."""
     from timm.data import create_transform, resolve_data_config
 
     said = {**_mapping(checkpoint.config.get("pretrained_cfg"))}
@@ -113,13 +113,13 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _patch_size(module: torch.nn.Module) -> tuple[int, int] | None:
-    """The input size that a timm transformer was built for, which its config need not say."""
+    """The input size of a timm transformer, which its config need not give."""
     side = getattr(getattr(module, "patch_embed", None), "img_size", None)
     return (int(side[0]), int(side[1])) if isinstance(side, (tuple, list)) else None
 
 
 def _transformers(checkpoint: Checkpoint) -> Pipeline:
-    """The checkpoint's image processor, else plain resizing with mean and std 0.5."""
+    """The checkpoint's image processor, or plain resizing with mean and std 0.5."""
     folder, config = checkpoint.folder, checkpoint.config
     side = config.get("image_size")
     height, width = (side, side) if isinstance(side, int) else tuple(side or (224, 224))[:2]
@@ -135,9 +135,9 @@ def _transformers(checkpoint: Checkpoint) -> Pipeline:
 
 
 def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
-    """The image processor in `folder`, told the size that a random init was `built` for.
+    """The image processor in `folder`, with the size that a random init was `built` for.
 
-    That size can be another than the folder's (`--set model.image_size=32`).
+    That size can differ from the folder's (`--set model.image_size=32`).
     """
     with opening("image processor", folder):
         from transformers import AutoImageProcessor

@@ -1,4 +1,4 @@
-"""Images with a text each, made into model inputs by the checkpoint's own processor."""
+"""Images with a text each as model inputs, prepared by the checkpoint's own processor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from slt_compress.data.raw import RawData, Split
 
 Texts = Sequence[list[str]]
-"""The texts of a batch, a list for each column."""
+"""The texts of a batch: one list per column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class Processor:
     Attributes:
         call: transformers' object.
         tokenizer: its tokenizer, which pads on the right.
-        accepted: argument names of the model.
-        vocabulary: token ids that the model knows, None where unknown.
-        length: the most tokens of a text, those that stand for an image aside.
-        source: whose it is.
+        accepted: names of the model's arguments.
+        vocabulary: how many token ids the model knows, None if unknown.
+        length: most tokens in a text, not counting those that stand for an image.
+        source: the checkpoint that it belongs to.
     """
 
     call: Any = field(repr=False)
@@ -51,20 +51,20 @@ class Processor:
     source: str
 
     def encode(self, images: list[Image.Image], texts: list[str], **how: Any) -> Batch:
-        """What the model takes of the processor's output.
+        """The parts of the processor's output that the model takes.
 
         Raises:
-            DataError: the processor refuses the images or the texts.
+            DataError: the processor rejects the images or the texts.
         """
         try:
             with quiet():
-                found = self.call(images=images, text=texts, return_tensors="pt", **how)
+                inputs = self.call(images=images, text=texts, return_tensors="pt", **how)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(
                 f"the processor of {self.source} cannot read these images and texts: {error}"
             ) from error
-        check_ids(found["input_ids"], self.vocabulary)
-        return {name: found[name] for name in found if name in self.accepted}
+        check_ids(inputs["input_ids"], self.vocabulary)
+        return {name: inputs[name] for name in inputs if name in self.accepted}
 
 
 Encode = Callable[[Processor, "list[Image.Image]", Texts], "Batch"]
@@ -72,9 +72,9 @@ Encode = Callable[[Processor, "list[Image.Image]", Texts], "Batch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTextExamples:
-    """An image and its texts a row; `encode` makes the inputs, and labels where `labels` is None.
+    """An image and its texts per row; `encode` makes the inputs, and labels if `labels` is None.
 
-    Images are prepared anew for every batch, as processors give them other shapes in each.
+    Images are prepared anew for every batch, because their shapes depend on the batch.
     """
 
     split: Split
@@ -88,7 +88,7 @@ class ImageTextExamples:
         return len(self.split)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Pixels and token ids as the processor gives them, with labels where there are any."""
+        """Pixels and token ids as the processor gives them, with labels if there are any."""
         stored = self.split.rows.column(str(self.columns.image), positions.numpy())
         images = [open_image(value, self.spec).convert("RGB") for value in stored]
         texts = [read_texts(self.split, name, positions) for name in self.columns.texts]
@@ -98,11 +98,11 @@ class ImageTextExamples:
         return batch
 
 
-def matching(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
-    """Images and texts that are to find each other.
+def matching_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images and texts that are to be matched.
 
-    Labels are int64 [2 N]: of each image the first text that is its own, of each text its
-    image. Texts have the one length that such models were trained with.
+    Labels are int64 [2 N]: for each image its (first) text, then for each text its image. Texts
+    are padded to the one length with which such models were trained.
     """
     own = texts[0]
     batch = processor.encode(
@@ -112,17 +112,17 @@ def matching(processor: Processor, images: list[Image.Image], texts: Texts) -> B
     return {**batch, "labels": torch.tensor(places)}
 
 
-def asking(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
-    """Images with a question each, whose answer is a class."""
+def question_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images with a question each; the answer is a class."""
     return processor.encode(
         images, texts[0], padding=True, truncation=True, max_length=processor.length
     )
 
 
-def telling(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
-    """Images with a text that is to be told, after a question where there are two columns.
+def generation_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images with a text to be generated, after a question if there are two columns.
 
-    Labels are the token ids of that text and the end token, -100 at all others.
+    Labels are the token ids of that text and of the end token, and -100 elsewhere.
     """
     tokenizer = processor.tokenizer
     asked = [""] * len(images) if len(texts) < 2 else _shortened(processor, texts[0])[0]
@@ -145,13 +145,13 @@ def telling(processor: Processor, images: list[Image.Image], texts: Texts) -> Ba
 
 
 def _closing(tokenizer: Any) -> int:
-    """How many special tokens a tokenizer puts at the end of a text."""
+    """How many special tokens a tokenizer appends to a text."""
     special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return next((count for count, flag in enumerate(reversed(special)) if not flag), 0)
 
 
 def _shortened(processor: Processor, texts: list[str]) -> tuple[list[str], list[int]]:
-    """Texts of at most `length` tokens, and how many each has."""
+    """Texts cut to at most `length` tokens, and the number of tokens of each."""
     tokenizer, length = processor.tokenizer, processor.length
     with quiet():
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -163,7 +163,7 @@ def _shortened(processor: Processor, texts: list[str]) -> tuple[list[str], list[
 
 
 def _prompt(processor: Processor, question: str) -> str:
-    """What comes before the text, with the image's place in it."""
+    """The prompt before the text, with the place of the image in it."""
     call = processor.call
     if getattr(call, "chat_template", None):
         said = [{"type": "image"}, *([{"type": "text", "text": question}] if question else [])]
@@ -176,19 +176,19 @@ def _prompt(processor: Processor, question: str) -> str:
     if not isinstance(mark, str):
         raise DataError(
             f"the processor of {processor.source} has neither a chat template nor an image token, "
-            "so nothing says where an image stands in a text; load the model in Python and search "
+            "so the place of an image in a text is unknown; load the model in Python and search "
             "it with batches and a loss of your own: slt_compress.search(module, batches, "
             "loss_fn=loss_fn)"
         )
     return f"{mark}\n{question}\n" if question else f"{mark}\n"
 
 
-# How each task reads an image and its texts; a language model that can be shown images tells.
+# How each task reads an image and its texts; language models that take images generate.
 _ENCODES: Mapping[Task, Encode] = {
-    "zero-shot-image-classification": matching,
-    "visual-question-answering": asking,
-    "image-text-to-text": telling,
-    "causal-lm": telling,
+    "zero-shot-image-classification": matching_inputs,
+    "visual-question-answering": question_inputs,
+    "image-text-to-text": generation_inputs,
+    "causal-lm": generation_inputs,
 }
 
 
@@ -196,7 +196,7 @@ def open_processor(checkpoint: Checkpoint, asked: int | None) -> Processor:
     """The processor in the checkpoint's folder; `asked` is the user's `data.max_length`.
 
     Raises:
-        DataError: none there, one that cannot be used, or that lacks a tokenizer.
+        DataError: it is missing, cannot be used, or has no tokenizer.
     """
     folder = checkpoint.folder
     if folder is None or not has_processor(folder):
@@ -224,10 +224,10 @@ def images_with_texts(raw: RawData, checkpoint: Checkpoint, limit: int | None) -
     """Examples of images with texts.
 
     Raises:
-        DataError: the checkpoint has no such processor, or images are to be changed at random.
+        DataError: the checkpoint has no such processor, or augmentation is asked for.
     """
     if raw.options.augment.changes:
-        raise DataError("data.augment is for images alone, and this model reads text with them")
+        raise DataError("data.augment works for images alone, and this model reads text with them")
     task = checkpoint.task
     asks = task == "visual-question-answering"
     match = match_of(raw, checkpoint) if asks else LabelMatch(matches=True)
@@ -244,7 +244,7 @@ def images_with_texts(raw: RawData, checkpoint: Checkpoint, limit: int | None) -
         for split in cut(raw, limit)
     )
     read = " and ".join(raw.columns.texts)
-    notes = [f"{raw.spec}: images are read with column {read}."]
+    notes = [f"{raw.spec}: images are read together with column {read}."]
     if task == "zero-shot-image-classification":
-        notes.append("accuracy is how often an image and its text find each other in a batch.")
+        notes.append("accuracy is how often an image and its text are matched within a batch.")
     return Ready(train=train, held_out=held_out, test=test, match=match, notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""Turn stored images into model inputs, each family in its own way."""
+"""Images as model inputs: decoded, prepared by the model's pipeline, and kept while they fit."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from slt_compress.data.raw import RawData, Split
 
 CACHE_BYTES = 2 * 2**30
-"""Preprocessed images of one split are kept in memory up to this size."""
+"""The preprocessed images of one split are kept in memory up to this size."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Store:
-    """Prepared images, made when first asked for and kept while they fit `CACHE_BYTES`."""
+    """Prepared images, made on demand and kept if all of them fit in `CACHE_BYTES`."""
 
     kept: Tensor | None = None
     done: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
     def get(self, positions: Tensor, count: int, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """The prepared images at `positions` of `count` ones; `make` prepares missing ones."""
+        """The prepared images at `positions` of `count`; `make` prepares missing ones."""
         if self.kept is None and not len(self.done):
             self.done = torch.zeros(count, dtype=torch.bool)
         missing = positions[~self.done[positions]]
@@ -66,7 +66,7 @@ class ImageExamples:
         return len(self.split)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Inputs float [N, C, H, W]; labels as they were given, where there are any."""
+        """Inputs float [N, C, H, W]; labels unchanged, if there are any."""
         batch = {"pixel_values": self._pixels(positions, chance)}
         if self.labels is not None:
             batch["labels"] = self.labels[positions]
@@ -94,7 +94,7 @@ def open_image(stored: object, spec: str) -> Image.Image:
     """Decode a stored image ({"bytes", "path"} or bytes) to mode L or RGB.
 
     Raises:
-        DataError: missing, damaged, or larger than Pillow trusts.
+        DataError: a missing or damaged image, or one larger than Pillow accepts.
     """
     value: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored, "path": None}
     source = value.get("bytes")
@@ -120,7 +120,7 @@ def images(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     pipeline = pipeline_of(checkpoint)
     match = match_of(raw, checkpoint)
     augment = raw.options.augment
-    if augment.timm:  # a wrong option is seen before anything is searched
+    if augment.timm:  # a wrong option is refused before the search
         timm_transform(augment.timm, pipeline.size, pipeline.mean, pipeline.std)
     train, held_out, test = (
         ImageExamples(

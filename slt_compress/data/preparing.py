@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def prepare(
     raw: RawData, checkpoint: Checkpoint, *, batch_size: int, seed: int, limit: int | None = None
 ) -> SearchData:
-    """Preprocess as the checkpoint says and cut into seeded batches.
+    """Preprocess a data set as the checkpoint requires, and cut it into seeded batches.
 
     Args:
         raw: the data set.
         checkpoint: the model, whose folder holds its tokenizer or image processor.
         batch_size: examples in a batch.
         seed: of the order of the training batches; the splits do not depend on it.
-        limit: the most test examples, chosen by a fixed seed (the first blocks for text).
+        limit: at most this many test examples, drawn with a fixed seed (the first blocks of text).
 
     Raises:
         DataError: the data does not suit the task, or a tokenizer or processor is missing.

@@ -1,4 +1,4 @@
-"""Text made ready for a model: sentences, pairs, or blocks of running text, as its task needs."""
+"""Text as model inputs: sentences, pairs or blocks of running text, as the task requires."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready
     if checkpoint.task == "text-classification" and not _knows_padding(checkpoint):
         raise DataError(
             f"{checkpoint.source} has no pad token, so it cannot classify sentences of different "
-            f"lengths in one batch; give it one with --set model.pad_token_id="
+            f"lengths in one batch; set one with --set model.pad_token_id="
             f"{tokenizer.pad_token_id}"
         )
     match = match_of(raw, checkpoint)
@@ -75,13 +75,15 @@ def _pairs(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     train, held_out, test = (
         PairExamples(text=encoder(split=split), columns=columns) for split in cut(raw, limit)
     )
-    notes = () if len(columns) == 2 else (f"{raw.spec}: the model is to copy column {columns[0]}.",)
+    notes = (
+        () if len(columns) == 2 else (f"{raw.spec}: the target is a copy of column {columns[0]}.",)
+    )
     match = LabelMatch(matches=True)
     return Ready(train=train, held_out=held_out, test=test, match=match, notes=notes)
 
 
 def _encoder(raw: RawData, checkpoint: Checkpoint, tokenizer: Any) -> Callable[..., Encoder]:
-    """An `Encoder` that only wants its split."""
+    """An `Encoder` that only lacks its split."""
     return partial(
         Encoder,
         tokenizer=tokenizer,
@@ -92,7 +94,7 @@ def _encoder(raw: RawData, checkpoint: Checkpoint, tokenizer: Any) -> Callable[.
 
 
 def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
-    """Blocks of running text; the held-out ones are the last of the training text."""
+    """Blocks of running text; the last blocks of the training text are held out."""
     options, tokenizer = raw.options, open_tokenizer(checkpoint)
     length = length_of(checkpoint, tokenizer, options.max_length)
     masked = checkpoint.task == "masked-lm"
@@ -109,7 +111,7 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     if len(ids) < 2 or not len(test[0]):
         raise DataError(
             f"{raw.spec} gives {len(ids)} blocks of {length} tokens to search on and "
-            f"{len(test[0])} to measure on; give more text or a smaller data.max_length"
+            f"{len(test[0])} to measure on; use more text or a smaller data.max_length"
         )
     check_ids(ids, vocabulary)
     check_ids(test[0], vocabulary)
@@ -117,7 +119,7 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
     accepted = accepted_of(checkpoint)
     made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
-    note = f"{raw.spec}: text is read in blocks of {length} tokens, each on its own."
+    note = f"{raw.spec}: text is read in independent blocks of {length} tokens."
     match = LabelMatch(matches=True)
     return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
 

@@ -1,4 +1,4 @@
-"""Turn texts into batches: sentences with a label, pairs to translate, and blocks to model."""
+"""Batches of text: sentences with a label, words with tags, pairs, and blocks."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Encoder:
 
     Attributes:
         split: the rows.
-        tokenizer: the checkpoint's.
-        length: the most tokens of an example; longer ones are cut.
-        accepted: argument names of the model.
-        vocabulary: token ids that the model knows, None where unknown.
+        tokenizer: the checkpoint's tokenizer.
+        length: longer examples are cut to this many tokens.
+        accepted: names of the model's arguments.
+        vocabulary: how many token ids the model knows, None if unknown.
     """
 
     split: Split
@@ -71,14 +71,14 @@ class Encoder:
         )
 
     def inputs(self, encoded: Mapping[str, Tensor]) -> Batch:
-        """What the model takes of the tokenizer's output."""
+        """The parts of the tokenizer's output that the model takes."""
         check_ids(encoded["input_ids"], self.vocabulary)
         return {name: tensor for name, tensor in encoded.items() if name in self.accepted}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentenceExamples:
-    """One or two texts a row, padded to the longest of the batch, with the row's label."""
+    """One or two texts per row, padded to the longest of the batch, with the label of the row."""
 
     text: Encoder
     columns: Columns
@@ -88,7 +88,7 @@ class SentenceExamples:
         return len(self.text)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Token ids int64 [N, T] and what else the model takes; labels as they were given."""
+        """Token ids int64 [N, T] and other inputs of the model; labels unchanged."""
         if self.columns.tags:
             words = self.text.words(self.columns.inputs[0], positions)
             batch = self.text.inputs(self.text.encode(words, is_split_into_words=True))
@@ -104,7 +104,7 @@ class SentenceExamples:
 class TagExamples:
     """Words with a tag each; the first token of a word carries its tag.
 
-    `ids` are the head's classes of the data's, None where they are equal.
+    `ids` are the head's classes for those of the data, None if they are the same.
     """
 
     text: Encoder
@@ -136,7 +136,7 @@ class TagExamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairExamples:
-    """A source and a target text a row; with one column the model is to copy its input."""
+    """A source and a target text per row; with one column the target is a copy of it."""
 
     text: Encoder
     columns: tuple[str, ...]
@@ -156,13 +156,13 @@ class PairExamples:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockExamples:
-    """Blocks of running text, the last one padded; `finish` makes the labels.
+    """Blocks of running text, the last of them padded; `finish` makes the labels.
 
     Attributes:
         ids: int64 [blocks, length].
-        sizes: int64 [blocks], tokens of each block that are not padding.
+        sizes: int64 [blocks], the tokens of each block without padding.
         finish: (ids, attention mask, chance) to (inputs, labels).
-        accepted: argument names of the model.
+        accepted: names of the model's arguments.
     """
 
     ids: Tensor = field(repr=False)
@@ -195,9 +195,9 @@ def blocks_of(
 ) -> tuple[Tensor, Tensor]:
     """All texts of a split in one stream, cut into (ids [blocks, length], sizes [blocks]).
 
-    Nothing is put between the rows: their own newlines separate them. Masked models get their
-    start and end token around every block. The last block is padded, so that every token counts.
-    At most `limit` blocks are made, from the first rows.
+    Rows are joined as they are; their own newlines separate them. Masked models get their start
+    and end tokens around every block. The last block is padded, so that every token counts. At
+    most `limit` blocks are made, from the first rows.
     """
     before = [tokenizer.cls_token_id] if masked and tokenizer.cls_token_id is not None else []
     after = [tokenizer.sep_token_id] if masked and tokenizer.sep_token_id is not None else []
@@ -222,7 +222,7 @@ def _stream(split: Split, column: str, tokenizer: Any, needed: int | None) -> It
     for start in range(0, len(split), CHUNK_ROWS):
         positions = torch.arange(start, min(start + CHUNK_ROWS, len(split)))
         texts = read_texts(split, column, positions)
-        with quiet():  # advice about texts longer than the model: they are cut into blocks
+        with quiet():  # hides advice about long texts, which are cut into blocks anyway
             rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
         for ids in rows["input_ids"]:
             given += len(ids)
@@ -240,8 +240,8 @@ def next_token(ids: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Tens
 class MaskTokens:
     """Masked language modelling as in BERT (Devlin et al. 2019, section 3.1).
 
-    15 % of the tokens, at least one a block, are to be predicted; of these 80 % read as the mask
-    token, 10 % as a token drawn at random and 10 % as themselves.
+    15 % of the tokens, at least one per block, are to be predicted. Of these 80 % are replaced by
+    the mask token and 10 % by a random token, and 10 % stay as they are.
     """
 
     mask_id: int

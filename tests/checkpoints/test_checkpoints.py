@@ -392,13 +392,13 @@ def test_wrong_requests_are_refused(saved: dict[str, tuple[Path, nn.Module]], vi
     assert "no file or folder" in refusal(source="")
     assert "no model 'zzz'" in refusal(source="timm:zzz")
     assert "tagged 'zzz'" in refusal(source="timm:test_vit.zzz", init="random")
-    assert "no task 'zzz'" in refusal(source=bert, task="zzz")
+    assert "unknown task 'zzz'" in refusal(source=bert, task="zzz")
     assert "not one for causal-lm" in refusal(source=net, task="causal-lm")
     assert "no seq2seq head" in refusal(source=bert, task="seq2seq", init="random")
     assert "'colour'" in refusal(source=bert, init="random", options={"colour": 1})
     assert "colour" in refusal(source=net, init="random", options={"colour": 1})
     assert "model.colour" in refusal(source="conv2", init="random", options={"colour": 1})
-    assert "classes above 0" in refusal(source="conv2", init="random", num_classes=0)
+    assert "a positive number of classes" in refusal(source="conv2", init="random", num_classes=0)
     assert "revision" in refusal(source="conv2", revision="main")
 
 
