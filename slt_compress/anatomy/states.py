@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -87,6 +87,20 @@ def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
             raise TicketError(f"{name} is {seen} in the model and its mask has the shape {shape}")
         weights[name] = weight
     return weights
+
+
+def module_nbytes(module: nn.Module) -> int:
+    """Bytes of all tensors in the module's state dict; tensors with several names count once."""
+    return tensors_nbytes(module.state_dict(keep_vars=True).values())
+
+
+def tensors_nbytes(values: Iterable[Any]) -> int:
+    """Bytes of all tensors among `values`, each object once; on the meta device as well.
+
+    A state dict may hold extra state that is no tensor; it counts for nothing.
+    """
+    tensors = {id(value): value for value in values if isinstance(value, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def environment(module: nn.Module) -> dict[str, Any]:

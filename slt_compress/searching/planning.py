@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.states import module_nbytes, tensors_nbytes
 from slt_compress.artifacts.formats import FORMATS, NmPattern
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.timm_models import hub_id
@@ -125,7 +126,7 @@ def _sizes(module: nn.Module, sites: SitePlan, budget: Budget) -> dict[str, int]
         (site.shape, round(budget.density * site.numel), weight.dtype, _grouping(site))
         for site, weight in zip(sites.sites, _weights(module, sites).values(), strict=True)
     ]
-    dense = _nbytes(module.state_dict(keep_vars=True).values())
+    dense = module_nbytes(module)
     return {name: format.model_nbytes(dense, shapes) for name, format in FORMATS.items()}
 
 
@@ -143,12 +144,6 @@ def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
     }
 
 
-def _nbytes(tensors: Any) -> int:
-    """Bytes of all tensors, each once however many names it has."""
-    once = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in once.values())
-
-
 def _memory(
     module: nn.Module, sites: SitePlan, recipe: Recipe, method: Method
 ) -> dict[str, dict[str, dict[str, int]]]:
@@ -160,8 +155,8 @@ def _memory(
     """
     scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
     gated, largest = sites.gated, max(site.numel for site in sites.sites)
-    stored = _nbytes([*module.parameters(), *module.buffers()])
-    effective = _nbytes(_weights(module, sites).values())
+    stored = tensors_nbytes([*module.parameters(), *module.buffers()])
+    effective = tensors_nbytes(_weights(module, sites).values())
     copies = 3 if recipe.training.ema else 2
     if not isinstance(method, Learned):
         parts = {"weights": stored, "scores": _SCORE * scored}

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from slt_compress.anatomy.states import environment
+from slt_compress.anatomy.states import environment, module_nbytes
 from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
@@ -123,7 +123,7 @@ def _parts(
         "scores": result.scores if recipe.save_scores else None,
         "extra": {
             "environment": environment(module),
-            "dense_nbytes": _nbytes(module),
+            "dense_nbytes": module_nbytes(module),
             "data": _data_facts(prepared),
             "notes": [*_notes(prepared), *result.notes],
             **_silenced(module, recipe, result),
@@ -179,12 +179,6 @@ def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:
 def _notes(prepared: SearchData | None) -> list[str]:
     notes = (prepared.label_note, *prepared.notes) if prepared is not None else ()
     return [note for note in notes if note]
-
-
-def _nbytes(module: nn.Module) -> int:
-    """Bytes of all tensors of the state dict, shared ones once."""
-    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _run_facts(started: float, path: Path) -> dict[str, Any]:
