@@ -17,7 +17,7 @@ from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.timm_models import hub_id, is_name
 from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
-from slt_compress.errors import SourceError
+from slt_compress.errors import SltError, SourceError
 
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
 
@@ -165,18 +165,19 @@ def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[s
     return family, task, kind, config
 
 
-def checked_init(recorded: Any) -> Init | None:
+def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init | None:
     """The random init in a record, None if it has none.
 
     Raises:
-        SourceError: a malformed one.
+        error: a malformed one.
     """
     if recorded is None:
         return None
     known = recorded if isinstance(recorded, dict) else {}
     scheme, seed = known.get("scheme"), known.get("seed")
     if not isinstance(scheme, str) or not isinstance(seed, int):
-        raise SourceError(f"the recorded random init is {recorded!r}, not a scheme and a seed")
+        text = str(recorded)[:80]
+        raise error(f"the recorded random init is {text}, not a scheme and a seed")
     return Init(scheme=scheme, seed=seed)
 
 

@@ -20,7 +20,7 @@ from slt_compress.checkpoints.origins import (
     recorded_checkpoint,
 )
 from slt_compress.errors import SourceError
-from slt_compress.storage.lazy import LazyTensors, Made
+from slt_compress.storage.lazy import LazyMapping, LazyTensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def stream_origin(
             record, module, folder=None, revision=record.get("revision"), file_keys={},
             stored=tuple(name for name in own if name in stored),
         )  # fmt: skip
-        tensors = Made(own, lambda name: stored[name] if name in stored else fill(name))
+        tensors = LazyMapping(own, lambda name: stored[name] if name in stored else fill(name))
         return Stream(checkpoint=checkpoint, tensors=tensors, renamed=False)
     files, folder, revision = locate_weights(record, override)
     lazy = LazyTensors(files, SourceError)
@@ -88,6 +88,6 @@ def stream_origin(
     )  # fmt: skip
     return Stream(
         checkpoint=checkpoint,
-        tensors=Made(own, lambda name: lazy[places[name]].to(own[name].dtype)),
+        tensors=LazyMapping(own, lambda name: lazy[places[name]].to(own[name].dtype)),
         renamed=any(key not in own or own[key] is not own[name] for name, key in places.items()),
     )
