@@ -13,26 +13,25 @@ from torch import Tensor
 
 from slt_compress.artifacts.entries import Entry
 from slt_compress.artifacts.formats import CODECS, part_key
-from slt_compress.artifacts.manifest import SPARSE_WEIGHTS
+from slt_compress.artifacts.manifest import SPARSE_WEIGHTS, Artifact
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import count_kept
-from slt_compress.storage.files import read_json, read_safetensors, update_digest
+from slt_compress.storage.files import read_safetensors, update_digest
 from slt_compress.storage.manifests import Manifest, is_file_name
 
 
-def stored_parts(
-    folder: Path, manifest: Manifest, entries: Mapping[str, Entry]
-) -> dict[str, dict[str, Tensor]]:
+def stored_parts(artifact: Artifact) -> dict[str, dict[str, Tensor]]:
     """The parts of every entry, their hash checked; they still share memory with the file.
 
     Raises:
         ArtifactError: a file is damaged, a part is missing, left over or not what was written.
     """
+    folder, manifest = artifact.path, artifact.manifest
     if manifest.where.name == SPARSE_WEIGHTS:
         stored = read_safetensors(manifest.where, ArtifactError)
     else:
-        stored = _shards(folder, manifest.where)
-    parts = split(stored, entries, manifest)
+        stored = _shards(folder, manifest.where, artifact.shards)
+    parts = split(stored, artifact.entries, manifest)
     digest = hashlib.sha256()
     for name in sorted(parts):
         for key in sorted(part_key(name, part) for part in parts[name]):
@@ -109,8 +108,7 @@ def _counted(mask: Tensor | None, kept: int, shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    placed = read_json(index, ArtifactError).get("weight_map")
+def _shards(folder: Path, index: Path, placed: object) -> dict[str, Tensor]:
     if not isinstance(placed, dict):
         raise ArtifactError(f"{index} has no object 'weight_map'; the artifact is damaged")
     stored: dict[str, Tensor] = {}

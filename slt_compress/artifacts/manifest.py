@@ -49,6 +49,7 @@ class Artifact:
         dense_nbytes: bytes of the same tensors, each stored whole and once; for a shrunk artifact,
             those of the model before.
         manifest: the whole manifest, opened once.
+        shards: of weights in shards, the file of every stored tensor, not checked; otherwise None.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Artifact:
     nbytes: int
     dense_nbytes: int
     manifest: Manifest = field(repr=False, compare=False)
+    shards: object = field(default=None, repr=False, compare=False)
 
     @property
     def provenance(self) -> object:

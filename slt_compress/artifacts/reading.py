@@ -58,7 +58,7 @@ def describe_artifact(path: str | Path) -> Artifact:
         ArtifactError: the folder is not an artifact, is from a newer version, or damaged.
     """
     folder = Path(path)
-    manifest = _open_manifest(folder)
+    manifest, shards = _open_manifest(folder)
     name = manifest.text("format")
     if name not in FORMATS and name not in (SHRUNK, ONNX):
         raise ArtifactError(
@@ -75,6 +75,7 @@ def describe_artifact(path: str | Path) -> Artifact:
         nbytes=sum(file.stat().st_size for file in weight_files(folder)),
         dense_nbytes=dense_nbytes,
         manifest=manifest,
+        shards=shards,
     )
 
 
@@ -156,14 +157,15 @@ def expect_probe(artifact: Artifact) -> None:
         raise ArtifactError(f"{file} is missing, changed or damaged; export again")
 
 
-def _open_manifest(folder: Path) -> Manifest:
-    """The manifest of an artifact, its kind and version checked."""
-    where, values = folder / SPARSE_WEIGHTS, None
+def _open_manifest(folder: Path) -> tuple[Manifest, object]:
+    """The manifest of an artifact, its kind and version checked, and the map of its shards."""
+    where, values, shards = folder / SPARSE_WEIGHTS, None, None
     if where.is_file():
         values = read_manifest(where, ArtifactError)
     elif (folder / SPARSE_INDEX).is_file():
         where = folder / SPARSE_INDEX
-        metadata = read_json(where, ArtifactError).get("metadata")
+        index = read_json(where, ArtifactError)
+        metadata, shards = index.get("metadata"), index.get("weight_map")
         text = metadata.get("slt") if isinstance(metadata, dict) else None
         values = parse_json(text, str(where), ArtifactError) if isinstance(text, str) else None
     elif (folder / DENSE_MANIFEST).is_file():
@@ -176,7 +178,7 @@ def _open_manifest(folder: Path) -> Manifest:
         )
     if values is None:
         raise ArtifactError(f"{where} has no manifest; slt-compress did not write it")
-    return check_manifest(values, where, KIND, ArtifactError)
+    return check_manifest(values, where, KIND, ArtifactError), shards
 
 
 def _architecture(manifest: Manifest) -> tuple[Family, Task]:
@@ -227,7 +229,7 @@ def _read_state(artifact: Artifact, module: nn.Module) -> tuple[State, Masks | N
     if artifact.format == "dense":
         parts = split(read_safetensors(folder / DENSE_WEIGHTS, ArtifactError), entries, manifest)
     else:
-        parts = stored_parts(folder, manifest, entries)
+        parts = stored_parts(artifact)
     masked = artifact.format not in ("dense", SHRUNK)
     tensors, masks = {}, {}
     for name, entry in entries.items():

@@ -26,7 +26,7 @@ def read_site_tensors(
     """
     artifact = describe_artifact(path)
     folder, entries = artifact.path, artifact.entries
-    parts = stored_parts(folder, artifact.manifest, entries)
+    parts = stored_parts(artifact)
     checked_ties(artifact)
     tensors: dict[str, Tensor] = {}
     keys: dict[str, tuple[str, ...]] = {}

@@ -71,9 +71,14 @@ class Opened:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every site."""
-        if self.masks is not None:
-            return shapes_of(self.masks)
+        """Shape of every site; of a shrunk model, before the cut."""
+        return self.shapes_now if self.masks is None else shapes_of(self.masks)
+
+    @property
+    def shapes_now(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every site in this module."""
+        if self.artifact is None or self.artifact.format == MASK_FORMAT:
+            return shapes_of(self.masks or Masks({}))
         return {name: e.shape for name, e in self.entries.items() if e.kept is not None}
 
     @property
@@ -180,7 +185,7 @@ class MaskOfOrigin:
         )
 
     def put_on_(self, module: nn.Module, named: str | None = None) -> tuple[Masks, tuple[str, ...]]:
-        """Mask a module in place, after its frozen weights were proven to be those of the search."""
+        """Mask a module in place, once its frozen weights are proven to be those of the search."""
         recorded = self.recorded
         weights = site_weights(module, self.shapes)
         if sha256_tensors(weights) != self.provenance.weights_hash:

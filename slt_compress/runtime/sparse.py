@@ -104,9 +104,9 @@ def fit_opened(opened: Opened, runtime: str) -> KernelPlan:
         TicketError, ArtifactError: the stored probe is damaged.
     """
     if runtime != "auto":
-        return fit(opened.module, opened.shapes, runtime, {})
+        return fit(opened.module, opened.shapes_now, runtime, {})
     runs, warning = _runs(opened)
-    return replace(fit(opened.module, opened.shapes, runtime, runs), warning=warning)
+    return replace(fit(opened.module, opened.shapes_now, runtime, runs), warning=warning)
 
 
 def fit(

@@ -59,17 +59,20 @@ def derived_card(origin: Mapping[str, object], masks: Masks, note: str) -> str:
 
 
 def flip_note(flipped: int, kept: int) -> list[str]:
+    """A line on flipped signs, where there are any."""
     if not flipped:
         return []
     return [f"Flips: {flipped:,} of the {kept:,} kept weights have their sign flipped.", ""]
 
 
 def own_loading(folder: str, origin: Mapping[str, object]) -> list[str]:
+    """The Python code that loads a folder with slt_compress."""
     own = ", model=your_module" if origin.get("family") == "module" else ""
     return ["import slt_compress", "", f"model = slt_compress.load({json.dumps(folder)}{own})"]
 
 
 def front_matter(origin: Mapping[str, object]) -> str:
+    """The YAML that the hub reads from the top of a card."""
     content: dict[str, Any] = {"tags": ["slt-compress", "sparse"]}
     if origin.get("kind") == "hub":
         content["base_model"] = origin.get("source")
@@ -81,6 +84,7 @@ def front_matter(origin: Mapping[str, object]) -> str:
 
 
 def title_of(origin: Mapping[str, object]) -> str:
+    """The name of a model for the title of a card."""
     name = str(origin.get("source")).rstrip("/").rpartition("/")[2]
     init = origin.get("init")
     if not isinstance(init, Mapping):
@@ -89,6 +93,7 @@ def title_of(origin: Mapping[str, object]) -> str:
 
 
 def metric_table(metrics: Metrics) -> list[str]:
+    """Metrics as a Markdown table, a row for each model."""
     names = sorted({name for values in metrics.values() for name in values or ()})
     if not names:
         return ["Nothing was measured."]

@@ -15,10 +15,12 @@ from torch.nn.utils import prune
 
 import slt_compress
 from slt_compress.checkpoints.tasks import forward_of
-from slt_compress.errors import SltError
+from slt_compress.errors import ArtifactError, SltError
 from slt_compress.runtime import kernel_choice, sparse, sparse_layers
 from slt_compress.runtime.kernel_choice import Candidate, choose, time_interleaved
 from slt_compress.runtime.kernels import can_compile
+from slt_compress.runtime.opening import open_path
+from slt_compress.runtime.sparse import run_on
 from slt_compress.runtime.sparse_layers import (
     Choice,
     SparseForward,
@@ -376,7 +378,38 @@ def test_a_module_of_ones_own_without_a_probe(tmp_path):
     )  # fmt: skip
     dense = slt_compress.load(ticket.path, model=module)
     inputs = torch.randn(9, 20)
-    for runtime in ("sparse", "auto"):
-        other = slt_compress.load(ticket.path, model=module, runtime=runtime)
+    every = slt_compress.load(ticket.path, model=module, runtime="sparse")
+    assert "" not in every.slt_runtime
+    with pytest.warns(RuntimeWarning, match="did not compare the model as a whole: no probe"):
+        auto = slt_compress.load(ticket.path, model=module, runtime="auto")
+    assert "no probe was stored" in auto.slt_runtime[""]
+    for other in (every, auto):
         assert torch.allclose(other(inputs), dense(inputs), atol=1e-5)
     assert next(module.parameters()).requires_grad
+
+
+def test_a_model_that_refuses_its_probe_is_said_to_be_uncompared(tickets, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("not such inputs")
+
+    opened = open_path(tickets["vit"])
+    monkeypatch.setattr(opened.module, "forward", refuse)
+    with pytest.warns(RuntimeWarning, match=r"does not run on its probe \(ValueError: not such"):
+        module = run_on(opened, "auto")
+    assert "ValueError: not such inputs" in module.slt_runtime[""]
+
+
+def test_a_damaged_probe_is_no_reason_to_go_on(tickets, tmp_path):
+    out = slt_compress.export(tickets["vit"], format="auto", out=tmp_path / "x").path
+    opened = open_path(out)
+    (out / "probe.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ArtifactError, match="not an intact safetensors file"):
+        run_on(opened, "auto")
+
+
+def test_a_kernel_on_one_thread_is_said_to_be(monkeypatch):
+    layer = nn.Sequential(thin_(nn.Linear(40, 30)))
+    monkeypatch.setattr(sparse, "has_team", lambda: False)
+    plan = sparse.fit(layer, {"0.weight": (30, 40)}, "sparse", {})
+    alone = "on one thread" in plan.reasons["0"]
+    assert alone == plan.reasons["0"].startswith("compiled")

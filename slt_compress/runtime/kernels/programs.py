@@ -3,7 +3,7 @@
 The product is Y = W X + bias, W [rows, columns] sparse by rows, X [columns, tokens]. A row of Y is
 summed for a tile of up to 64 tokens at once, in registers: for each kept weight of the row, one
 fused multiply-add of the tile's row of X. Reads from X are contiguous: nothing is gathered.
-`tiles` reads an X that was packed by tiles and writes Y as [tokens, rows]. `planes` reads an X whose
+`tiles` reads an X packed by tiles and writes Y as [tokens, rows]. `planes` reads an X whose
 features are planes (the channels of an image), each weight at an offset of its own, so that a
 convolution needs no copies of its inputs (Park et al. 2017, "Faster CNNs with Direct Sparse
 Convolutions and Guided Pruning", section 3.1), and writes Y the same way.
