@@ -18,6 +18,7 @@ from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.timm_models import hub_id, is_name
 from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
 from slt_compress.errors import SltError, SourceError
+from slt_compress.storage.manifests import is_count
 
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
 
@@ -59,7 +60,7 @@ def _version(library: str) -> str | None:
         return None
 
 
-def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> Checkpoint:
+def reopen(record: Mapping[str, object], *, override: str | Path | None = None) -> Checkpoint:
     """Open the origin that `origin_record` recorded.
 
     A random init is built from its config and seed alone. The tensors named in its `stored` hold
@@ -71,7 +72,7 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
     """
     family, task, kind, config = checked_record(record)
     init = checked_init(record.get("init"))
-    folder, revision, source = None, record.get("revision"), str(record.get("source"))
+    folder, revision, source = None, recorded_text(record, "revision"), str(record.get("source"))
     if kind == "random":
         if init is None:
             raise SourceError("the recorded origin is a random init without a scheme and a seed")
@@ -87,17 +88,17 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
 
 
 def recorded_checkpoint(
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     module: nn.Module,
     *,
     folder: Path | None,
-    revision: Any,
+    revision: str | None,
     file_keys: Mapping[str, tuple[str, ...]],
     stored: tuple[str, ...],
 ) -> Checkpoint:
     """The checkpoint of a record, with the module that was built from it."""
     family, task, kind, config = checked_record(record)
-    classes = record.get("classes")
+    classes, count = record.get("classes"), record.get("num_classes")
     return Checkpoint(
         source=str(record.get("source")),
         kind=kind,
@@ -108,16 +109,16 @@ def recorded_checkpoint(
         config=config,
         folder=folder or _companion_folder(record),
         classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
-        num_classes=record.get("num_classes"),
+        num_classes=count if is_count(count, least=0) else None,
         init=checked_init(record.get("init")),
-        weights=record.get("weights"),
-        license=record.get("license"),
+        weights=recorded_text(record, "weights"),
+        license=recorded_text(record, "license"),
         file_keys=file_keys,
         stored=stored,
     )
 
 
-def _companion_folder(record: Mapping[str, Any]) -> Path | None:
+def _companion_folder(record: Mapping[str, object]) -> Path | None:
     """The recorded folder of tokenizer and processor files, or None if it is gone.
 
     A model can be used without them, so their absence is not an error.
@@ -135,7 +136,7 @@ def _companion_folder(record: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
+def origin_files(record: Mapping[str, object]) -> tuple[Path, ...]:
     """The safetensors files with the weights of a recorded origin, downloaded if necessary.
 
     Raises:
@@ -145,7 +146,7 @@ def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
     return locate_weights(record, None)[0]
 
 
-def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
+def checked_record(record: Mapping[str, object]) -> tuple[Family, Any, Kind, dict[str, Any]]:
     """Family, task, kind and config of a recorded origin.
 
     Raises:
@@ -181,8 +182,20 @@ def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init 
     return Init(scheme=scheme, seed=seed)
 
 
+def recorded_text(record: Mapping[str, object], key: str) -> str | None:
+    """The text under a key of a record, None if it has none.
+
+    Raises:
+        SourceError: something else is there.
+    """
+    value = record.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise SourceError(f"the {key} of the recorded origin is {str(value)[:80]}, not a text")
+
+
 def locate_weights(
-    record: Mapping[str, Any], override: str | Path | None
+    record: Mapping[str, object], override: str | Path | None
 ) -> tuple[tuple[Path, ...], Path | None, str | None]:
     """Weight files, folder and commit: of `override` if given, else of the recorded place.
 
@@ -192,13 +205,13 @@ def locate_weights(
     place = override if override is not None else record.get("weights") or record.get("source")
     if override is None and record.get("kind") == "hub":
         # Not through `locate`: a local folder of that name is not what was recorded.
-        return _from_hub(_repository(str(place)), str(place), record.get("revision"))
+        return _from_hub(_repository(str(place)), str(place), recorded_text(record, "revision"))
     path = Path(str(place)).expanduser()
     if path.is_file():
         check_weights_path(path)
-        return (path,), None, record.get("revision")
+        return (path,), None, recorded_text(record, "revision")
     if path.is_dir():
-        return weight_files(path), path, record.get("revision")
+        return weight_files(path), path, recorded_text(record, "revision")
     if override is None:
         raise SourceError(
             f"the origin {path} is gone; say where its weights are now with --origin PATH"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ class RecordedOrigin:
     """
 
     path: Path
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
     stored: Mapping[str, Tensor] | None
     error: type[SltError]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from slt_compress.checkpoints.origins import (
     checked_record,
     locate_weights,
     recorded_checkpoint,
+    recorded_text,
 )
 from slt_compress.errors import SourceError
 from slt_compress.storage.lazy import LazyMapping, LazyTensors
@@ -39,7 +39,10 @@ class Stream:
 
 
 def stream_origin(
-    record: Mapping[str, Any], stored: Mapping[str, Tensor], *, override: str | Path | None = None
+    record: Mapping[str, object],
+    stored: Mapping[str, Tensor],
+    *,
+    override: str | Path | None = None,
 ) -> Stream | None:
     """The origin that `origin_record` recorded, tensor by tensor; None if all are needed at once.
 
@@ -68,7 +71,7 @@ def stream_origin(
             return None
         fill = seeded_filler(module, init.scheme, init.seed)
         checkpoint = recorded_checkpoint(
-            record, module, folder=None, revision=record.get("revision"), file_keys={},
+            record, module, folder=None, revision=recorded_text(record, "revision"), file_keys={},
             stored=tuple(name for name in own if name in stored),
         )  # fmt: skip
         tensors = LazyMapping(own, lambda name: stored[name] if name in stored else fill(name))

@@ -21,7 +21,6 @@ from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import kept_units
 from slt_compress.storage.files import dtype_name, sha256_tensors
-from slt_compress.storage.probe import Probe
 from slt_compress.tickets import (
     Extra,
     SiteFacts,
@@ -127,7 +126,7 @@ def _content(
         weights_hash=sha256_tensors(result.weights),
         parameters=sum(parameter.numel() for parameter in module.parameters()),
         units=_unit_counts(result) if recipe.budget().shape.counts_units else None,
-        probe=Probe.of(result.probe),
+        probe=result.probe,
         history=result.history,
         sites=_site_facts(result),
         scores=result.scores if recipe.save_scores else None,

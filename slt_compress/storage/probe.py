@@ -38,14 +38,9 @@ class Probe:
         Raises:
             error: the logits are missing.
         """
-        if tensors and _LOGITS not in tensors:
-            raise error(f"{path} holds inputs without {_LOGITS}; fetch or write it again")
-        return cls.of(tensors)
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Probe | None:
-        """The probe whose tensors these are, logits among them; None for no tensors."""
         if not tensors:
             return None
+        if _LOGITS not in tensors:
+            raise error(f"{path} holds inputs without {_LOGITS}; fetch or write it again")
         inputs = {name: value for name, value in tensors.items() if name != _LOGITS}
         return cls(inputs=inputs, logits=tensors[_LOGITS])

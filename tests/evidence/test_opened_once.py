@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -122,7 +123,7 @@ def test_bench_opens_the_manifest_and_the_origin_once(folders: dict[str, Path]) 
     from slt_compress.runtime.benching import bench_path
 
     for name in ("ticket", "auto", "shrunk"):
-        reads, origins_opened = opened(lambda: bench_path(folders[name], batches=(1,), rounds=1))
+        reads, origins_opened = opened(partial(bench_path, folders[name], batches=(1,), rounds=1))
         assert list(reads.values()) == [1], reads
         assert origins_opened == 1
 
@@ -133,6 +134,6 @@ def test_base_opens_the_manifest_once(folders: dict[str, Path]) -> None:
     ).module
     base = slt_compress.Base(module)
     for name in ("ticket", "mask"):
-        reads, origins_opened = opened(lambda: base.swap(folders[name]))
+        reads, origins_opened = opened(partial(base.swap, folders[name]))
         assert list(reads.values()) == [1], reads
         assert origins_opened == 0
