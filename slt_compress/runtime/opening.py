@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from slt_compress.anatomy.copies import copy_of
 from slt_compress.anatomy.states import (
     kept_buffers,
     set_buffers,
@@ -136,7 +136,7 @@ def open_path(
     if holder.format == MASK_FORMAT:
         mask = mask_of(read_mask_artifact(holder))
         return mask.open(origin=origin, model=model, keep_origin=keep_origin)
-    copy = None if model is None else deepcopy(model).cpu()
+    copy = None if model is None else copy_of(model).cpu()
     loaded, proof = read_artifact(holder, model=copy), read_proof(holder)
     # Images are prepared for the size that a random init was built for, not for its processor's.
     checkpoint = replace(loaded.checkpoint, init=init_of_artifact(holder))
@@ -169,7 +169,7 @@ class MaskOfOrigin:
         source = checkpoint if keep_origin else None
         if keep_origin:
             try:
-                checkpoint = replace(checkpoint, module=deepcopy(checkpoint.module))
+                checkpoint = replace(checkpoint, module=copy_of(checkpoint.module))
             except RuntimeError:  # torch copies no tensor that an operation made (old weight norm)
                 checkpoint = self.recorded.open(origin=origin, model=model)
         masks, flattened = self.put_on_(checkpoint.module, str(origin) if origin else None)

@@ -49,8 +49,12 @@ def opened(verb: Callable[[], object]) -> tuple[Counter[Path], int]:
     """How often a verb reads each manifest, and how often it opens an origin."""
     with calls((*_READERS, *_OPENERS)) as seen:
         verb()
-    paths = [(name, Path(values.get("path") or values["where"]))
-             for name, values in seen if name in {reader.__name__ for reader in _READERS}]  # fmt: skip
+    readers = {reader.__name__ for reader in _READERS}
+    paths = [
+        (name, Path(values.get("path") or values["where"]))
+        for name, values in seen
+        if name in readers
+    ]
     reads = {kind: Counter(p for name, p in paths if name == kind and p.name in _MANIFESTS)
              for kind in ("read_manifest", "read_bytes", "check_manifest")}  # fmt: skip
     raw = reads["read_manifest"] + reads["read_bytes"]
