@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +29,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from slt_compress.anatomy.states import environment
 from slt_compress.runtime.opening import open_path
 from slt_compress.searching.recipes import Recipe
-from slt_compress.tickets import read_ticket, write_ticket
+from slt_compress.storage.probe import Probe
+from slt_compress.tickets import TicketContent, read_ticket, write_ticket
 from slt_compress.tickets.importing import import_checkpoint
 
 STEP = """
@@ -78,17 +80,15 @@ def make_ticket(folder: Path) -> Path:
         pixels = torch.randn(2, 3, 224, 224)
         opened = open_path(bare.path)
         logits = opened.module(pixels).logits.clone()
-    summary = bare.summary
-    write_ticket(
-        folder / "ticket", origin=bare.origin, masks=bare.masks, gains={}, buffers={}, stored={},
+    content = TicketContent(
+        origin=bare.origin, masks=bare.masks, gains={}, buffers={}, stored={},
         budget=bare.budget, recipe=bare.recipe, metrics=bare.metrics, controls=bare.controls,
-        skipped=bare.skipped, weights_hash=summary["weights_hash"],
-        parameters=summary["counts"]["parameters"],
-        probe={"pixel_values": pixels, "logits": logits}, history=[], run={},
-        sites={name: {k: v for k, v in site.items() if k in ("index", "kind", "dtype")}
-               for name, site in summary["sites"].items()},
-        card="", extra={**summary["extra"], "environment": environment(opened.module)},
+        skipped=bare.skipped, weights_hash=bare.weights_hash, parameters=bare.counts.parameters,
+        probe=Probe(inputs={"pixel_values": pixels}, logits=logits), card="",
+        sites={name: site.facts for name, site in bare.sites.items()},
+        extra=replace(bare.extra, environment=environment(opened.module)),
     )  # fmt: skip
+    write_ticket(folder / "ticket", content)
     return folder / "ticket"
 
 

@@ -28,7 +28,7 @@ from surroundings import surroundings
 from torch import Tensor, nn
 
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.runtime.kernel_choice import in_turns
+from slt_compress.runtime.kernel_choice import time_interleaved
 from slt_compress.runtime.sparse import RUNTIMES, Runs, fit
 from slt_compress.sites.sites import find_sites
 
@@ -95,11 +95,11 @@ def measured(name: str, sparsity: float, threads: int) -> Iterator[dict[str, Any
             fitting.take_off()
         fittings[runtime].put_on()
 
-    layers = {r: dict(Counter(f.said.values())) for r, f in fittings.items() if f.said}
+    layers = {r: dict(Counter(f.reasons.values())) for r, f in fittings.items() if f.reasons}
     for batch, run in runs.items():
         with torch.inference_mode():
             sides = {runtime: (partial(turn_to, runtime), run) for runtime in RUNTIMES}
-            taken = in_turns(sides, ROUNDS if name != "lenet-300-100" else 101, PATIENCE)
+            taken = time_interleaved(sides, ROUNDS if name != "lenet-300-100" else 101, PATIENCE)
         middle = {runtime: 1000 * median(times) for runtime, times in taken.items()}
         yield {
             "model": name,

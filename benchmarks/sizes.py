@@ -109,9 +109,9 @@ def cases(source: str | None, sparsities: list[float], seed: int) -> Iterator[di
             yield {"sparsity": sparsity, **table(random_masks(sparsity, seed), DTYPES, 0)}
         return
     ticket = read_ticket(source)
-    name = str(next(iter(ticket.summary["sites"].values()))["dtype"])
+    name = str(next(iter(ticket.sites.values())).facts.dtype)
     dtype = vars(torch)[name]
-    other = ticket.summary["extra"]["dense_nbytes"] - ticket.masks.total * dtype.itemsize
+    other = (ticket.extra.dense_nbytes or 0) - ticket.masks.total * dtype.itemsize
     yield {
         "source": ticket.origin["source"],
         "method": ticket.recipe["method"]["name"],

@@ -20,7 +20,7 @@ from slt_compress.exporting.folders import export_as
 from slt_compress.exporting.shrunk import export_shrunk
 from slt_compress.gates import Method
 from slt_compress.runtime.opening import open_path
-from slt_compress.runtime.sparse import as_runtime
+from slt_compress.runtime.sparse import run_on
 from slt_compress.searching.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.searching.forecasting import forecast
 from slt_compress.searching.inside import sites_of
@@ -227,7 +227,7 @@ def load(
         SltError: the folder or its origin cannot be used.
     """
     opened = open_path(local_folder(path, revision), origin=origin, model=model)
-    return as_runtime(opened, runtime, device)
+    return run_on(opened, runtime, device)
 
 
 def verify(

@@ -1,4 +1,4 @@
-"""What a module holds: modes, buffers, and the weights of its sites."""
+"""The state of a module: modes, buffers, and the weights of its sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slt_compress.masks import Masks
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for as long as the block lasts; every submodule's own mode afterwards."""
+    """Eval mode inside this block; every submodule's own mode afterwards."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -28,7 +28,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Put the module's buffers back when the block ends."""
+    """Restore the module's buffers when the block ends."""
     kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         yield
@@ -68,7 +68,7 @@ def site_weights(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """What the module itself holds at the sites: parameters, or what parametrizations compute.
+    """The module's own tensors at the sites: parameters, or what parametrizations compute.
 
     Raises:
         TicketError: the module has no such weight, or one of another shape.
@@ -79,10 +79,12 @@ def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
         try:
             weight = getattr(module.get_submodule(path), param)
         except AttributeError:
-            raise TicketError(f"the model has no weight {name}: was it made by other versions?") \
-                from None  # fmt: skip
+            raise TicketError(
+                f"the model has no weight {name}; it may come from other library versions"
+            ) from None
         if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
-            raise TicketError(f"{name} of the model does not have the shape of its mask")
+            seen = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise TicketError(f"{name} is {seen} in the model and its mask has the shape {shape}")
         weights[name] = weight
     return weights
 
@@ -102,7 +104,7 @@ def tensors_nbytes(values: Iterable[Any]) -> int:
 
 
 def environment(module: nn.Module) -> dict[str, Any]:
-    """What bit-identical outputs of a module depend on beside the module."""
+    """Everything beside the module on which bit-identical outputs depend."""
     return {
         "device": next(module.parameters()).device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from slt_compress.checkpoints import Family, Task
+Family = Literal["transformers", "timm", "reference", "module"]
+Task = Literal[
+    "image-classification",
+    "text-classification",
+    "causal-lm",
+    "masked-lm",
+    "seq2seq",
+    "token-classification",
+    "audio-classification",
+    "visual-question-answering",
+    "zero-shot-image-classification",
+    "image-text-to-text",
+    "features",
+]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 Batch = Mapping[str, Tensor]
-
-
 Forward = Callable[[nn.Module, Batch], Tensor]
 
-
-# Their own text is their labels.
 NEXT_TOKEN_TASKS: tuple[Task, ...] = ("causal-lm", "image-text-to-text")
-
+"""Tasks whose labels are their own text."""
 
 LANGUAGE_TASKS: tuple[Task, ...] = (*NEXT_TOKEN_TASKS, "masked-lm", "seq2seq")
 
-
 IGNORED = -100
+"""The label that every loss of transformers leaves out."""
 
 
 def forward_of(family: Family, task: Task) -> Forward:
-    """How a family is called on a batch; gives logits, or hidden states for task `features`.
+    """How a family is called on a batch; gives logits, or hidden states for the task `features`.
 
-    A module of the user's own takes the tensors of the batch in their order.
+    A module of the user's own is called with the tensors of the batch, in their order.
     """
     if family == "transformers":
         return _FORWARDS.get(task, _logits)
@@ -43,7 +53,7 @@ def _logits(module: nn.Module, batch: Batch) -> Tensor:
 
 
 def _seq2seq(module: nn.Module, batch: Batch) -> Tensor:
-    # the labels make the decoder's inputs: transformers shifts them itself
+    # The labels become the decoder's inputs: transformers shifts them itself.
     return _tensor(module(**batch).logits)
 
 
@@ -52,8 +62,11 @@ def _features(module: nn.Module, batch: Batch) -> Tensor:
     return _tensor(output[0])
 
 
-def _matched(module: nn.Module, batch: Batch) -> Tensor:
-    """How well each picture of the batch goes with each text, and the reverse: [2 N, N]."""
+def _image_text_scores(module: nn.Module, batch: Batch) -> Tensor:
+    """How well each image of the batch goes with each text, then each text with each image.
+
+    Gives [2 N, N] for N pairs.
+    """
     output = module(**{k: v for k, v in batch.items() if k != "labels"})
     return torch.cat((_tensor(output.logits_per_image), _tensor(output.logits_per_text)))
 
@@ -61,7 +74,7 @@ def _matched(module: nn.Module, batch: Batch) -> Tensor:
 _FORWARDS: Mapping[Task, Forward] = {
     "features": _features,
     "seq2seq": _seq2seq,
-    "zero-shot-image-classification": _matched,
+    "zero-shot-image-classification": _image_text_scores,
 }
 
 
@@ -72,14 +85,14 @@ def _tensor(value: object) -> Tensor:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a nested batch on a device, pictures with their channels last.
+    """Move every tensor of a nested batch to a device; images are laid out channels last.
 
-    Convolutions are faster so on a CPU (benchmarks/steps.py).
+    Convolutions run faster that way on a CPU (benchmarks/steps.py).
     """
     if isinstance(batch, Tensor):
-        pictures = batch.dim() == 4
+        images = batch.dim() == 4
         return batch.to(
-            device, memory_format=torch.channels_last if pictures else torch.preserve_format
+            device, memory_format=torch.channels_last if images else torch.preserve_format
         )
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
@@ -89,10 +102,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def rows(task: Task, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Predictions as rows [M, classes] with their labels [M], ignored positions left out.
+    """Predictions as rows [M, classes] with their labels [M], without the ignored positions.
 
     A causal model predicts the next token, so its logits are shifted against the labels. Without
-    labels every row is given.
+    labels, all rows are returned.
     """
     if labels is not None and task in NEXT_TOKEN_TASKS:
         logits, labels = logits[:, :-1], labels[:, 1:]

@@ -166,7 +166,7 @@ def _totals(report: Report) -> Text:
 def _metric_table(report: Report) -> Table:
     rows: dict[str, Mapping[str, Any]] = {
         **{name: value or {} for name, value in report.metrics.items()},
-        **{f"control: {name}": value for name, value in report.controls.items()},
+        **{f"control: {name}": value or {} for name, value in report.controls.items()},
     }
     names = sorted({key for value in rows.values() for key in value})
     table = Table("masks", *names, title="Metrics (of hard masks unless marked soft)")

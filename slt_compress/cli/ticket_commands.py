@@ -30,8 +30,8 @@ def _diff(first: First, second: Second, as_json: Json = False) -> None:
 
     table = Table("layer", "A", "B", "both", "overlap", "IoU", title="Kept by A, by B and by both")
     for layer in result.layers:
-        counts = [f"{count:,}" for count in (*layer["kept"], layer["both"])]
-        table.add_row(layer["name"], *counts, f"{layer['overlap']:.2%}", f"{layer['iou']:.2%}")
+        counts = [f"{count:,}" for count in (*layer.kept, layer.both)]
+        table.add_row(layer.name, *counts, f"{layer.overlap:.2%}", f"{layer.iou:.2%}")
     Console().print(table)
     print(f"overlap: {result.overlap:.4%} of A; intersection over union: {result.iou:.4%}")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from slt_compress.data.options import AUDIO_NAMES
+from slt_compress.data.options import STORED
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from slt_compress.data.options import DataOptions
     from slt_compress.data.rows import Feature, Kind, Rows
 
-Modality = Literal["image", "text", "audio", "image-text"]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
-IMAGE_NAMES = ("image", "img", "images", "picture")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "score")
 TEXT_NAMES = ("text", "sentence", "caption", "content")
 PAIR_NAMES = (
@@ -40,20 +38,20 @@ class Columns:
     """The columns that are used: one input (or a text pair) and perhaps a label.
 
     With `tags` the input is a list of words and the label a list of as many classes. Where the
-    rows have pictures and texts, `picture` and `texts` are what a model of both reads.
+    rows have images and texts, `image` and `texts` are what a model of both reads.
     """
 
-    modality: Modality
+    modality: str
     inputs: tuple[str, ...]
     label: str | None
     tags: bool = False
-    picture: str | None = None
+    image: str | None = None
     texts: tuple[str, ...] = ()
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """What the rows can be read as."""
-        both: tuple[Modality, ...] = ("image-text",) if self.picture and self.texts else ()
+        both: tuple[str, ...] = ("image-text",) if self.image and self.texts else ()
         return (self.modality, *both)
 
 
@@ -77,15 +75,15 @@ def find_columns(rows: Rows, options: DataOptions, spec: str) -> Columns:
     for name in options.text:
         _named(features, name, "text", spec)
     texts = options.text or _find_text(features, label if options.label else None)
-    picture = _typed(features, options.image, "image", IMAGE_NAMES, spec)
-    sound = _typed(features, options.audio, "audio", AUDIO_NAMES, spec)
-    make = partial(Columns, picture=picture, texts=texts)
-    if options.text and not options.image:
+    media = {kind: _typed(features, getattr(options, kind), kind, spec) for kind in STORED}
+    asked = [kind for kind in STORED if getattr(options, kind)]
+    make = partial(Columns, image=media["image"], texts=texts)
+    if options.text and not asked:
         return make(modality="text", inputs=texts, label=_other(label, texts))
-    if picture and not options.audio:
-        return make(modality="image", inputs=(picture,), label=_other(label, (picture,)))
-    if sound:
-        return make(modality="audio", inputs=(sound,), label=_other(label, (sound,)))
+    for kind in (*asked, *STORED):
+        column = media[kind]
+        if column:
+            return make(modality=kind, inputs=(column,), label=_other(label, (column,)))
     if texts:
         return make(modality="text", inputs=texts, label=_other(label, texts))
     words = _find(features, "words", ("tokens", "words"))
@@ -98,16 +96,14 @@ def find_columns(rows: Rows, options: DataOptions, spec: str) -> Columns:
     )
 
 
-def _typed(
-    features: Mapping[str, Feature], name: str | None, kind: Kind, names: Sequence[str], spec: str
-) -> str | None:
-    """The column of a kind: the one that the user names, else by its type and name."""
+def _typed(features: Mapping[str, Feature], name: str | None, kind: Kind, spec: str) -> str | None:
+    """The column of a kind of media: the one that the user names, else by its type and name."""
     name = _named(features, name, kind, spec)
     if name and features[name].kind != kind:
         raise DataError(
             f"{spec}: data.{kind}={name} names a column of kind {features[name].kind}, not {kind}s"
         )
-    return name or _find(features, kind, names)
+    return name or _find(features, kind, STORED[kind].names)
 
 
 def _named(features: Mapping[str, Feature], name: str | None, key: str, spec: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Match the classes of a data set with those of a model's head."""
+"""Match the classes of a data set to those of a model's head."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IMAGENET_CLASSES = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelMatch:
-    """Whether labels can be used as the head's, and how.
+    """Whether the labels of the data can be used for the head, and how.
 
     Attributes:
         matches: whether they can.
-        ids: the head's class of each class of the data; None where they are equal.
-        note: why not, a sentence; "" where they match.
+        ids: the head's class for each class of the data; None if they are the same.
+        note: a sentence that says why not; "" if they match.
     """
 
     matches: bool
@@ -32,7 +32,7 @@ class LabelMatch:
 def match_labels(
     raw: RawData, classes: Sequence[str] | None, num_classes: int | None
 ) -> LabelMatch:
-    """Match by class name where both sides have names, else by count."""
+    """Match by class name if both sides have names, else by count."""
     if raw.num_classes is None:
         return _mismatch(raw, "the data set has no labels")
     if num_classes is None:
@@ -63,9 +63,9 @@ def match_labels(
 def match_names(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...] | None:
     """The index in `model` of every name in `data`, or None where one has no single partner.
 
-    Case, and spaces against underscores or hyphens, make no difference; "tench, Tinca tinca" also
-    answers to either synonym. A name that fits several classes (ImageNet has two cranes) takes
-    the one at its own position if that is among them.
+    Case is ignored, and spaces, underscores and hyphens are the same. "tench, Tinca tinca" also
+    matches either synonym. A name that fits several classes (ImageNet has two cranes) is the one
+    at its own position if that is among them.
     """
     whole = _index((_plain(name), place) for place, name in enumerate(model))
     parts = _index((part, place) for place, name in enumerate(model) for part in _synonyms(name))
@@ -119,7 +119,7 @@ def _is_wordnet(name: str) -> bool:
 
 
 def _wordnet_ids(names: Sequence[str]) -> tuple[int, ...] | None:
-    """ImageNet-1k's class numbers of WordNet ids such as n01440764 (sorted order of the ids)."""
+    """The ImageNet-1k class numbers of WordNet ids such as n01440764 (the ids in sorted order)."""
     from timm.data import ImageNetInfo
 
     places = {name: place for place, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}

@@ -14,7 +14,6 @@ from slt_compress.data.batches import generator
 from slt_compress.data.columns import (
     Columns,
     Labels,
-    Modality,
     Target,
     find_columns,
     find_target,
@@ -72,7 +71,7 @@ class RawData:
     classes: tuple[str, ...] | None
     num_classes: int | None
     regression: bool
-    modality: Modality
+    modality: str
     columns: Columns
     splits: Mapping[str, Split]
     test_split: str

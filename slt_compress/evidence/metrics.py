@@ -1,4 +1,4 @@
-"""Evaluation: metrics of dense, masked and control models on held-out batches."""
+"""Metrics of dense, masked and control models on held-out batches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate(
     """
     sums = _Sums()
     device = next(module.parameters()).device
-    # not inference_mode: a table that a module caches in its first forward is trained with later
+    # Not inference_mode: a table that a module caches in its first forward is used in training.
     with torch.no_grad(), evaluating(module):
         for batch in batches:
             moved = to_device(batch, device)
@@ -62,7 +62,7 @@ def evaluate(
 
 
 class _Sums:
-    """Running sums over batches; the metrics are read off at the end."""
+    """Running sums over batches; the metrics follow from them at the end."""
 
     def __init__(self) -> None:
         self.rows = self.compared = 0
@@ -89,21 +89,21 @@ class _Sums:
             self.kl += float(divergence(logits, dense)) * len(logits)
 
     def metrics(self, task: Task) -> Metrics:
-        found: Metrics = {}
+        metrics: Metrics = {}
         if self.pairs:
-            found["pearson"] = _pearson(self.pairs)
+            metrics["pearson"] = _pearson(self.pairs)
         elif self.rows and task not in (*NEXT_TOKEN_TASKS, "seq2seq"):
-            found["accuracy"] = self.correct / self.rows
+            metrics["accuracy"] = self.correct / self.rows
         if self.rows:
-            found["loss"] = self.loss / self.rows
+            metrics["loss"] = self.loss / self.rows
             if task in LANGUAGE_TASKS:
-                found["perplexity"] = exp(min(found["loss"], 700.0))
+                metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
         if self.compared and task == "features":
-            found["loss"] = self.kl / self.compared
+            metrics["loss"] = self.kl / self.compared
         elif self.compared and not self.pairs:
-            found["agreement"] = self.same / self.compared
-            found["kl"] = self.kl / self.compared
-        return found
+            metrics["agreement"] = self.same / self.compared
+            metrics["kl"] = self.kl / self.compared
+        return metrics
 
 
 def _pearson(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -124,8 +124,8 @@ def reestimate_batchnorm(
 ) -> dict[str, Tensor]:
     """Replace BatchNorm's running statistics by their mean over at most `limit` batches.
 
-    The statistics of the dense network are wrong for a masked one. Only training batches belong
-    here. Gives the new buffers (CPU) by name; empty where the module has no such statistics.
+    The statistics of the dense network are wrong for a masked one. Pass training batches only.
+    Returns the new buffers (CPU) by name; empty where the module has no such statistics.
     """
     norms = {
         name: child

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from slt_compress.anatomy.gradient_paths import reached
-from slt_compress.anatomy.memory_formats import plain_layouts
+from slt_compress.anatomy.gradient_paths import grads_from_embeddings
+from slt_compress.anatomy.memory_formats import contiguous_convolutions
 from slt_compress.anatomy.states import kept_buffers, set_buffers
 from slt_compress.gates.base import Learned, Phase, Sample, sample_key
 from slt_compress.masks import Masks, masked_weight
@@ -152,7 +152,7 @@ def gated(
             for owner, param in _owners(module, site):
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
-        with plain_layouts(module), reached(module):
+        with contiguous_convolutions(module), grads_from_embeddings(module):
             yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
     finally:
         for site in plan.sites:

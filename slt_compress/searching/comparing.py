@@ -196,7 +196,7 @@ def _row(key: Key, recipe: Recipe, path: Path, search: RunSearch) -> Row:
             row, seconds=seconds, error=reason if known else f"{type(error).__name__}: {reason}"
         )
     seconds = round(time.monotonic() - started, 3)
-    hard = dict(ticket.metrics["hard"])
+    hard = dict(ticket.metrics["hard"] or {})
     return replace(row, hard=hard, seconds=seconds, ticket=str(ticket.path))
 
 

@@ -13,8 +13,8 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import BudgetError, TicketError
 from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.budget import Budget
-from slt_compress.sites.dead_weights import silenced_lines
-from slt_compress.sites.fitting import ceiling, fit_again, plan_sites
+from slt_compress.sites.dead_weights import dead_lines
+from slt_compress.sites.fitting import largest_density, lay_out_again, plan_sites
 from slt_compress.sites.layouts import Inside
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import SitePlan
@@ -72,7 +72,7 @@ def confined(plan: SitePlan, ticket: Ticket, module: nn.Module) -> SitePlan:
 
 def _check_room(plan: SitePlan, budget: Budget, path: Path) -> None:
     room, units = (sum(getattr(site, key) for site in plan.sites) for key in ("room", "units"))
-    widest = ceiling(plan, budget)
+    widest = largest_density(plan, budget)
     if budget.density <= widest:
         return
     if round(budget.density * units) > room:
@@ -104,5 +104,5 @@ def _without_effect(module: nn.Module, ticket: Ticket) -> Mapping[str, Tensor]:
     pattern = parse_pattern(str(ticket.budget.get("pattern", "unstructured")))
     if not pattern.silences:
         return {}
-    own = fit_again(ticket.masks, pattern, module)
-    return silenced_lines(module, own, ticket.masks, heads=pattern.kind == "head")[0]
+    own = lay_out_again(ticket.masks, pattern, module)
+    return dead_lines(module, own, ticket.masks, heads=pattern.kind == "head")[0]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.blocks import Hidden, caught
+from slt_compress.anatomy.blocks import BlockOutputs, capture_outputs
 from slt_compress.checkpoints import Task
 from slt_compress.checkpoints.tasks import Batch, Forward, rows
 from slt_compress.errors import RecipeError
@@ -64,7 +64,7 @@ class Answer:
     """The dense network's output on a batch, and its hidden states by block."""
 
     output: Tensor
-    hidden: Hidden
+    hidden: BlockOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def distill_objective(
     watched = blocks if hidden_weight > 0.0 else ()
 
     def answer(module: nn.Module, batch: Batch) -> Answer:
-        with caught(module, watched) as hidden:
+        with capture_outputs(module, watched) as hidden:
             return Answer(forward(module, batch), hidden)
 
     def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:

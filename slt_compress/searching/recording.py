@@ -18,10 +18,19 @@ from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
-from slt_compress.sites.dead_weights import silenced
+from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import kept_units
-from slt_compress.storage.files import sha256_tensors
-from slt_compress.tickets import Ticket, check_target, free_path, write_ticket
+from slt_compress.storage.files import dtype_name, sha256_tensors
+from slt_compress.tickets import (
+    Extra,
+    SiteFacts,
+    Ticket,
+    TicketContent,
+    Units,
+    check_target,
+    free_path,
+    write_ticket,
+)
 from slt_compress.tickets.card import ticket_card
 
 
@@ -84,86 +93,96 @@ def record(
     Raises:
         TicketError: the target exists or cannot be written.
     """
-    parts = _parts(checkpoint, prepared, recipe, result)
+    content = _content(checkpoint, prepared, recipe, result)
     while True:
         path = target.path()
         try:
-            return write_ticket(path, run=_run_facts(started, path), **parts)
+            return write_ticket(path, content, run=_run_facts(started, path))
         except TicketError as error:
             taken = target.free and isinstance(error.__cause__, OSError) and path.exists()
             if not taken:  # else another search took the name in the meantime
                 raise
 
 
-def _parts(
+def _content(
     checkpoint: Checkpoint, prepared: SearchData | None, recipe: Recipe, result: SearchResult
-) -> dict[str, Any]:
+) -> TicketContent:
     """The parts of a ticket that are equal for equal runs."""
     module, origin = checkpoint.module, origin_record(checkpoint)
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     stored = {name: state[name].clone() for name in checkpoint.stored}
     all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
-    return {
-        "origin": origin,
-        "masks": result.masks,
-        "gains": result.gains,
-        "buffers": result.buffers,
-        "stored": {} if all_stored else stored,
-        "origin_tensors": stored if all_stored else None,
-        "budget": asdict(recipe.budget()),
-        "recipe": recipe.to_dict(),
-        "metrics": result.metrics,
-        "controls": result.controls,
-        "skipped": result.plan.skipped,
-        "weights_hash": sha256_tensors(result.weights),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "units": _unit_counts(result) if recipe.budget().shape.counts_units else None,
-        "probe": result.probe,
-        "history": result.history,
-        "sites": _site_facts(result),
-        "scores": result.scores if recipe.save_scores else None,
-        "extra": {
-            "environment": environment(module),
-            "dense_nbytes": module_nbytes(module),
-            "data": _data_facts(prepared),
-            "notes": [*_notes(prepared), *result.notes],
-            **_silenced(module, recipe, result),
-        },
-        "card": ticket_card(
+    return TicketContent(
+        origin=origin,
+        masks=result.masks,
+        gains=result.gains,
+        buffers=result.buffers,
+        stored={} if all_stored else stored,
+        origin_tensors=stored if all_stored else None,
+        budget=asdict(recipe.budget()),
+        recipe=recipe.to_dict(),
+        metrics=result.metrics,
+        controls=result.controls,
+        skipped=result.plan.skipped,
+        weights_hash=sha256_tensors(result.weights),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        units=_unit_counts(result) if recipe.budget().shape.counts_units else None,
+        probe=result.probe,
+        history=result.history,
+        sites=_site_facts(result),
+        scores=result.scores if recipe.save_scores else None,
+        extra=_extra(module, prepared, recipe, result),
+        card=ticket_card(
             origin,
             result.masks,
             result.metrics,
             method=str(recipe.method["name"]),
             pattern=recipe.pattern,
         ),
-    }
+    )
 
 
-def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
-    def dtype(name: str) -> str:
-        return str(result.weights[name].dtype).removeprefix("torch.")
-
+def _site_facts(result: SearchResult) -> dict[str, SiteFacts]:
+    dtypes = {name: dtype_name(weight.dtype) for name, weight in result.weights.items()}
     return {
-        site.name: {"index": index, "kind": site.kind, "dtype": dtype(site.name)}
+        site.name: SiteFacts(index=index, kind=site.kind, dtype=dtypes[site.name])
         for index, site in enumerate(result.plan.sites)
     }
 
 
-def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
+def _unit_counts(result: SearchResult) -> dict[str, Units]:
     """Numbers of kept and of gated units of each site."""
     return {
-        site.name: (int(kept_units(site.layout, result.masks[site.name]).sum()), site.units)
+        site.name: Units(
+            kept=int(kept_units(site.layout, result.masks[site.name]).sum()), gated=site.units
+        )
         for site in result.plan.sites
     }
 
 
-def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
+def _extra(
+    module: nn.Module, prepared: SearchData | None, recipe: Recipe, result: SearchResult
+) -> Extra:
+    dead, unknown = _dead_weights(module, recipe, result)
+    return Extra(
+        environment=environment(module),
+        dense_nbytes=module_nbytes(module),
+        data=_data_facts(prepared),
+        notes=(*_notes(prepared), *result.notes),
+        silenced=dead,
+        neighbours_unknown=unknown,
+    )
+
+
+def _dead_weights(
+    module: nn.Module, recipe: Recipe, result: SearchResult
+) -> tuple[Mapping[str, int] | None, tuple[str, ...] | None]:
     """Kept weights without effect, for patterns that remove whole outputs or heads."""
     pattern = recipe.budget().shape
     if not pattern.silences:
-        return {}
-    counts, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
-    return {"silenced": counts, "neighbours_unknown": unknown}
+        return None, None
+    dead, unknown = dead_weights(module, result.plan, result.masks, heads=pattern.kind == "head")
+    return dead, tuple(unknown)
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from slt_compress.anatomy.blocks import block_names
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
-from slt_compress.checkpoints.recorded import module_checkpoint
-from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, forward_of, to_device
+from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, to_device
 from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
 from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evidence.metrics import Metrics, evaluate
@@ -45,7 +44,7 @@ def open_workload(
     if isinstance(source, nn.Module):
         if loss_fn is None or data is None or isinstance(data, str):
             raise SltError("a module of your own needs batches and loss_fn(module, batch)")
-        return module_checkpoint(source), None, own_workload(source, data, loss_fn)
+        return Checkpoint.of_module(source), None, own_workload(source, data, loss_fn)
     if data is not None and not isinstance(data, str):
         raise SltError("your own batches need a module of your own: give the name of a data set")
     checkpoint, prepared = open_source(source, recipe)
@@ -94,7 +93,7 @@ def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
         SourceError, DataError: the source cannot be found, or the local data cannot be used.
     """
     if isinstance(source, nn.Module):
-        return module_checkpoint(source)
+        return Checkpoint.of_module(source)
     raw: RawData | None = None
     if recipe.dataset is not None and recipe.init and is_at_hand(recipe.dataset):
         raw = open_data(recipe.dataset, recipe.data)
@@ -129,7 +128,7 @@ def checkpoint_workload(
     Raises:
         DataError: the objective needs labels that the data does not have.
     """
-    forward = forward_of(checkpoint.family, checkpoint.task)
+    forward = checkpoint.forward
     first = next(iter(data.test))
     seq2seq = checkpoint.task == "seq2seq"
     return Workload(
@@ -151,7 +150,7 @@ def _measure(
 
 
 def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
-    forward, task = forward_of(checkpoint.family, checkpoint.task), checkpoint.task
+    forward, task = checkpoint.forward, checkpoint.task
     name = options.name
     if name == "auto":
         name = "task" if checkpoint.init is not None else "distill"

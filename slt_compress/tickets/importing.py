@@ -1,4 +1,4 @@
-"""Import: a ticket of a checkpoint that was pruned elsewhere, whatever its zeros are written as."""
+"""Import: a ticket of a checkpoint that was pruned elsewhere, in any of three spellings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slt_compress.anatomy.states import environment
+from slt_compress.anatomy.states import environment, module_nbytes
 from slt_compress.checkpoints import Checkpoint, origin_record, read_folder
 from slt_compress.checkpoints import open_checkpoint as open_folder
 from slt_compress.checkpoints.companions import copy_companions
@@ -23,24 +22,31 @@ from slt_compress.masks import Masks
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import find_sites
 from slt_compress.storage.files import atomic_folder, dtype_name, sha256_tensors, write_safetensors
-from slt_compress.tickets import Ticket, check_target, write_ticket
+from slt_compress.tickets import (
+    Extra,
+    SiteFacts,
+    Ticket,
+    TicketContent,
+    check_target,
+    write_ticket,
+)
 from slt_compress.tickets.card import derived_card
 
 _PACKED = ("compressed", "bitmask", "row_offsets", "shape")
 _CONFIG_DROPPED = ("quantization_config", "compression_config", "sparsity_config")
 
 
-def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str, Any]) -> Ticket:
+def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str, object]) -> Ticket:
     """Make a ticket of the weights of a folder that are not zero.
 
     Three spellings are known: plain tensors with zeros; torch's `<name>_orig` and `<name>_mask`;
-    and compressed-tensors' `sparse-bitmask`, of before and after its version 0.9. For the last two
-    a plain checkpoint is written beside the ticket, `<out>-origin`, which is then its origin.
+    and compressed-tensors' `sparse-bitmask`, from before and after its version 0.9. For the last
+    two, a plain checkpoint is written beside the ticket as `<out>-origin`, and is its origin.
 
-    `recipe` is what the ticket records as its own: a later search can start from it.
+    The ticket records `recipe` as its own, so that a later search can start from it.
 
     Raises:
-        SourceError: no checkpoint, or one that cannot be read.
+        SourceError: the folder is not a checkpoint, or cannot be read.
         TicketError: it has no zeros, or `out` is taken.
     """
     folder, target = Path(path), Path(out)
@@ -57,9 +63,9 @@ def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str,
 def unpacked(
     tensors: Mapping[str, Tensor], where: str
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-    """Plain tensors, and masks of those whose spelling says more than their zeros.
+    """The plain tensors, and the masks of those that are stored with a mask.
 
-    `tensors` themselves come back where they are plain.
+    Returns `tensors` itself where all of them are plain.
 
     Raises:
         SourceError: parts are missing or contradict each other.
@@ -69,7 +75,7 @@ def unpacked(
     if not packed and not masked:
         return tensors, {}
     used: set[str] = set()
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for name in packed:
         keys = {part: f"{name}.{part}" for part in _PACKED}
@@ -79,18 +85,18 @@ def unpacked(
             raise SourceError(f"{where} lacks {absent[0]}, a part of a sparse-bitmask tensor")
         weight = name if name.endswith(".weight") else f"{name}.weight"
         parts = {part: tensors[key] for part, key in keys.items() if key in tensors}
-        found[weight], masks[weight] = _from_bitmask(parts, f"{where}: {name}")
+        weights[weight], masks[weight] = _from_bitmask(parts, f"{where}: {name}")
         used |= set(keys.values())
     for name in masked:
         mask = tensors[f"{name}_mask"] != 0
         if mask.shape != tensors[f"{name}_orig"].shape:
             raise SourceError(f"{where}: {name}_mask has another shape than {name}_orig")
-        found[name], masks[name] = tensors[f"{name}_orig"], mask
+        weights[name], masks[name] = tensors[f"{name}_orig"], mask
         used |= {f"{name}_mask", f"{name}_orig", name}
     rest = {key: tensor for key, tensor in tensors.items() if key not in used}
-    if rest.keys() & found.keys():
-        raise SourceError(f"{where} holds {sorted(rest.keys() & found.keys())[0]} twice")
-    return {**rest, **found}, masks
+    if rest.keys() & weights.keys():
+        raise SourceError(f"{where} holds {sorted(rest.keys() & weights.keys())[0]} twice")
+    return {**rest, **weights}, masks
 
 
 def _is_masked(key: str, tensors: Mapping[str, Tensor]) -> bool:
@@ -98,7 +104,7 @@ def _is_masked(key: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
-    """A weight and its mask out of rows of bits, each row padded to bytes, lowest bit first."""
+    """A weight and its mask from rows of bits, each row padded to bytes, lowest bit first."""
     values, bitmask = parts["compressed"], parts["bitmask"]
     sizes = tuple(int(size) for size in parts["shape"].reshape(-1).tolist())
     rows, columns = math.prod(sizes[:-1]), sizes[-1] if sizes else 1
@@ -115,9 +121,9 @@ def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tens
 
 
 def _write_origin(
-    target: Path, source: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    target: Path, source: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]
 ) -> None:
-    """A plain checkpoint folder of the unpacked tensors."""
+    """Write a plain checkpoint folder of the unpacked tensors."""
     kept = {key: value for key, value in config.items() if key not in _CONFIG_DROPPED}
     try:
         with atomic_folder(target) as folder:
@@ -133,9 +139,9 @@ def _ticket_of(
     given: Mapping[str, Tensor],
     target: Path,
     source: Path,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
 ) -> Ticket:
-    """A ticket of a checkpoint's zeros, or of masks by the key of its file where they are given."""
+    """Write the ticket of a checkpoint: masks given by file key, or else whatever is not zero."""
     plan = find_sites(checkpoint.module)
     weights: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
@@ -149,24 +155,45 @@ def _ticket_of(
             weights[site.name], masks[site.name], kinds[site.name] = weight, mask, site.kind
     if not masks or not Masks(masks).kept:
         raise TicketError(f"{source} has no weight with zeros among the sites, so there is no mask")
-    found = Masks(masks)
-    whole = dict(plan.skipped) | {
-        site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks
-    }
-    note = f"imported from {source.name}, as its zeros are; nothing was measured"
+    whole = {site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks}
     facts = {
-        name: {"index": i, "kind": kinds[name], "dtype": dtype_name(weights[name].dtype)}
-        for i, name in enumerate(weights)
+        name: SiteFacts(index=index, kind=kinds[name], dtype=dtype_name(weight.dtype))
+        for index, (name, weight) in enumerate(weights.items())
     }
-    origin, budget = origin_record(checkpoint), Budget(density=found.density)
-    state = {t.data_ptr() or id(t): t.nbytes for t in checkpoint.module.state_dict().values()}
-    return write_ticket(
-        target, origin=origin, masks=found, gains={}, buffers={}, stored={}, budget=asdict(budget),
-        recipe={**recipe, "target_sparsity": 1.0 - found.density},
-        metrics={"dense": None, "hard": None, "soft": None}, controls={}, skipped=whole,
-        weights_hash=sha256_tensors(weights),
-        parameters=sum(parameter.numel() for parameter in checkpoint.module.parameters()),
-        probe={}, history=[], run={}, sites=facts, card=derived_card(origin, found, note),
-        extra={"environment": environment(checkpoint.module), "notes": [note], "data": None,
-               "dense_nbytes": sum(state.values())},
-    )  # fmt: skip
+    content = _content(checkpoint, Masks(masks), source, recipe, sites=facts,
+                       skipped={**plan.skipped, **whole},
+                       weights_hash=sha256_tensors(weights))  # fmt: skip
+    return write_ticket(target, content)
+
+
+def _content(
+    checkpoint: Checkpoint,
+    masks: Masks,
+    source: Path,
+    recipe: Mapping[str, object],
+    *,
+    sites: Mapping[str, SiteFacts],
+    skipped: Mapping[str, str],
+    weights_hash: str,
+) -> TicketContent:
+    module, origin = checkpoint.module, origin_record(checkpoint)
+    note = f"imported from {source.name}, as its zeros are; nothing was measured"
+    return TicketContent(
+        origin=origin,
+        masks=masks,
+        gains={},
+        buffers={},
+        stored={},
+        budget=asdict(Budget(density=masks.density)),
+        recipe={**recipe, "target_sparsity": 1.0 - masks.density},
+        metrics={"dense": None, "hard": None, "soft": None},
+        controls={},
+        skipped=skipped,
+        weights_hash=weights_hash,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        sites=sites,
+        extra=Extra(
+            environment=environment(module), dense_nbytes=module_nbytes(module), notes=(note,)
+        ),
+        card=derived_card(origin, masks, note),
+    )

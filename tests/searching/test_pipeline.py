@@ -346,17 +346,17 @@ def weight_normed_ticket(tmp_path):
         budget=Budget(density=0.3),
     )  # fmt: skip
     from slt_compress.checkpoints import origin_record
-    from slt_compress.tickets import write_ticket
+    from slt_compress.tickets import SiteFacts, TicketContent, write_ticket
 
-    parts = {key: own.summary[key] for key in ("weights_hash", "extra")}
-    fields = ("masks", "gains", "buffers", "stored", "budget", "recipe", "metrics", "controls")
+    fields = ("masks", "gains", "buffers", "stored", "budget", "recipe", "metrics", "controls",
+              "skipped", "weights_hash", "extra")  # fmt: skip
     inputs = {"input_values": torch.randn(2, 64)}
-    write_ticket(
-        tmp_path / "ticket", origin=origin_record(checkpoint), skipped=own.skipped,
-        parameters=own.summary["counts"]["parameters"], probe={}, history=[], run={}, card="",
-        sites={name: {"dtype": "float32"} for name in own.masks}, **parts,
+    content = TicketContent(
+        origin=origin_record(checkpoint), parameters=own.counts.parameters, card="",
+        sites={name: SiteFacts(dtype="float32") for name in own.masks},
         **{name: getattr(own, name) for name in fields},
     )  # fmt: skip
+    write_ticket(tmp_path / "ticket", content)
     return own.masks, inputs
 
 

@@ -9,7 +9,7 @@ import torch
 
 from slt_compress.artifacts.formats.base import Codec, NmPattern, part_key
 from slt_compress.artifacts.formats.bitmask import Bitmask
-from slt_compress.artifacts.formats.choice import Format, MaskOnly
+from slt_compress.artifacts.formats.choice import MASK_FORMAT, Format, MaskOnly
 from slt_compress.artifacts.formats.coded import Coded
 from slt_compress.artifacts.formats.csr import SparseCsr
 from slt_compress.artifacts.formats.dense import Dense
@@ -24,6 +24,7 @@ __all__ = [
     "CODECS",
     "EXPORTS",
     "FORMATS",
+    "MASK_FORMAT",
     "VALUES_DTYPES",
     "Bitmask",
     "Codec",
@@ -62,7 +63,7 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
         "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
         "coded": Format(name="coded", codecs=(_CODED,)),
         "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED)),
-        "mask": MaskOnly(),
+        MASK_FORMAT: MaskOnly(),
     }
 )
 
