@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from slt_compress.data.labels import sorted_names
 from slt_compress.data.options import STORED
 from slt_compress.errors import DataError
 
@@ -165,7 +166,7 @@ def find_target(rows: Rows, label: str | None, spec: str) -> Target:
         count = len(feature.names) if feature.names else tags
         return Target(classes=feature.names, num_classes=count, regression=False)
     if feature.kind == "text" and known:
-        names = tuple(sorted(set(known)))
+        names = sorted_names(known)
         if len(names) > max(1_000, len(known) // 2):
             raise DataError(
                 f"{spec}: the label column {label} holds {len(names):,} different strings in "

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from slt_compress.data.augment import Augment, timm_transform
@@ -90,25 +91,50 @@ class ImageExamples:
         return [open_image(value, self.spec) for value in stored]
 
 
+# Formats that Pillow hands to another program.
+_FOREIGN = ("EPS",)
+
+
 def open_image(stored: object, spec: str) -> Image.Image:
     """Decode a stored image ({"bytes", "path"} or bytes) to mode L or RGB.
 
     Raises:
         DataError: a missing or damaged image, or one larger than Pillow accepts.
     """
+    Image.init()
+    formats = [name for name in Image.OPEN if name not in _FOREIGN]
     value: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored, "path": None}
     source = value.get("bytes")
     try:
-        with Image.open(io.BytesIO(source) if source is not None else value["path"]) as image:
+        place = io.BytesIO(source) if source is not None else value["path"]
+        with Image.open(place, formats=formats) as image:
             image.load()
-            if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
-                deep = np.asarray(image).astype(np.int64) // 257
-                return Image.fromarray(deep.clip(0, 255).astype(np.uint8))
-            return image.convert("L" if image.mode in {"1", "L", "LA"} else "RGB")
+            mode, upright = image.mode, ImageOps.exif_transpose(image)
+            if mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip them at 255
+                return Image.fromarray(_eight_bits(np.asarray(upright), mode))
+            return upright.convert("L" if mode in {"1", "L", "LA"} else "RGB")
     except (OSError, ValueError, SyntaxError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{spec}: an image cannot be decoded: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{spec}: an image is too large: {error}") from error
+
+
+def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Grey values as 8 bits: by the bits of the mode, or by the range where that has 32.
+
+    Values up to 1 (floats), 255, 65,535 or above are fractions, bytes, 16 bits or 31 bits.
+    """
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0) if mode == "F" else values
+    most = float(values.max(initial=0))
+    if mode.startswith("I;16"):
+        most = 65_535.0
+    steps = (1.0, 255.0, 65_535.0) if mode == "F" else (255.0, 65_535.0)
+    full = next((step for step in steps if most <= step), max(most, 2.0**31 - 1))
+    if mode == "F":
+        scaled = values.astype(np.float64) * 255.0 / full
+    else:
+        scaled = values.astype(np.int64) * 255 // int(full)
+    return scaled.clip(0, 255).astype(np.uint8)
 
 
 def images(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:

@@ -83,6 +83,18 @@ def match_names(data: Sequence[str], model: Sequence[str]) -> tuple[int, ...] | 
     return tuple(ids) if len(set(ids)) == len(ids) else None
 
 
+def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in order: by value where all of them are whole numbers, else as text."""
+    known = set(names)
+    if known and all(map(_is_number, known)):
+        return tuple(sorted(known, key=lambda name: (int(name), name)))
+    return tuple(sorted(known))
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]{1,18}", name.strip()) is not None
+
+
 def _matched(ids: tuple[int, ...]) -> LabelMatch:
     return LabelMatch(matches=True, ids=None if ids == tuple(range(len(ids))) else ids)
 

@@ -17,6 +17,8 @@ SPLITS = {
     "training": "train",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
@@ -27,18 +29,78 @@ SPLITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKind:
-    """Encoded media in a column: how `datasets` declares it, and the usual names of its column."""
+    """Encoded media in a column or in files of their own.
+
+    Attributes:
+        declared: how `datasets` declares such a column.
+        names: the usual names of such a column.
+        suffixes: of such files.
+    """
 
     declared: str
     names: tuple[str, ...]
+    suffixes: tuple[str, ...]
 
 
 # By the option that names the column. `datasets` stores each of them as {"bytes", "path"}, so that
 # an undeclared column is told by its name; it is of the first kind if no name fits.
 STORED: Mapping[str, StoredKind] = MappingProxyType(
     {
-        "image": StoredKind(declared="Image", names=("image", "img", "images", "picture")),
-        "audio": StoredKind(declared="Audio", names=("audio", "speech", "sound")),
+        "image": StoredKind(
+            declared="Image",
+            names=("image", "img", "images", "picture"),
+            suffixes=tuple(
+                [
+                    ".png",
+                    ".apng",
+                    ".jpg",
+                    ".jpeg",
+                    ".jpe",
+                    ".jfif",
+                    ".bmp",
+                    ".dib",
+                    ".gif",
+                    ".webp",
+                    ".tif",
+                    ".tiff",
+                    ".ppm",
+                    ".pgm",
+                    ".pbm",
+                    ".pnm",
+                    ".jp2",
+                    ".j2k",
+                    ".jpc",
+                    ".jpf",
+                    ".jpx",
+                    ".j2c",
+                    ".ico",
+                    ".icns",
+                    ".tga",
+                    ".icb",
+                    ".vda",
+                    ".vst",
+                    ".pcx",
+                    ".dcx",
+                    ".sgi",
+                    ".rgb",
+                    ".rgba",
+                    ".bw",
+                    ".dds",
+                    ".psd",
+                    ".xbm",
+                    ".xpm",
+                    ".msp",
+                    ".im",
+                    ".ras",
+                    ".avif",
+                ]
+            ),
+        ),
+        "audio": StoredKind(
+            declared="Audio",
+            names=("audio", "speech", "sound"),
+            suffixes=(".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".au", ".m4a"),
+        ),
     }
 )
 

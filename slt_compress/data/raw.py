@@ -133,10 +133,10 @@ def _read(spec: str, options: DataOptions) -> tuple[dict[str, Rows], tuple[str, 
 
     path = Path(spec).expanduser()
     if path.exists():
-        return (read_saved(path, spec) if is_saved(path) else read_path(path, spec)), ()
+        return (read_saved(path, spec), ()) if is_saved(path) else read_path(path, spec)
     if spec == "digits":
         with as_file(files("slt_compress") / "digits") as folder:
-            return read_path(folder, spec), ()
+            return read_path(folder, spec)
     if (
         spec.startswith((".", "/", "~"))
         or spec.count("/") > 1
