@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from torch import nn
 
-from slt_compress.checkpoints.tasks import TASKS, Family, Forward, Task, forward_of
+from slt_compress.checkpoints.tasks import (
+    TASKS,
+    Family,
+    Forward,
+    Head,
+    Task,
+    declared_head,
+    forward_of,
+)
 
 __all__ = ["TASKS", "Architecture", "Checkpoint", "Family", "Init", "Kind", "Task"]
 
@@ -91,6 +99,11 @@ class Checkpoint:
     def trained_head(self) -> bool:
         """False for a random init and for the task `features`."""
         return self.init is None and self.task != "features"
+
+    @property
+    def head(self) -> Head | None:
+        """What its outputs are, if its config says so; see `tasks.declared_head`."""
+        return declared_head(self.task, self.config, self.num_classes)
 
     @property
     def forward(self) -> Forward:

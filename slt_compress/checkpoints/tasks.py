@@ -24,6 +24,22 @@ Task = Literal[
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 
+Head = Literal["classes", "flags", "numbers"]
+"""What the outputs of a head are: scores of classes of which one is right, of classes of which any
+may be right, or numbers."""
+
+# `problem_type` of transformers, and the tasks whose heads have one.
+_PROBLEMS: Mapping[str, Head] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "flags",
+    "regression": "numbers",
+}
+_WITH_PROBLEM: tuple[Task, ...] = (
+    "image-classification",
+    "text-classification",
+    "audio-classification",
+)
+
 Batch = Mapping[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Tensor]
 
@@ -46,6 +62,17 @@ def forward_of(family: Family, task: Task) -> Forward:
     if family == "module":
         return lambda module, batch: _tensor(module(*batch.values()))
     return lambda module, batch: _tensor(module(batch["pixel_values"]))
+
+
+def declared_head(task: Task, config: Mapping[str, Any], outputs: int | None) -> Head | None:
+    """What the config of a checkpoint says of its head; None if it leaves that to the labels.
+
+    One output is a number, as in transformers: among one class there is nothing to choose.
+    """
+    if task not in _WITH_PROBLEM:
+        return "classes"
+    declared = _PROBLEMS.get(str(config.get("problem_type")))
+    return "numbers" if outputs == 1 and declared != "flags" else declared
 
 
 def _logits(module: nn.Module, batch: Batch) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slt_compress.checkpoints.tasks import Head
+
 Batch = dict[str, Tensor]
 """Model inputs by the names of the model's arguments, and "labels" if there are any."""
 
@@ -90,6 +92,9 @@ class SearchData:
         label_note: why the labels do not match; "" if they do.
         test_split: where `test` comes from.
         splits: number of examples in train, held_out and test.
+        head: what the model's outputs are, which decides on losses and metrics.
+        overview: what is read and measured, one line for the user.
+        warnings: what looks wrong about the data, a sentence each.
         notes: decisions that the user did not ask for, a sentence each, for the report.
     """
 
@@ -102,3 +107,6 @@ class SearchData:
     test_split: str
     splits: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    head: Head = "classes"
+    overview: str = ""
+    warnings: tuple[str, ...] = ()

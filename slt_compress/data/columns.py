@@ -1,4 +1,4 @@
-"""Find which columns hold the inputs and the labels, and read the labels as numbers."""
+"""Columns: find which of them hold the inputs and the labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from slt_compress.data.labels import sorted_names
 from slt_compress.data.options import STORED
 from slt_compress.errors import DataError
 
@@ -19,9 +15,10 @@ if TYPE_CHECKING:
     from slt_compress.data.options import DataOptions
     from slt_compress.data.rows import Feature, Kind, Rows
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "score")
+WORD_NAMES = ("tokens", "words")
+TAG_NAMES = ("ner_tags", "tags", "labels")
 TEXT_NAMES = ("text", "sentence", "caption", "content")
 PAIR_NAMES = (
     ("sentence1", "sentence2"),
@@ -56,15 +53,6 @@ class Columns:
         return (self.modality, *both)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What the labels are: named classes, counted classes or a number to predict."""
-
-    classes: tuple[str, ...] | None
-    num_classes: int | None
-    regression: bool
-
-
 def find_columns(rows: Rows, options: DataOptions, spec: str) -> Columns:
     """Choose the columns by the options, else by their type and name.
 
@@ -87,9 +75,8 @@ def find_columns(rows: Rows, options: DataOptions, spec: str) -> Columns:
             return make(modality=kind, inputs=(column,), label=_other(label, (column,)))
     if texts:
         return make(modality="text", inputs=texts, label=_other(label, texts))
-    words = _find(features, "words", ("tokens", "words"))
-    tags = options.label or _find(features, "tags", ("ner_tags", "tags", "labels"))
-    if words and tags and features[tags].kind == "tags":
+    words, tags = _find(features, "words", WORD_NAMES), _find_tags(features, options.label)
+    if words and tags and words != tags:
         return Columns(modality="text", inputs=(words,), label=tags, tags=True)
     raise DataError(
         f"{spec}: no column of images, text or sound was found among {', '.join(features)}; name "
@@ -126,10 +113,18 @@ def _find(features: Mapping[str, Feature], kind: Kind, names: Sequence[str]) -> 
 
 def _find_label(features: Mapping[str, Feature]) -> str | None:
     known = [name for name in LABEL_NAMES if name in features]
-    usable: set[Kind] = {"classes", "integer", "number", "text"}
+    usable: set[Kind] = {"classes", "integer", "number", "text", "tags", "words", "numbers"}
     known = [name for name in known if features[name].kind in usable]
     of_kind = [name for name, feature in features.items() if feature.kind == "classes"]
     return next(iter([*known, *of_kind]), None)
+
+
+def _find_tags(features: Mapping[str, Feature], asked: str | None) -> str | None:
+    """The column of tags, as class numbers or as strings."""
+    if asked is not None:
+        return asked if features[asked].kind in ("tags", "words") else None
+    named = [n for n in TAG_NAMES if n in features and features[n].kind in ("tags", "words")]
+    return named[0] if named else _find(features, "tags", TAG_NAMES)
 
 
 def _find_text(features: Mapping[str, Feature], label: str | None) -> tuple[str, ...]:
@@ -143,70 +138,3 @@ def _find_text(features: Mapping[str, Feature], label: str | None) -> tuple[str,
             return (name,)
     rest = [name for name in texts if name not in LABEL_NAMES]
     return (rest[0],) if len(rest) == 1 else ()
-
-
-def find_target(rows: Rows, label: str | None, spec: str) -> Target:
-    """What the label column of the training split is.
-
-    Class names are those of the data's own metadata, else the sorted distinct strings.
-
-    Raises:
-        DataError: a label column whose values are no classes.
-    """
-    if label is None:
-        return Target(classes=None, num_classes=None, regression=False)
-    feature = rows.features[label]
-    if feature.kind == "classes" and feature.names:
-        return Target(classes=feature.names, num_classes=len(feature.names), regression=False)
-    if feature.kind == "number":
-        return Target(classes=None, num_classes=1, regression=True)
-    known = [value for value in rows.column(label) if value is not None]
-    if feature.kind == "tags":
-        tags = 1 + max((tag for row in known for tag in row if tag is not None), default=-1)
-        count = len(feature.names) if feature.names else tags
-        return Target(classes=feature.names, num_classes=count, regression=False)
-    if feature.kind == "text" and known:
-        names = sorted_names(known)
-        if len(names) > max(1_000, len(known) // 2):
-            raise DataError(
-                f"{spec}: the label column {label} holds {len(names):,} different strings in "
-                f"{len(known):,} rows, which are no classes; name another with data.label=COLUMN"
-            )
-        return Target(classes=names, num_classes=len(names), regression=False)
-    if feature.kind == "integer":
-        labels = [int(value) for value in known if int(value) >= 0]
-        if labels and max(labels) < 1_000_000:
-            return Target(classes=None, num_classes=max(labels) + 1, regression=False)
-    raise DataError(
-        f"{spec}: the label column {label} holds no class numbers; name another with "
-        "--set data.label=COLUMN"
-    )
-
-
-def read_labels(rows: Rows, label: str | None, target: Target, spec: str) -> Labels | None:
-    """The labels of a split: int64 [N] class numbers (-1 = none given) or float32 [N].
-
-    Raises:
-        DataError: a class that the training split does not have.
-    """
-    if label is None or label not in rows.features or rows.features[label].kind == "tags":
-        return None
-    values = rows.column(label)
-    if target.regression:
-        return np.array([np.nan if v is None else v for v in values], np.float32)
-    if rows.features[label].kind == "text" and target.classes:
-        numbers = {name: number for number, name in enumerate(target.classes)}
-        unknown = sorted({str(v) for v in values if v is not None and v not in numbers})
-        if unknown:
-            raise DataError(
-                f"{spec}: label {unknown[0]!r} in column {label} is none of the training split's "
-                f"{len(numbers)} classes"
-            )
-        return np.array([-1 if v is None else numbers[v] for v in values], np.int64)
-    found = np.array([-1 if v is None else int(v) for v in values], np.int64)
-    if target.num_classes is not None and len(found) and found.max() >= target.num_classes:
-        raise DataError(
-            f"{spec}: label {found.max()} in column {label} is beyond the training split's "
-            f"{target.num_classes} classes"
-        )
-    return found

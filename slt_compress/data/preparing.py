@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from slt_compress.data.batches import Batches, SearchData
+from slt_compress.data.labels import head_of
 from slt_compress.data.modalities import maker_of
+from slt_compress.data.overview import overview, warnings_about
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ def prepare(
         source=ready.train, augmented=ready.augmented, batch_size=batch_size, seed=seed,
         shuffle=True,
     )  # fmt: skip
+    head = head_of(raw, checkpoint.head, ready.match)
     return SearchData(
         spec=raw.spec,
         train=train,
@@ -51,4 +54,7 @@ def prepare(
             "test": test.examples,
         },
         notes=(*raw.notes, *ready.notes),
+        head=head,
+        overview=overview(raw, checkpoint, ready.match, head),
+        warnings=warnings_about(raw, checkpoint, ready.match),
     )

@@ -59,11 +59,18 @@ def capped(raw: RawData, limit: int | None) -> Split:
 
 
 def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
-    """Labels in the numbering of the head: int64 [N], or float32 [N]; None if unmatched."""
+    """Labels as the head numbers them: int64 [N], float32 [N] or [N, C]; None if unmatched."""
     if split.labels is None or not match.matches:
         return None
     labels = torch.from_numpy(split.labels)
-    return labels if match.ids is None else torch.tensor(match.ids)[labels]
+    if match.ids is None:
+        return labels
+    ids = torch.tensor(match.ids)
+    if labels.dim() == 1:
+        return ids[labels]
+    flags = torch.zeros(len(labels), max(match.outputs or 0, int(ids.max()) + 1))
+    flags[:, ids] = labels
+    return flags
 
 
 def held_of(options: DataOptions, examples: int) -> int:
@@ -85,7 +92,7 @@ def match_of(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
             note=f"{raw.spec} has no tag for each word; the metrics compare with the dense model "
             "instead.",
         )
-    return match_labels(raw, checkpoint.classes, checkpoint.num_classes)
+    return match_labels(raw, checkpoint.classes, checkpoint.num_classes, checkpoint.head)
 
 
 def accepted_of(checkpoint: Checkpoint) -> frozenset[str]:

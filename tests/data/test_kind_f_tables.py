@@ -57,6 +57,12 @@ AS_LABEL = {
 }
 
 
+def stored_as(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return values.cast(kind.value_type).dictionary_encode()
+    return values.cast(kind)
+
+
 @pytest.mark.parametrize("label", AS_LABEL)
 @pytest.mark.parametrize("text", AS_TEXT)
 def test_text_and_labels_of_any_arrow_type(tmp_path: Path, text: str, label: str) -> None:
@@ -66,7 +72,7 @@ def test_text_and_labels_of_any_arrow_type(tmp_path: Path, text: str, label: str
         values = [int(value) for value in values]
     columns = {
         "text": pa.array(TEXTS).cast(AS_TEXT[text]),
-        "label": pa.array(values).cast(AS_LABEL[label]),
+        "label": stored_as(pa.array(values), AS_LABEL[label]),
     }
     papq.write_table(pa.table(columns), tmp_path / "train.parquet")
     raw = read(tmp_path)
