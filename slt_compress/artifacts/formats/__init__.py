@@ -63,7 +63,7 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
         "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
         "coded": Format(name="coded", codecs=(_CODED,)),
         "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED)),
-        MASK_FORMAT: MaskOnly(),
+        "mask": MaskOnly(),
     }
 )
 
