@@ -33,7 +33,7 @@ FLAGS = {
     "": "--version",
     "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
+    "--max-time --recipe --set -o --out --save-every --resume --fresh --push-to-hub --quiet --json",
     "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
     "--max-time --recipe --set --json",

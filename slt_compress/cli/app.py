@@ -20,6 +20,7 @@ from slt_compress.cli.options import (
     BatchSize,
     Dataset,
     Format,
+    Fresh,
     Json,
     MaxShardSize,
     Newest,
@@ -27,12 +28,17 @@ from slt_compress.cli.options import (
     PushToHub,
     Quiet,
     RecipeName,
+    Resume,
+    SaveEvery,
     Set,
     Source,
+    SourceOrResume,
     ValuesDtype,
+    is_main_process,
     listed,
     numbers,
     push_if_asked,
+    resumed,
 )
 from slt_compress.cli.plan_command import plan
 from slt_compress.cli.recipe_commands import recipes_app
@@ -73,22 +79,37 @@ def _root(
 @app.command()
 @recipe_flags("search")
 def search(
-    source: Source,
+    *,
+    source: SourceOrResume = None,
     flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
+    save_every: SaveEvery = 300.0,
+    resume: Resume = None,
+    fresh: Fresh = False,
     push_to_hub: PushToHub = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Search for a ticket: train gates on frozen weights, and keep an exact number of weights."""
-    resolved = resolve(start_of(recipe), set_, flags)
+    """Search for a ticket: train gates on frozen weights, and keep an exact number of weights.
+
+    The same command continues a search that was interrupted.
+    """
+    content = start_of(recipe)
+    if resume is not None:
+        source, content, out = resumed(resume, source, out)
+    resolved = resolve(content, set_, flags)
+    if source is None:
+        raise typer.BadParameter("name a SOURCE, or --resume an interrupted search")
     from slt_compress import api
     from slt_compress.cli.console import search_progress
 
-    with search_progress(quiet=quiet) as on_step:
-        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step)
+    with search_progress(quiet=quiet or not is_main_process()) as on_step:
+        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step,
+                            save_every=save_every, fresh=fresh)  # fmt: skip
+    if not is_main_process():
+        return
     push_if_asked(ticket.path, push_to_hub)
     if as_json:
         print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +18,20 @@ FORMAT_NAMES = ", ".join(literal_keys("artifacts/formats/__init__.py", "FORMATS"
 
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or reference net.")
+]
+SourceOrResume = Annotated[
+    str | None,
+    typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or a reference net."),
+]
+SaveEvery = Annotated[
+    float, typer.Option(min=0.0, help="Seconds between saves of the progress, in OUT.search.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Continue the interrupted search in this OUT.search folder."),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start over, even if OUT.search holds saved progress.")
 ]
 Newest = Annotated[
     Path | None, typer.Argument(metavar="PATH", help="Default: the newest ticket in tickets/.")
@@ -111,3 +126,26 @@ def push_if_asked(folder: Path, repo: str | None) -> None:
         from slt_compress.exporting.pushing import push
 
         print(f"pushed to {push(folder, repo)}", file=sys.stderr)
+
+
+def resumed(folder: Path, source: str | None, out: Path | None) -> tuple[str, dict[str, Any], Path]:
+    """Source, recipe content and ticket path of an interrupted search.
+
+    Raises:
+        typer.BadParameter: another source or ticket was given too.
+        SltError: the folder does not hold an interrupted search.
+    """
+    from slt_compress.searching.reserving import interrupted
+
+    recorded, recipe, ticket = interrupted(folder)
+    if source not in (None, recorded) or out not in (None, ticket):
+        raise typer.BadParameter(
+            f"{folder} continues the search of {recorded} for {ticket}: leave out SOURCE and -o",
+            param_hint="--resume",
+        )
+    return recorded, recipe.to_dict(), ticket
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints, among those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
