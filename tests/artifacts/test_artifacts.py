@@ -338,7 +338,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     checkpoint, masks = tiny()
     with pytest.raises(ArtifactError, match="no format 'zip'"):
         export(tmp_path / "x", checkpoint, masks, "zip")
-    with pytest.raises(ArtifactError, match="no weight of the model"):
+    with pytest.raises(ArtifactError, match="is not a weight of the model"):
         export(tmp_path / "x", checkpoint, Masks({"other": masks["first.weight"]}))
     with pytest.raises(ArtifactError, match="apply the masks first"):
         export(tmp_path / "x", checkpoint, Masks({"first.weight": ~masks["first.weight"]}))
