@@ -3,9 +3,9 @@
     python benchmarks/roundtrip.py [--format sparse-csr]
 
 The origin is a ViT-base with random weights in its own folder. The ticket keeps 10 % of every
-linear weight at random, and has a probe. Each step runs in a fresh process. The figures are its processor
-seconds after the imports, which are timed separately. The time of a plain read of the files that it
-reads, and of a plain write of those that it writes, is subtracted.
+linear weight at random, and has a probe. Each step runs in a fresh process. The figures are its
+processor seconds after the imports, which are timed separately. The time of a plain read of the
+files that it reads, and of a plain write of those that it writes, is subtracted.
 """
 
 from __future__ import annotations
