@@ -2,10 +2,10 @@
 
     python benchmarks/roundtrip.py [--format sparse-csr]
 
-The origin is a ViT-base of random weights in a folder of its own, the ticket keeps 10 % of every
-linear weight at random and has a probe. Each step runs in a fresh process. Counted are processor
-seconds within it from when the libraries are there (importing them is timed beside that), less what
-a plain read of the files that it reads and a plain write of those that it writes take.
+The origin is a ViT-base with random weights in its own folder. The ticket keeps 10 % of every
+linear weight at random, and has a probe. Each step runs in a fresh process. The figures are its
+processor seconds after the imports, which are timed separately. The time of a plain read of the
+files that it reads, and of a plain write of those that it writes, is subtracted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ print(json.dumps({"import": imported - started, "process": time.process_time() -
 
 
 def make_ticket(folder: Path) -> Path:
-    """The origin and the ticket, whose probe is two pictures."""
+    """The origin and the ticket, whose probe is two images."""
     torch.manual_seed(0)
     with torch.device("cpu"):
         model = ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
@@ -105,22 +105,22 @@ def plain_io(reads: list[Path], writes: list[Path], scratch: Path) -> float:
 
 
 def files(folder: Path) -> list[Path]:
-    """Every file below a folder."""
+    """All files below a folder."""
     return [file for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 def run(*arguments: str | Path) -> dict[str, float]:
-    """One step in a fresh process."""
+    """Run one step in a fresh process, and return its figures."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STEP, *map(str, arguments)],
         stdout=subprocess.PIPE, check=True, text=True,
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def main() -> None:
-    """Parse, make the ticket, take the steps in turns, print."""
+    """Parse, make the ticket, run the steps interleaved, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", default="sparse-csr")
     parser.add_argument("--rounds", type=int, default=3)

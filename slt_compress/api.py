@@ -81,6 +81,7 @@ def search(
     method = method or recipe.method_instance()
     if isinstance(data, str):
         recipe = replace(recipe, dataset=data)
+    recipe.budget()  # an impossible one is refused before anything is opened
     target = target_of(source, recipe, out, TICKETS)
     return run(source, data, loss_fn, recipe, method, target, on_step=on_step,
                save_every=save_every, fresh=fresh)  # fmt: skip

@@ -398,4 +398,6 @@ def test_a_search_that_is_interrupted(signum, tmp_path):
     assert out == ""
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted")
-    assert list(tmp_path.iterdir()) == []
+    # the progress of the search may be saved, but no ticket is
+    left = {path.name for path in tmp_path.glob("*/*")}
+    assert left <= {"lenet-300-100-relaxed-0.9.search"}

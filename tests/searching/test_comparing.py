@@ -49,7 +49,7 @@ def searched(monkeypatch):
     """Searches that take no time: the accuracy is the sparsity and a little of the seed."""
     recipes = []
 
-    def search(source, *, recipe, out, on_step):
+    def search(source, *, method, recipe, out, on_step):
         recipes.append(recipe)
         hard = {"accuracy": recipe.target_sparsity + recipe.training.seed / 100, "loss": 1.0}
         return SimpleNamespace(metrics={"hard": hard}, path=out)
@@ -272,8 +272,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_search(capsy
     [
         (["--methods", "relaxed,magic"], "magic"),
         (["--methods", "relaxed,,random"], "empty entry"),
-        (["--target-sparsity", "0.9,much"], "no number"),
-        (["--target-sparsity", "0.9,1.0"], "target_sparsity is 1.0"),
+        (["--target-sparsity", "0.9,much"], "is not a number"),
+        (["--target-sparsity", "0.9,1.0"], "target_sparsity must be in [0, 1), not 1.0"),
         (["--seeds", "0"], "--seeds"),
         (["--epochs", "1"], "not both"),
         (["--set", "nope=1"], "unknown key nope"),
@@ -309,7 +309,7 @@ def test_options_go_to_the_method_of_that_name():
         (Recipe(), [], [0.5], 1, "at least one method"),
         (Recipe(), ["random"], [], 1, "at least one"),
         (Recipe(), ["random"], [0.5], 0, "at least one"),
-        (Recipe(), ["relaxed", Relaxed()], [0.5], 1, "compared once"),
+        (Recipe(), ["relaxed", Relaxed()], [0.5], 1, "compared only once"),
         (Recipe(training=Training(max_time=5.0)), ["random"], [0.5], 1, "training.max_time=null"),
     ],
 )

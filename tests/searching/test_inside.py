@@ -142,7 +142,7 @@ def test_a_search_inside_keeps_no_weight_of_a_removed_neuron(outer: Ticket, tmp_
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"target_sparsity": 0.5}, BudgetError, "the sparsity is at least"),
+        ({"target_sparsity": 0.5}, BudgetError, "the sparsity must be at least"),
         (
             {"scope": "layer", "target_sparsity": 0.9},
             BudgetError,
@@ -153,7 +153,7 @@ def test_a_search_inside_keeps_no_weight_of_a_removed_neuron(outer: Ticket, tmp_
             BudgetError,
             "needs the pattern 'unstructured'",
         ),
-        ({"densities": {"fc1*": 0.1}}, BudgetError, "takes no densities"),
+        ({"densities": {"fc1*": 0.1}}, BudgetError, "no densities"),
         ({"targets": {"exclude": ["fc1*"]}}, TicketError, "gates fc1.weight, which this search"),
         ({"training": {"steps": 2, "seed": 1}}, TicketError, "belongs to other weights"),
         ({"inside": "nowhere"}, SltError, "nowhere"),

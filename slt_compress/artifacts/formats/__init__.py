@@ -54,6 +54,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
     }
 )
 
+# The keys are literals, because `export --help` reads them from this file without importing it.
 FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
     {
         "dense": Format(name="dense", codecs=(_DENSE,)),
