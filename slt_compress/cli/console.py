@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slt_compress.artifacts import Artifact
+from slt_compress.cli.log_lines import log_lines
 from slt_compress.cli.plan_outline import outline
 from slt_compress.cli.plots import plot
 from slt_compress.evidence.checks import Verification
@@ -32,28 +33,30 @@ _LOG_LINES = 20
 def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
     """Show the steps of a search on stderr: a live bar, or a few lines if stderr is a file."""
     console = Console(stderr=True)
-    if quiet:
-        yield None
-        return
-    if not console.is_terminal:
-        yield _print_some
-        return
-    with _live(console) as (_, on_step):
-        yield on_step
+    with log_lines(quiet=quiet):
+        if quiet:
+            yield None
+            return
+        if not console.is_terminal:
+            yield _print_some
+            return
+        with _live(console) as (_, on_step):
+            yield on_step
 
 
 @contextmanager
 def compare_progress(*, quiet: bool) -> Iterator[tuple[OnStep | None, OnRow | None]]:
     """Print a line on stderr for each search of a comparison; a terminal shows a bar as well."""
     console = Console(stderr=True)
-    if quiet:
-        yield None, None
-        return
-    if not console.is_terminal:
-        yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
-        return
-    with _live(console) as (progress, on_step):
-        yield on_step, lambda *row: progress.console.print(Text(_row_line(*row)), soft_wrap=True)
+    with log_lines(quiet=quiet):
+        if quiet:
+            yield None, None
+            return
+        if not console.is_terminal:
+            yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
+            return
+        with _live(console) as (bars, on_step):
+            yield on_step, lambda *row: bars.console.print(Text(_row_line(*row)), soft_wrap=True)
 
 
 def _row_line(row: Row, number: int, total: int) -> str:

@@ -19,9 +19,11 @@ from slt_compress.checkpoints.tasks import (
     NEXT_TOKEN_TASKS,
     Batch,
     Forward,
+    Head,
     rows,
     to_device,
 )
+from slt_compress.evidence.head_metrics import HeadSums
 from slt_compress.evidence.losses import divergence, label_loss, relative_error
 
 Metrics = dict[str, float]
@@ -35,6 +37,7 @@ def evaluate(
     task: Task,
     *,
     reference: Reference | None = None,
+    head: Head = "classes",
 ) -> Metrics:
     """Metrics of `module` as it stands, in eval mode, on `batches`.
 
@@ -43,7 +46,14 @@ def evaluate(
     a context in which the module is the dense network, also `agreement` (share of rows with the
     same top class) and `kl` (nats, of the dense rows to these); for task `features` the `loss` is
     the squared error relative to the dense hidden states.
+
+    For a `head` of several classes at once: `f1` (all decisions together), `map` (mean average
+    precision) and `loss` (binary cross entropy), and with `reference` the share of decisions that
+    agree. For a `head` of numbers: `pearson`, `spearman` and `loss`, of the labels or, where there
+    are none, of the dense outputs (`loss` relative to their mean square).
     """
+    if head != "classes":
+        return _of_head(module, batches, forward, task, reference, head)
     sums = _Sums()
     device = next(module.parameters()).device
     # Not inference_mode: a table that a module caches in its first forward is used in training.
@@ -61,12 +71,36 @@ def evaluate(
     return sums.metrics(task)
 
 
+def _of_head(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    forward: Forward,
+    task: Task,
+    reference: Reference | None,
+    head: Head,
+) -> Metrics:
+    """As `evaluate`, for a head that is no softmax."""
+    sums, device = HeadSums(head), next(module.parameters()).device
+    with torch.no_grad(), evaluating(module):
+        for batch in batches:
+            moved = to_device(batch, device)
+            logits, known = rows(task, forward(module, moved), moved.get("labels"))
+            if reference is not None:
+                with reference():
+                    dense, _ = rows(task, forward(module, moved), moved.get("labels"))
+                sums.compare(logits, dense)
+            if known is not None:
+                sums.add(logits, known)
+    return sums.metrics()
+
+
 class _Sums:
     """Running sums over batches; the metrics follow from them at the end."""
 
     def __init__(self) -> None:
         self.rows = self.compared = 0
         self.correct = self.same = 0
+        self.choices = 2
         self.loss = self.kl = 0.0
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
@@ -85,6 +119,7 @@ class _Sums:
         if task == "features":
             self.kl += float(relative_error(logits, dense)) * len(logits)
         elif len(logits):
+            self.choices = logits.shape[-1]
             self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
             self.kl += float(divergence(logits, dense)) * len(logits)
 
@@ -101,7 +136,8 @@ class _Sums:
         if self.compared and task == "features":
             metrics["loss"] = self.kl / self.compared
         elif self.compared and not self.pairs:
-            metrics["agreement"] = self.same / self.compared
+            if self.choices > 1:  # with one output all rows agree
+                metrics["agreement"] = self.same / self.compared
             metrics["kl"] = self.kl / self.compared
         return metrics
 

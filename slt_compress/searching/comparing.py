@@ -20,7 +20,7 @@ from slt_compress.tickets import Ticket, free_path
 
 FILE = "compare.json"
 # The first metric that every row has is compared.
-METRICS = ("accuracy", "pearson", "perplexity", "agreement", "loss")
+METRICS = ("accuracy", "f1", "pearson", "perplexity", "agreement", "loss")
 LESS_IS_BETTER = ("perplexity", "loss")
 
 RunSearch = Callable[[Recipe, Path], Ticket]

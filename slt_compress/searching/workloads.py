@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from slt_compress.anatomy.blocks import block_names
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
-from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, to_device
+from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, Head, to_device
 from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
 from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evidence.metrics import Metrics, evaluate
+from slt_compress.searching.announcing import announce
+from slt_compress.searching.fit_checks import check_fits, head_options
 from slt_compress.searching.objectives import (
     Objective,
     ObjectiveOptions,
@@ -48,6 +50,8 @@ def open_workload(
     if data is not None and not isinstance(data, str):
         raise SltError("your own batches need a module of your own: give the name of a data set")
     checkpoint, prepared = open_source(source, recipe)
+    announce(prepared)
+    check_fits(checkpoint, prepared, frozen=recipe.training.batchnorm == "frozen")
     return checkpoint, prepared, checkpoint_workload(checkpoint, prepared, recipe.objective)
 
 
@@ -59,18 +63,17 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     """
     training = recipe.training
     # A model that no data set can feed is refused before its weights are read or downloaded.
-    modalities_of(
-        sketch_checkpoint(
-            source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-            options=recipe.model,
-        )
+    sketch = sketch_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        options=recipe.model,
     )  # fmt: skip
+    modalities_of(sketch)
     raw: RawData | None = None
     if recipe.dataset is not None:
         raw = open_data(recipe.dataset, recipe.data)
     checkpoint = open_checkpoint(
         source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-        seed=training.seed, options=recipe.model,
+        seed=training.seed, options=head_options(sketch, recipe.model, raw),
         num_classes=raw.num_classes if raw and recipe.init else None,
         classes=raw.classes if raw and recipe.init else None,
     )  # fmt: skip
@@ -133,7 +136,7 @@ def checkpoint_workload(
     seq2seq = checkpoint.task == "seq2seq"
     return Workload(
         forward=forward,
-        measure=partial(_measure, forward, checkpoint),
+        measure=partial(_measure, forward, checkpoint, data.head),
         objective=_objective(checkpoint, data, options),
         train=data.train,
         held_out=data.held_out,
@@ -144,9 +147,14 @@ def checkpoint_workload(
 
 
 def _measure(
-    forward: Any, checkpoint: Checkpoint, module: nn.Module, batches: Iterable[Any], **options: Any
+    forward: Any,
+    checkpoint: Checkpoint,
+    head: Head,
+    module: nn.Module,
+    batches: Iterable[Any],
+    **options: Any,
 ) -> Metrics:
-    return evaluate(module, batches, forward, checkpoint.task, **options)
+    return evaluate(module, batches, forward, checkpoint.task, head=head, **options)
 
 
 def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
@@ -165,10 +173,12 @@ def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptio
                 f"the objective 'task' needs labels: {data.label_note or 'the model has no head.'} "
                 "Use --objective distill, which needs no labels"
             )
-        return task_objective(forward, task, label_smoothing=options.label_smoothing)
+        return task_objective(
+            forward, task, label_smoothing=options.label_smoothing, head=data.head
+        )
     return distill_objective(
         forward, task, temperature=options.temperature, label_weight=options.label_weight,
-        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight,
+        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight, head=data.head,
     )  # fmt: skip
 
 
