@@ -119,7 +119,7 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
     accepted = accepted_of(checkpoint)
     made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
-    note = f"{raw.spec}: text is read in independent blocks of {length} tokens."
+    note = f"{raw.spec}: text is read in blocks of {length} tokens, each on its own."
     match = LabelMatch(matches=True)
     return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
 
