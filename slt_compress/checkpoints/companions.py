@@ -6,16 +6,29 @@ import fnmatch
 import shutil
 from pathlib import Path
 
-_WANTED = (
+# Every name that a tokenizer of transformers 5 asks for is among these.
+_TOKENIZERS = (
     "tokenizer*",
-    "vocab*",
+    "*vocab*",
     "merges*.txt",
     "special_tokens*.json",
     "added_tokens*.json",
     "spiece*",
     "sentencepiece*",
     "*.model",
+    "*.spm",
     "*.tiktoken",
+    "*.tokenizer",
+    "*.codes",
+    "*.bpe",
+    "byte_maps.json",
+    "dict.txt",
+    "emoji.json",
+    "entity_vocab.json",
+    "normalizer.json",
+)
+_WANTED = (
+    *_TOKENIZERS,
     "*preprocessor_config.json",
     "processor_config.json",
     "feature_extractor*.json",
@@ -42,8 +55,14 @@ def copy_companions(source: Path | None, target: Path) -> list[str]:
     return copied
 
 
-def _is_companion(name: str) -> bool:
-    def matches(patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file of this name belongs to a tokenizer."""
+    return _matches(name, _TOKENIZERS) and not _matches(name, _WEIGHTS)
 
-    return matches(_WANTED) and not matches(_WEIGHTS)
+
+def _is_companion(name: str) -> bool:
+    return _matches(name, _WANTED) and not _matches(name, _WEIGHTS)
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from slt_compress.data.image_modes import mode_for
 from slt_compress.errors import DataError
 
 # Arguments of timm's transform that the checkpoint determines.
@@ -119,7 +120,7 @@ def timm_transform(
     """
     from timm.data import create_transform
 
-    mode = "L" if size[0] == 1 else "RGB"
+    mode = mode_for(size[0], "the model")
     try:
         transform: Any = create_transform(
             size, is_training=True, mean=tuple(mean), std=tuple(std), **options

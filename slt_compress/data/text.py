@@ -63,7 +63,9 @@ def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready
     for split in cut(raw, limit):
         text = encoder(split=split)
         if tagged and match.matches:
-            made.append(TagExamples(text=text, columns=raw.columns, ids=match.ids))
+            made.append(
+                TagExamples(text=text, columns=raw.columns, ids=match.ids, names=raw.classes or ())
+            )
         else:
             labels = label_tensor(split, match)
             made.append(SentenceExamples(text=text, columns=raw.columns, labels=labels))
@@ -125,4 +127,6 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
 
 
 def _knows_padding(checkpoint: Checkpoint) -> bool:
-    return text_config(checkpoint).get("pad_token_id") is not None
+    config = text_config(checkpoint)
+    # a config that does not speak of padding at all is of a model that does without
+    return config.get("pad_token_id") is not None or "pad_token_id" not in config
