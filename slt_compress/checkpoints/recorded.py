@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from slt_compress.anatomy.copies import private_copy
 from slt_compress.checkpoints import Checkpoint, fetch_all, origin_files, reopen
 from slt_compress.errors import SltError, SourceError
 
@@ -100,4 +100,4 @@ def _own_module(path: Path, model: nn.Module | None) -> nn.Module:
             f"{path} was searched on a module of your own: hand it over with "
             "slt_compress.load(PATH, model=module)"
         )
-    return deepcopy(model).cpu().eval()
+    return private_copy(model).cpu().eval()

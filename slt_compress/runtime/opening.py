@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from slt_compress.anatomy.copies import flatten_, private_copy
 from slt_compress.anatomy.states import (
     kept_buffers,
     set_buffers,
@@ -98,7 +97,7 @@ def open_path(
         return mask_of(read_ticket(folder)).open(origin=origin, model=model)
     if describe_artifact(folder).format == MASK_FORMAT:
         return mask_of(read_mask_artifact(folder)).open(origin=origin, model=model)
-    copy = None if model is None else deepcopy(model).cpu()
+    copy = None if model is None else private_copy(model).cpu()
     loaded = read_artifact(folder, model=copy)
     provenance, proof = loaded.manifest.get("provenance"), read_proof(loaded)
     # pictures are made for the size that a random init was built for, not its processor's
@@ -230,12 +229,12 @@ def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) ->
         for name, mask in masks.items():
             path, _, param = name.rpartition(".")
             owner = module.get_submodule(path)
-            if parametrize.is_parametrized(owner, param):
-                parametrize.remove_parametrizations(owner, param, leave_parametrized=True)
+            if flatten_(owner, param):
                 flattened.append(name)
             weight = getattr(owner, param)
             gain, flip = gains.get(name, 1.0), masks.flips.get(name)
-            weight.copy_(masked_weight(weight, mask, gain, flip))
+            # not copied into: a weight may be expanded, or lie in the memory of another one
+            weight.data = masked_weight(weight, mask, gain, flip)
     return tuple(flattened)
 
 

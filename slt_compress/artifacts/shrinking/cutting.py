@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.copies import private_copy
 from slt_compress.artifacts.shrinking.cuts import Shrunk, resize_
 from slt_compress.artifacts.shrinking.decision import Decision, LayerNote
 from slt_compress.artifacts.shrinking.tracing import Forward, walk
@@ -93,7 +93,7 @@ def _summary(layers: Mapping[str, LayerNote]) -> str:
 
 def shrunken(module: nn.Module, shrunk: Shrunk) -> nn.Module:
     """A copy of a masked module, smaller."""
-    smaller = copy.deepcopy(module)
+    smaller = private_copy(module)
     with torch.no_grad():
         for name, fold in shrunk.folds.items():
             bias = smaller.get_parameter(name)
