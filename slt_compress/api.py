@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.remembering import leaves_unchanged
 from slt_compress.artifacts import Artifact, is_artifact
 from slt_compress.checkpoints.recorded import local_folder
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Verification
-from slt_compress.evidence.reporting import Report, make_report
+from slt_compress.evidence.reporting import Report, report_of
 from slt_compress.evidence.verifying import verify_apart, verify_folder
 from slt_compress.exporting.folders import export_as
 from slt_compress.exporting.shrunk import export_shrunk
@@ -35,8 +36,7 @@ from slt_compress.searching.search import OnStep
 from slt_compress.searching.settings import Training
 from slt_compress.searching.workloads import obstacles, sketch_source
 from slt_compress.sites.budget import Budget
-from slt_compress.storage.files import read_json
-from slt_compress.tickets import Ticket, free_path, newest, read_ticket
+from slt_compress.tickets import Ticket, free_path, newest
 
 TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
 
@@ -86,6 +86,7 @@ def search(
                save_every=save_every, fresh=fresh)  # fmt: skip
 
 
+@leaves_unchanged
 def plan(
     source: str | Path | nn.Module,
     data: str | None = None,
@@ -158,13 +159,10 @@ def report(path: str | Path | None = None) -> Report:
     Raises:
         SltError: there is none, or it is damaged.
     """
-    folder = Path(path) if path is not None else newest(TICKETS)
-    if is_artifact(folder):
-        file = folder / "report.json"
-        return Report.from_dict(read_json(file, ArtifactError), file, ArtifactError)
-    return make_report(read_ticket(folder))
+    return report_of(Path(path) if path is not None else newest(TICKETS))
 
 
+@leaves_unchanged
 def export(
     ticket: str | Path | None = None,
     *,
@@ -202,6 +200,7 @@ def export(
     return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
 
 
+@leaves_unchanged
 def load(
     path: str | Path,
     *,
@@ -228,6 +227,7 @@ def load(
     return as_runtime(opened, runtime, device)
 
 
+@leaves_unchanged
 def verify(
     path: str | Path | None = None,
     *,

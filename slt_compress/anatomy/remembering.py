@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from torch.nn.parameter import UninitializedTensorMixin
 
 from slt_compress.storage.bits import same_bits
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 # Containers whose own entries are put back; exactly these types, as others have rules of their own.
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 # What callers set around forward passes: modes, and the wrappers of accelerate.
@@ -205,14 +208,27 @@ def remember_state(module: nn.Module) -> Remembered:
 
 
 @contextmanager
-def unchanged(*modules: object) -> Iterator[None]:
-    """Put modules back as they are now when the block ends; anything else is let be."""
-    before = [remember(module) for module in modules if isinstance(module, nn.Module)]
+def unchanged(module: nn.Module) -> Iterator[None]:
+    """Put a module back as it is now when the block ends."""
+    before = remember(module)
     try:
         yield
     finally:
-        for remembered in before:
-            remembered.put_back()
+        before.put_back()
+
+
+def leaves_unchanged(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The same function, which puts every module that it is given back as it was."""
+
+    @wraps(verb)
+    def unchanging(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with ExitStack() as stack:
+            for given in (*args, *kwargs.values()):
+                if isinstance(given, nn.Module):
+                    stack.enter_context(unchanged(given))
+            return verb(*args, **kwargs)
+
+    return unchanging
 
 
 def freeze_(module: nn.Module) -> None:

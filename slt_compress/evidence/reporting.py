@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from slt_compress.artifacts import is_artifact
 from slt_compress.artifacts.formats import FORMATS, NmPattern, find_pattern
-from slt_compress.errors import SltError, TicketError
+from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.expectations import expectations
+from slt_compress.storage.files import read_json
 from slt_compress.storage.manifests import Manifest, as_shape
-from slt_compress.tickets import Ticket
+from slt_compress.tickets import Ticket, read_ticket
 from slt_compress.tickets.provenance import provenance_of
 
 _SOURCE = ("kind", "source", "revision", "family", "task")
@@ -108,6 +110,18 @@ def _check_figures(manifest: Manifest) -> None:
 
 def _numeric(values: Mapping[str, Any]) -> bool:
     return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values.values())
+
+
+def report_of(folder: Path) -> Report:
+    """The report of a ticket, or the one that an exported folder holds.
+
+    Raises:
+        SltError: the folder is neither, or damaged.
+    """
+    if is_artifact(folder):
+        file = folder / "report.json"
+        return Report.from_dict(read_json(file, ArtifactError), file, ArtifactError)
+    return make_report(read_ticket(folder))
 
 
 def make_report(ticket: Ticket) -> Report:

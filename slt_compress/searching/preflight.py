@@ -1,0 +1,116 @@
+"""What is checked before the first step of a search on a module of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from slt_compress.errors import SltError, SourceError
+
+
+@contextmanager
+def ordinary_mode() -> Iterator[None]:
+    """Gradients on and autocast off, whatever the caller's mode is."""
+    with torch.inference_mode(False), torch.enable_grad():
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+
+
+def check_module(source: object) -> None:
+    """Refuse a module whose ticket could not be made, or not be opened again.
+
+    Raises:
+        SourceError: names the part that stands in the way, and says what to do.
+    """
+    if not isinstance(source, nn.Module):
+        return
+    for name, child in source.named_modules():
+        if isinstance(child, torch.jit.ScriptModule):
+            raise SourceError(
+                f"{_named(name, child)} is scripted, and no gate can be put on that: search the "
+                "module that it was made of"
+            )
+    for name, tensor in chain(source.named_parameters(), source.named_buffers()):
+        _check_tensor(name, tensor)
+    _check_state(source)
+    _check_copy(source)
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if isinstance(tensor, UninitializedTensorMixin):
+        raise SourceError(f"{name} has no shape yet: run one batch through the module first")
+    if tensor.is_meta:
+        raise SourceError(f"{name} is on the meta device, so it has no values: load them first")
+    if tensor.is_inference():
+        raise SourceError(
+            f"{name} was made under torch.inference_mode, which no gradient can pass: make or load "
+            "the module outside of it"
+        )
+
+
+def _check_state(module: nn.Module) -> None:
+    """Refuse what an artifact could not hold: it would be lost, or stop the export."""
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            owner = name.rpartition(".")[0]
+            what = "extra state" if name.endswith("_extra_state") else type(value).__name__
+            raise SourceError(
+                f"the state of {owner or 'the module'} holds {name} ({what}), which is no tensor, "
+                "so that no ticket or artifact can hold it: search the module before it is "
+                "quantized, or give that part tensors alone (buffers) as its state"
+            )
+
+
+def _check_copy(module: nn.Module) -> None:
+    """Refuse what `load(model=)` could not copy; no tensor is copied to find out."""
+    shared: dict[int, Any] = {id(t): t for t in chain(module.parameters(), module.buffers())}
+    for child in module.modules():
+        shared |= {id(v): v for v in vars(child).values() if isinstance(v, Tensor)}
+    try:
+        deepcopy(module, shared)
+    except Exception as cause:  # a part refuses in whatever way it likes
+        raise SourceError(
+            f"this {type(module).__name__} cannot be copied ({type(cause).__name__}: {cause}), and "
+            "its ticket is opened on a copy of it: take out what cannot be copied, or give it a "
+            "__deepcopy__"
+        ) from cause
+
+
+def checked_loss(loss_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[..., Tensor]:
+    """The same function, which refuses what cannot be minimised.
+
+    Raises:
+        SltError: from the function made: its loss is no scalar, or no gradient flows through it.
+    """
+
+    def checked(module: nn.Module, batch: Any) -> Tensor:
+        loss = loss_fn(module, batch)
+        if not isinstance(loss, Tensor):
+            raise SltError(
+                f"loss_fn(module, batch) gave {type(loss).__name__}; it must give a scalar tensor"
+                + (" (without .item())" if isinstance(loss, float | int) else "")
+            )
+        if loss.numel() != 1 or not loss.is_floating_point():
+            raise SltError(
+                f"loss_fn(module, batch) gave a tensor of shape {tuple(loss.shape)} and "
+                f"{loss.dtype}; it must give one floating number, such as the mean of the losses"
+            )
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise SltError(
+                "no gradient flows through what loss_fn(module, batch) gives: it must not detach "
+                "the module's outputs, nor run the module under torch.no_grad"
+            )
+        return loss
+
+    return checked
+
+
+def _named(name: str, module: nn.Module) -> str:
+    return f"{name} ({type(module).__name__})" if name else f"this {type(module).__name__}"
