@@ -45,7 +45,8 @@ def own_class_(module: nn.Module) -> None:
         return
     kind = type(module)
     content = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
-    module.__class__ = type(kind)(kind.__name__, kind.__bases__, content)
+    make: Any = type(kind)
+    module.__class__ = make(kind.__name__, kind.__bases__, content)
 
 
 def flatten_(owner: nn.Module, param: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from slt_compress.storage.bits import same_bits
 
@@ -37,7 +37,7 @@ class _Values:
     @classmethod
     def of(cls, tensor: Tensor) -> _Values | None:
         """None for a tensor that has no values yet."""
-        if isinstance(tensor, UninitializedTensorMixin):
+        if is_lazy(tensor):
             return None
         memory = tensor.detach()
         return cls(tensor, memory, _elements(memory).clone())

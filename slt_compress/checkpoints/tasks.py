@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import Family, Task
+from slt_compress.checkpoints.casting import fitted
+from slt_compress.checkpoints.moving import to_device as to_device
 
 Batch = Mapping[str, Tensor]
 
@@ -31,11 +32,14 @@ def forward_of(family: Family, task: Task) -> Forward:
 
     A module of the user's own takes the tensors of the batch in their order.
     """
-    if family == "transformers":
-        return _FORWARDS.get(task, _logits)
     if family == "module":
         return lambda module, batch: _tensor(module(*batch.values()))
-    return lambda module, batch: _tensor(module(batch["pixel_values"]))
+    run = _FORWARDS.get(task, _logits) if family == "transformers" else _pictures
+    return lambda module, batch: run(module, fitted(module, batch))
+
+
+def _pictures(module: nn.Module, batch: Batch) -> Tensor:
+    return _tensor(module(batch["pixel_values"]))
 
 
 def _logits(module: nn.Module, batch: Batch) -> Tensor:
@@ -69,23 +73,6 @@ def _tensor(value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"the model gave {type(value).__name__} where a tensor was expected")
     return value
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Every tensor of a nested batch on a device, pictures with their channels last.
-
-    Convolutions are faster so on a CPU (benchmarks/steps.py).
-    """
-    if isinstance(batch, Tensor):
-        pictures = batch.dim() == 4
-        return batch.to(
-            device, memory_format=torch.channels_last if pictures else torch.preserve_format
-        )
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def rows(task: Task, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What is checked before the first step of a search on a module of the user's own."""
+"""What is checked and settled before the first step of a search, by what the module is."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from itertools import chain
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from slt_compress.errors import SltError, SourceError
+from slt_compress.searching.settings import Training
+
+_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
 def ordinary_mode() -> Iterator[None]:
     """Gradients on and autocast off, whatever the caller's mode is."""
-    with torch.inference_mode(False), torch.enable_grad():
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
+    with (
+        torch.inference_mode(False), torch.enable_grad(),
+        torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False),
+    ):  # fmt: skip
+        yield
 
 
 def check_module(source: object) -> None:
@@ -44,7 +50,7 @@ def check_module(source: object) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise SourceError(f"{name} has no shape yet: run one batch through the module first")
     if tensor.is_meta:
         raise SourceError(f"{name} is on the meta device, so it has no values: load them first")
@@ -114,3 +120,27 @@ def checked_loss(loss_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[..., T
 
 def _named(name: str, module: nn.Module) -> str:
     return f"{name} ({type(module).__name__})" if name else f"this {type(module).__name__}"
+
+
+def fit_precision_(accelerator: Accelerator, module: nn.Module, training: Training) -> None:
+    """Turn the accelerator's autocast off where the weights have a half precision of their own.
+
+    Norms of one half precision refuse activations of the other, which autocast would give them.
+    """
+    if _clashing(module, training):
+        accelerator.native_amp, accelerator.scaler = False, None
+
+
+def precision_notes(module: nn.Module, training: Training) -> tuple[str, ...]:
+    """A sentence where `fit_precision_` changes something."""
+    return tuple(
+        f"precision {training.precision} was not used: the weights are in {dtype}, and steps ran "
+        "in that"
+        for dtype in _clashing(module, training)
+    )
+
+
+def _clashing(module: nn.Module, training: Training) -> list[str]:
+    asked = _PRECISIONS.get(training.precision)
+    own = {p.dtype for p in module.parameters() if p.dtype in _PRECISIONS.values()}
+    return [str(d).removeprefix("torch.") for d in own - {asked}] if asked is not None else []
