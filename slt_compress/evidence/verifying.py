@@ -20,6 +20,7 @@ from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
 from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.checks import Check, Verification, _failed, against_origin
+from slt_compress.evidence.import_checks import as_imported
 from slt_compress.evidence.onnx_checks import verify_onnx
 from slt_compress.runtime.opening import Opened, open_path, origin_of
 from slt_compress.runtime.probes import stored_probe
@@ -52,6 +53,7 @@ def verify_path(
         source = origin_of(opened, origin=origin, model=model)
         step = "origin"
         checks += against_origin(opened, known, source)
+        checks += as_imported(opened)
         step = "logits"
         checks.append(_logits(opened, known))
     except (TicketError, ArtifactError) as error:
