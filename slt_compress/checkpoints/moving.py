@@ -25,7 +25,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
             device, memory_format=torch.channels_last if images else torch.preserve_format
         )
     if isinstance(batch, PackedSequence):  # a named tuple with rules of its own
-        return batch.to(device=device)
+        moved: Any = batch.to
+        return moved(device)
     if isinstance(batch, Mapping):
         return _mapping(batch, {key: to_device(value, device) for key, value in batch.items()})
     if isinstance(batch, list | tuple):

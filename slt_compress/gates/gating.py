@@ -60,6 +60,7 @@ class Gates:
     by_name: Mapping[str, Gate]
     module: nn.Module
     dense: Remembered
+    dense_buffers: Mapping[str, Tensor]
 
     @property
     def scores(self) -> dict[str, nn.Parameter]:
@@ -147,7 +148,9 @@ def gated(
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
         with plain_layouts(module), reached(module):
-            yield Gates(by_name=gates, module=module, dense=remember_state(module))
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            dense = remember_state(module)
+            yield Gates(by_name=gates, module=module, dense=dense, dense_buffers=buffers)
 
 
 def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
@@ -158,4 +161,3 @@ def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
         if id(owner) not in seen:
             seen.add(id(owner))
             yield owner, param
-

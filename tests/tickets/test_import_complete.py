@@ -117,7 +117,9 @@ def check_complete(folder: Path, masks: Tensors) -> None:
     assert wanted.keys() == found.keys()
     for name, tensor in wanted.items():
         assert torch.equal(found[name], tensor), name
-    checks = {check.name: check for check in slt_compress.verify(ticket.path, in_process=True).checks}
+    checks = {
+        check.name: check for check in slt_compress.verify(ticket.path, in_process=True).checks
+    }
     assert all(check.ok for check in checks.values()), checks
     assert f"{len(wanted)} of {len(wanted)}" in checks["imported"].detail
 
