@@ -52,11 +52,13 @@ def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def changed_buffers(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the buffers that differ from those of the same names in `before`."""
+    """Copies of the buffers that differ from those of the same names in `before`; no sparse one."""
     return {
         name: buffer.clone()
         for name, buffer in module.named_buffers()
-        if name in before and not torch.equal(buffer, before[name])
+        if name in before
+        and buffer.layout is torch.strided
+        and not torch.equal(buffer, before[name])
     }
 
 

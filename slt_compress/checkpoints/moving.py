@@ -20,6 +20,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     (benchmarks/steps.py).
     """
     if isinstance(batch, Tensor):
+        if batch.is_inference() and not torch.is_inference_mode_enabled():
+            batch = batch.clone()  # no gradient passes the original
         images = batch.dim() == 4
         return batch.to(
             device, memory_format=torch.channels_last if images else torch.preserve_format

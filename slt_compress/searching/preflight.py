@@ -64,6 +64,11 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 def _check_state(module: nn.Module) -> None:
     """Refuse what an artifact could not hold: it would be lost, or stop the export."""
     for name, value in module.state_dict().items():
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise SourceError(
+                f"{name} is a sparse tensor, which no artifact can hold: register it with "
+                "persistent=False, or as a dense one"
+            )
         if not isinstance(value, Tensor):
             owner = name.rpartition(".")[0]
             what = "extra state" if name.endswith("_extra_state") else type(value).__name__

@@ -24,8 +24,8 @@ from slt_compress.searching.workloads import open_workload
 from slt_compress.tickets import Ticket, read_ticket
 
 
-@leaves_unchanged
 @ordinary_mode()
+@leaves_unchanged
 def run(
     source: str | Path | nn.Module,
     data: str | Iterable[Any] | None,
