@@ -1,4 +1,4 @@
-"""Modules made of parts that change as they run, or that torch makes classes for; all are 6 to 6."""
+"""Modules of parts that change as they run, or that torch makes classes for; all are 6 to 6."""
 
 from __future__ import annotations
 
@@ -226,14 +226,18 @@ PARTS: Mapping[str, Callable[[], nn.Module]] = {
     "parametrized buffer": _on_buffer,
     "clones": _clones,
     "recurrent": Recurrent,
-    "old weight norm": lambda: _old(weight_norm),
-    "old spectral norm": lambda: _old(spectral_norm),
     "pruned": _pruned,
     "batch norm": lambda: nn.BatchNorm1d(SIZE),
     "dropout": lambda: nn.Dropout(0.5),
     "hooks": _hooked,
     "twice": Twice,
     **{name: lambda pair=pair: Stateful(*pair) for name, pair in STATES.items()},
+}
+
+# Layers whose weight a hook computes: they can be copied, and are refused by a search.
+OLD: Mapping[str, Callable[[], nn.Module]] = {
+    "weight_norm": lambda: _old(weight_norm),
+    "spectral_norm": lambda: _old(spectral_norm),
 }
 
 

@@ -12,6 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from slt_compress.errors import SltError, SourceError
 from slt_compress.searching.settings import Training
@@ -43,6 +45,15 @@ def check_module(source: object) -> None:
                 f"{_named(name, child)} is scripted, and no gate can be put on that: search the "
                 "module that it was made of"
             )
+        for hook in child._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                old = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                raise SourceError(
+                    f"{_named(name, child)} computes its {hook.name} by a hook, which divides by "
+                    f"a norm of what a mask leaves: use torch.nn.utils.parametrizations.{old}, "
+                    f"whose weight is masked as it is (torch.nn.utils.remove_{old} takes the hook "
+                    "off)"
+                )
     for name, tensor in chain(source.named_parameters(), source.named_buffers()):
         _check_tensor(name, tensor)
     _check_state(source)
