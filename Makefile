@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lint types suite zoo coverage format clean
+.PHONY: demo test install lint types suite zoo coverage map format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slt-compress search lenet-300-100 --init random --dataset digits --target-sparsity 0.9
@@ -29,6 +29,9 @@ zoo: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.zoo.pipeline zoo-pipeline.jsonl
 	$(BIN)/python -m tests.zoo.coverage zoo-plans.jsonl zoo-pipeline.jsonl
+
+map: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.house docs/house.svg
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -2,9 +2,9 @@
 
     python benchmarks/bakeoff.py mnist --data PATH/TO/mnist -o FOLDER > benchmarks/results/….json
 
-The seeds run side by side in processes of their own (`--jobs`), with one thread each. FOLDER keeps
-the finished rows, so that an interrupted run goes on where it was. Data and checkpoints are not
-part of the repository: see the table below for what each case wants.
+The seeds run side by side, each in its own process (`--jobs`) with one thread. FOLDER keeps the
+finished rows, so an interrupted run continues where it stopped. Data and checkpoints are not part
+of the repository: the table below shows what each case needs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEARNED = ("relaxed", "hard-concrete", "gumbel", "edge-popup")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A comparison: `keys` are laid over the recipe."""
+    """A comparison; `keys` override those of the recipe."""
 
     source: str
     recipe: str
@@ -34,7 +34,7 @@ class Case:
     keys: Mapping[str, Any]
 
 
-# As its authors run it: the same share of every layer, at once, by gradient descent with momentum.
+# As its authors run it: the same share of every layer at once, and SGD with momentum.
 PUBLISHED = {
     "scope": "layer",
     "training": {
@@ -98,10 +98,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--data", required=True, help="data set specification, such as digits")
-    parser.add_argument("--source", help="folder of a checkpoint, where the case wants one")
+    parser.add_argument("--source", help="folder of a checkpoint, if the case needs one")
     parser.add_argument("--weights", help="safetensors file of a pretrained net")
-    parser.add_argument("-o", "--out", required=True, type=Path, help="keeps tickets and rows")
-    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
+    parser.add_argument("-o", "--out", required=True, type=Path, help="folder for tickets and rows")
+    parser.add_argument("--jobs", type=int, default=2, help="number of seeds to run at a time")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     case = CASES[arguments.case]
@@ -117,7 +117,7 @@ def run_seed(case: Case, arguments: argparse.Namespace) -> None:
     import torch
 
     import slt_compress
-    from slt_compress.searching.recipe_keys import merged
+    from slt_compress.searching.overrides import merged
     from slt_compress.searching.recipes import parse_recipe, read_recipe
 
     torch.set_num_threads(1)
@@ -137,7 +137,7 @@ def run_seed(case: Case, arguments: argparse.Namespace) -> None:
 
 
 def side_by_side(case: Case, jobs: int) -> None:
-    """Run every seed in a process of its own, at most `jobs` at a time."""
+    """Run every seed in its own process, at most `jobs` at a time."""
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     waiting = [[sys.executable, *sys.argv, "--seed", str(seed)] for seed in range(case.seeds)]
     running: list[subprocess.Popen[bytes]] = []
@@ -145,7 +145,7 @@ def side_by_side(case: Case, jobs: int) -> None:
         while waiting and len(running) < jobs:
             running.append(subprocess.Popen(waiting.pop(0), env=environment))
         if running.pop(0).wait():
-            raise SystemExit("a seed failed; run the same command again to go on")
+            raise SystemExit("a seed failed; run the same command again to continue")
 
 
 def collected(name: str, folder: Path) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def collected(name: str, folder: Path) -> dict[str, Any]:
 
 
 def described(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the metrics of its ticket; its path on this machine goes."""
+    """A row with the metrics of its ticket, without its path on this machine."""
     path = row.pop("ticket")
     if path is None:
         return row

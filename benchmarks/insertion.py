@@ -1,8 +1,9 @@
-"""Time what it takes to put gates on the sites of a model and to take them off again, as JSON.
+"""Time putting gates on the sites of a model and removing them again, as JSON.
 
     python benchmarks/insertion.py
 
-Milliseconds per site beyond allocating the scores, of the process's own time; medians of rounds.
+The figures are milliseconds of processor time per site, without allocating the scores; medians of
+rounds.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def main() -> None:
                 on = time.process_time()
             seconds["on"].append(on - started)
             seconds["off"].append(time.process_time() - on)
-        times = {key: 1e3 * median(found[1:]) / len(plan.sites) for key, found in seconds.items()}
+        times = {key: 1e3 * median(taken[1:]) / len(plan.sites) for key, taken in seconds.items()}
         models[name] = {"sites": len(plan.sites), **times}
-    found = median(entry["on"] for entry in models.values())
-    print(json.dumps({"milliseconds_per_site": found, "models": models, **surroundings()},
+    middle = median(entry["on"] for entry in models.values())
+    print(json.dumps({"milliseconds_per_site": middle, "models": models, **surroundings()},
                      indent=2))  # fmt: skip
 
 

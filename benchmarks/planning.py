@@ -1,10 +1,10 @@
-"""Time `slt-compress plan` of ViT-base from its config, beside what it cannot do without, as JSON.
+"""Time `slt-compress plan` of ViT-base from its config, and the imports that it needs, as JSON.
 
     python benchmarks/planning.py
 
-Every figure is the median of fresh processes, taken in turns: wall and processor seconds of the
-plan, of `import torch, transformers`, and of that with the class of the model. Compiled modules are
-kept between processes, as they are where a package is installed.
+Every figure is the median over fresh, interleaved processes: wall and processor seconds of the
+plan, of `import torch, transformers`, and of these imports with the class of the model. Compiled
+modules are kept between processes, as in an installed package.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Parse, write the config, time in turns, print."""
+    """Parse, write the config, time the commands, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
@@ -53,7 +53,7 @@ def main() -> None:
         for _ in range(rounds + 1):  # the first one warms the file cache
             for name, arguments in commands.items():
                 taken[name].append(run(arguments))
-    found = {
+    seconds = {
         name: {
             "wall": round(median(wall for wall, _ in times[1:]), 2),
             "processor": round(median(used for _, used in times[1:]), 2),
@@ -61,11 +61,11 @@ def main() -> None:
         for name, times in taken.items()
     }
     ratios = {
-        name: round(found["plan"]["processor"] / found[name]["processor"], 2)
-        for name in found
+        name: round(seconds["plan"]["processor"] / seconds[name]["processor"], 2)
+        for name in seconds
         if name != "plan"
     }
-    print(json.dumps({"rounds": rounds, "seconds": found, "plan_over": ratios, **surroundings()},
+    print(json.dumps({"rounds": rounds, "seconds": seconds, "plan_over": ratios, **surroundings()},
                      indent=2))  # fmt: skip
 
 

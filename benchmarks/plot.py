@@ -32,12 +32,12 @@ def main() -> None:
     summary = [entry for file in arguments.results for entry in labelled(file)]
     figure, axes = pyplot.subplots(figsize=(6.4, 3.8), layout="constrained")
     for index, label in enumerate(dict.fromkeys(entry["label"] for entry in summary)):
-        found = sorted(
+        points = sorted(
             (entry["sparsity"] * 100, entry["mean"] * 100, (entry["std"] or 0.0) * 100)
             for entry in summary
             if entry["label"] == label and entry["mean"] is not None
         )
-        sparsity, mean, deviation = zip(*found, strict=True)
+        sparsity, mean, deviation = zip(*points, strict=True)
         axes.errorbar(
             sparsity, mean, deviation, label=label, marker=MARKERS[index % len(MARKERS)],
             capsize=3, linewidth=1.2,

@@ -21,13 +21,13 @@ from typing import Any
 from surroundings import surroundings
 
 import slt_compress
-from slt_compress.searching.recipe_keys import merged
+from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import parse_recipe, read_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A search: `keys` are laid over the recipe; with `first`, inside the ticket of those keys."""
+    """A search; `keys` override the recipe. With `first`, it is inside the ticket of those."""
 
     source: str
     recipe: str
@@ -115,7 +115,7 @@ def _search(source: str, content: Mapping[str, Any], out: Path) -> slt_compress.
 
 
 def _empty_rows(masks: slt_compress.Masks) -> dict[str, int]:
-    """Rows (first dimension) without a kept weight: the outputs that are removed."""
+    """Rows (first dimension) without a kept weight, which are the removed outputs."""
     return {name: int((~mask.flatten(1).any(1)).sum()) for name, mask in masks.items()}
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/roundtrip.py [--format sparse-csr]
 
-The origin is a ViT-base of random weights in a folder of its own, the ticket keeps 10 % of every
-linear weight at random and has a probe. Each step runs in a fresh process. Counted are processor
-seconds within it from when the libraries are there (importing them is timed beside that), less what
-a plain read of the files that it reads and a plain write of those that it writes take.
+The origin is a ViT-base with random weights in its own folder. The ticket keeps 10 % of every
+linear weight at random, and has a probe. Each step runs in a fresh process. The figures are its
+processor seconds after the imports, which are timed separately. The time of a plain read of the
+files that it reads, and of a plain write of those that it writes, is subtracted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,7 +29,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from slt_compress.anatomy.states import environment
 from slt_compress.runtime.opening import open_path
 from slt_compress.searching.recipes import Recipe
-from slt_compress.tickets import read_ticket, write_ticket
+from slt_compress.storage.probe import Probe
+from slt_compress.tickets import TicketContent, read_ticket, write_ticket
 from slt_compress.tickets.importing import import_checkpoint
 
 STEP = """
@@ -54,7 +56,7 @@ print(json.dumps({"import": imported - started, "process": time.process_time() -
 
 
 def make_ticket(folder: Path) -> Path:
-    """The origin and the ticket, whose probe is two pictures."""
+    """The origin and the ticket, whose probe is two images."""
     torch.manual_seed(0)
     with torch.device("cpu"):
         model = ViTForImageClassification(ViTConfig(num_labels=1000)).eval()
@@ -78,17 +80,15 @@ def make_ticket(folder: Path) -> Path:
         pixels = torch.randn(2, 3, 224, 224)
         opened = open_path(bare.path)
         logits = opened.module(pixels).logits.clone()
-    summary = bare.summary
-    write_ticket(
-        folder / "ticket", origin=bare.origin, masks=bare.masks, gains={}, buffers={}, stored={},
+    content = TicketContent(
+        origin=bare.origin, masks=bare.masks, gains={}, buffers={}, stored={},
         budget=bare.budget, recipe=bare.recipe, metrics=bare.metrics, controls=bare.controls,
-        skipped=bare.skipped, weights_hash=summary["weights_hash"],
-        parameters=summary["counts"]["parameters"],
-        probe={"pixel_values": pixels, "logits": logits}, history=[], run={},
-        sites={name: {k: v for k, v in site.items() if k in ("index", "kind", "dtype")}
-               for name, site in summary["sites"].items()},
-        card="", extra={**summary["extra"], "environment": environment(opened.module)},
+        skipped=bare.skipped, weights_hash=bare.weights_hash, parameters=bare.counts.parameters,
+        probe=Probe(inputs={"pixel_values": pixels}, logits=logits), card="",
+        sites={name: site.facts for name, site in bare.sites.items()},
+        extra=replace(bare.extra, environment=environment(opened.module)),
     )  # fmt: skip
+    write_ticket(folder / "ticket", content)
     return folder / "ticket"
 
 
@@ -105,22 +105,22 @@ def plain_io(reads: list[Path], writes: list[Path], scratch: Path) -> float:
 
 
 def files(folder: Path) -> list[Path]:
-    """Every file below a folder."""
+    """All files below a folder."""
     return [file for file in sorted(folder.rglob("*")) if file.is_file()]
 
 
 def run(*arguments: str | Path) -> dict[str, float]:
-    """One step in a fresh process."""
+    """Run one step in a fresh process, and return its figures."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", STEP, *map(str, arguments)],
         stdout=subprocess.PIPE, check=True, text=True,
     )  # fmt: skip
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
 
 
 def main() -> None:
-    """Parse, make the ticket, take the steps in turns, print."""
+    """Parse, make the ticket, run the steps interleaved, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", default="sparse-csr")
     parser.add_argument("--rounds", type=int, default=3)

@@ -3,9 +3,9 @@
     python benchmarks/runtime.py --out benchmarks/results/runtime.json
     python benchmarks/runtime.py --table benchmarks/results/runtime.json
 
-Weights are random, as their values do not matter for the time. The kept weights of each layer are
-random too; how many differs from layer to layer, as it does under one global ranking. Results are
-written after every model, so that an interrupted run leaves what it had.
+Weights are random, because their values do not matter for the time. The kept weights of each layer
+are random too, and their share differs from layer to layer, as after a global ranking. Results are
+written after every model, so an interrupted run keeps what it had.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from surroundings import surroundings
 from torch import Tensor, nn
 
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.runtime.kernel_choice import in_turns
+from slt_compress.runtime.kernel_choice import time_interleaved
 from slt_compress.runtime.sparse import RUNTIMES, Runs, fit
 from slt_compress.sites.sites import find_sites
 
@@ -45,7 +45,7 @@ ROUNDS, PATIENCE = 9, 8.0
 
 
 def build(name: str) -> tuple[nn.Module, Callable[[int], Tensor]]:
-    """A model in eval mode, and inputs for it by batch size."""
+    """A model in eval mode, and its inputs by batch size."""
     torch.manual_seed(0)
     if name == "lenet-300-100":
         return REFERENCE[name].build(10).eval(), lambda batch: torch.randn(batch, 1, 28, 28)
@@ -61,12 +61,12 @@ def build(name: str) -> tuple[nn.Module, Callable[[int], Tensor]]:
 
 
 def thin_(module: nn.Module, sparsity: float) -> dict[str, tuple[int, ...]]:
-    """Set weights of all sites to 0, so that `sparsity` of them are; gives the sites' shapes."""
+    """Set the share `sparsity` of the weights of all sites to 0; returns the sites' shapes."""
     chance = torch.Generator().manual_seed(0)
     sites = find_sites(module).sites
     spread = torch.randn(len(sites), generator=chance).mul(SPREAD).exp()
     sizes = torch.tensor([float(site.numel) for site in sites])
-    low, high = 0.0, 10.0  # what to multiply all densities by, none of which is above 1
+    low, high = 0.0, 10.0  # factor for all densities, which stay at or below 1
     for _ in range(60):
         factor = (low + high) / 2
         kept = float((sizes * (factor * (1 - sparsity) * spread).clamp_max(1)).sum() / sizes.sum())
@@ -95,11 +95,11 @@ def measured(name: str, sparsity: float, threads: int) -> Iterator[dict[str, Any
             fitting.take_off()
         fittings[runtime].put_on()
 
-    layers = {r: dict(Counter(f.said.values())) for r, f in fittings.items() if f.said}
+    layers = {r: dict(Counter(f.reasons.values())) for r, f in fittings.items() if f.reasons}
     for batch, run in runs.items():
         with torch.inference_mode():
             sides = {runtime: (partial(turn_to, runtime), run) for runtime in RUNTIMES}
-            taken = in_turns(sides, ROUNDS if name != "lenet-300-100" else 101, PATIENCE)
+            taken = time_interleaved(sides, ROUNDS if name != "lenet-300-100" else 101, PATIENCE)
         middle = {runtime: 1000 * median(times) for runtime, times in taken.items()}
         yield {
             "model": name,
@@ -129,14 +129,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|" + "---|" * len(sparsities)
     cases = dict.fromkeys((row["model"], row["threads"], row["batch"]) for row in rows)
     for case in cases:
-        found = {
+        by_sparsity = {
             row["sparsity"]: row
             for row in rows
             if (row["model"], row["threads"], row["batch"]) == case
         }
-        dense = median(row["ms"]["dense"][0] for row in found.values())
+        dense = median(row["ms"]["dense"][0] for row in by_sparsity.values())
         cells = [
-            cell(found[value]) if value in found else ""
+            cell(by_sparsity[value]) if value in by_sparsity else ""
             for value in sparsities
         ]  # fmt: skip
         yield f"| {' | '.join(map(str, case))} | {dense:.3g} | {' | '.join(cells)} |"
@@ -151,14 +151,14 @@ def cell(row: Mapping[str, Any]) -> str:
 
 def uses_kernels(row: Mapping[str, Any]) -> bool:
     """Whether `auto` uses a kernel in any layer."""
-    return any(not said.startswith("dense") for said in row["layers"]["auto"])
+    return any(not choice.startswith("dense") for choice in row["layers"]["auto"])
 
 
 def main() -> None:
     """Parse, measure or print the table of an earlier run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(SPARSITIES))
-    parser.add_argument("--sparsities", help="with commas; default: by model")
+    parser.add_argument("--sparsities", help="separated by commas; default: by model")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--out", type=Path, help="written after every row; default: printed")
     parser.add_argument("--table", type=Path, help="print the table of this file instead")

@@ -1,10 +1,10 @@
-"""Sample text from a dense language model, to search and to measure its masks on.
+"""Sample text from a dense language model, as data to search its masks and to measure them.
 
     python benchmarks/sampled_text.py PATH/TO/llama -o FOLDER
 
 Writes `train.jsonl` and `test.jsonl` (one text a line) and prints their seeds as JSON. The two
-files come from disjoint seeds: every text is drawn with a seed of its own, counted up from 0 for
-the training texts and from 1,000,000 for the test texts.
+files come from disjoint seeds: every text has its own seed, counted up from 0 for the training
+texts and from 1,000,000 for the test texts.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     arguments.out.mkdir(parents=True)
-    said = {}
+    facts = {}
     for split in ("train", "test"):
         count, seed = getattr(arguments, split), FIRST_SEED[split]
         texts = sample(model, tokenizer, count, arguments.tokens, seed)
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (arguments.out / f"{split}.jsonl").write_text(lines)
-        said[split] = {"texts": count, "seeds": [seed, seed + count - 1]}
-    print(json.dumps({**said, "tokens": arguments.tokens, **surroundings()}, indent=2))
+        facts[split] = {"texts": count, "seeds": [seed, seed + count - 1]}
+    print(json.dumps({**facts, "tokens": arguments.tokens, **surroundings()}, indent=2))
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
-"""Bytes of every format against what no format could go below, as JSON.
+"""Bytes of every format against a lower bound, as JSON.
 
     python benchmarks/sizes.py                    # random masks on the linear weights of ViT-base
     python benchmarks/sizes.py --source TICKET    # the masks of a ticket
 
-The bounds take the density of every layer as known: `mask` is compared with the entropy of the
-masks, every other format with that and the bytes of the kept values. Files have a header beside
-that. Random masks have per-layer densities of half to one and a half times the mean.
+The bounds assume that the density of every layer is known. The bound of `mask` is the entropy of
+the masks; that of every other format adds the bytes of the kept values. Headers do not count.
+Random masks have per-layer densities of half to one and a half times the mean.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def table(masks: Masks, dtypes: Mapping[str, torch.dtype], other: int) -> dict[s
     coded, encoding, decoding = coded_parts(masks)
     alone = pack_masks(masks).nbytes
     patterns = {name: find_pattern(mask) for name, mask in masks.items()}
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "weights": masks.total,
         "kept": masks.kept,
         "mask": {"bytes": alone, "bound": round(entropy), "over_bound": round(alone / entropy, 5)},
@@ -98,8 +98,8 @@ def table(masks: Masks, dtypes: Mapping[str, torch.dtype], other: int) -> dict[s
             if isinstance(format, Format):
                 held = size_of(format, masks, patterns, coded, dtype) + other
                 rows[name] = {"bytes": held, "over_bound": round(held / bound, 4)}
-        found[label] = {"bound": round(bound), **rows}
-    return found
+        figures[label] = {"bound": round(bound), **rows}
+    return figures
 
 
 def cases(source: str | None, sparsities: list[float], seed: int) -> Iterator[dict[str, Any]]:
@@ -109,9 +109,9 @@ def cases(source: str | None, sparsities: list[float], seed: int) -> Iterator[di
             yield {"sparsity": sparsity, **table(random_masks(sparsity, seed), DTYPES, 0)}
         return
     ticket = read_ticket(source)
-    name = str(next(iter(ticket.summary["sites"].values()))["dtype"])
+    name = str(next(iter(ticket.sites.values())).facts.dtype)
     dtype = vars(torch)[name]
-    other = ticket.summary["extra"]["dense_nbytes"] - ticket.masks.total * dtype.itemsize
+    other = (ticket.extra.dense_nbytes or 0) - ticket.masks.total * dtype.itemsize
     yield {
         "source": ticket.origin["source"],
         "method": ticket.recipe["method"]["name"],
@@ -123,7 +123,7 @@ def cases(source: str | None, sparsities: list[float], seed: int) -> Iterator[di
 def main() -> None:
     """Parse, count, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", help="a ticket")
+    parser.add_argument("--source", help="folder of a ticket")
     parser.add_argument("--sparsities", default="0.5,0.8,0.9,0.95,0.98")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

@@ -1,8 +1,9 @@
-"""Time a step of a convolutional network with channels first and last, interleaved, as JSON.
+"""Time a step of a convolutional network, channels first and channels last, as JSON.
 
     python benchmarks/steps.py
 
-Forward and backward of ResNet-20 on random pictures in training mode; medians of the rounds.
+The figures are medians over rounds of a forward and backward pass of ResNet-20 on random images, in
+training mode.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from slt_compress.checkpoints.reference import REFERENCE
 
 
 def main() -> None:
-    """Parse, time both layouts in turns, print."""
+    """Parse, time both layouts interleaved, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
@@ -34,9 +35,9 @@ def main() -> None:
             started = time.perf_counter()
             module(pixels).square().mean().backward()
             seconds[name].append(time.perf_counter() - started)
-    found = {name: median(values[1:]) for name, values in seconds.items()}
-    print(json.dumps({"batch": arguments.batch, "rounds": arguments.rounds, "seconds": found,
-                      "first_over_last": found["first"] / found["last"], **surroundings()},
+    medians = {name: median(values[1:]) for name, values in seconds.items()}
+    print(json.dumps({"batch": arguments.batch, "rounds": arguments.rounds, "seconds": medians,
+                      "first_over_last": medians["first"] / medians["last"], **surroundings()},
                      indent=2))  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a result depends on beside its command: versions and machine, for the JSON of every run."""
+"""Versions and machine, which every result depends on, for the JSON of every run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIBRARIES = ("torch", "transformers", "timm", "safetensors", "accelerate", "data
 
 
 def surroundings() -> dict[str, Any]:
-    """`versions` and `machine`, as the files in `benchmarks/results` hold them."""
+    """`versions` and `machine`, as the files in `benchmarks/results` store them."""
     return {
         "versions": {
             "slt-compress": slt_compress.__version__,

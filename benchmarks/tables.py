@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-# What the last part of a case's name says of its rows.
+# What the last part of a case's name means for its rows.
 SUFFIXES = {"published": ", as published", "adam": ", by Adam"}
 
 
@@ -33,26 +33,26 @@ def main() -> None:
 
 
 def labelled(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file; those of a case with a suffix (`mnist-published`) say so."""
+    """The rows of a file, labelled with the suffix of the case (`mnist-published`)."""
     content = json.loads(file.read_text())
     suffix = suffix_of(content)
     return [{**row, "label": f"`{row['method']}`{suffix}"} for row in content["rows"]]
 
 
 def suffix_of(content: Mapping[str, Any]) -> str:
-    """What the name of a result's case says of all its rows."""
+    """The suffix that the name of a case gives to the labels of its rows."""
     return SUFFIXES.get(content["case"].rpartition("-")[2], "")
 
 
 def cell(rows: list[dict[str, Any]]) -> str:
     """Mean and sample deviation of the first of accuracy and perplexity that the rows have."""
-    found = [row["hard"] for row in rows if row["hard"]]
-    if not found:
+    finished = [row["hard"] for row in rows if row["hard"]]
+    if not finished:
         return ""
-    if "accuracy" in found[0]:
-        values = [100 * metrics["accuracy"] for metrics in found]
+    if "accuracy" in finished[0]:
+        values = [100 * metrics["accuracy"] for metrics in finished]
     else:
-        values = [metrics["perplexity"] for metrics in found]
+        values = [metrics["perplexity"] for metrics in finished]
     return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 

@@ -34,7 +34,7 @@ with tempfile.TemporaryDirectory() as folder:
     )
     masked = slt_compress.load(ticket.path, model=net)
 
-print(f"kept {ticket.masks.kept} of {ticket.masks.total} weights, none of them changed")
+print(f"kept {ticket.masks.kept} of {ticket.masks.total} weights, and changed none")
 with torch.inference_mode():
     for name, module in (("all weights", net), ("kept ones", masked)):
         accuracy = (module(inputs).argmax(dim=1) == targets).float().mean()

@@ -1,4 +1,4 @@
-"""The public verbs, each a short composition of the parts below."""
+"""The public verbs. Each is a short composition of the rooms below."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slt_compress.artifacts import Artifact, is_artifact
 from slt_compress.checkpoints.recorded import local_folder
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Verification
-from slt_compress.evidence.reporting import Report, report_of
+from slt_compress.evidence.reporting import Report, make_report
 from slt_compress.evidence.verifying import verify_apart, verify_folder
 from slt_compress.exporting.folders import export_as
 from slt_compress.exporting.shrunk import export_shrunk
 from slt_compress.gates import Method
 from slt_compress.runtime.opening import open_path
-from slt_compress.runtime.sparse import as_runtime
+from slt_compress.runtime.sparse import run_on
 from slt_compress.searching.comparing import Comparison, OnRow, compare_all, planned
 from slt_compress.searching.forecasting import forecast
 from slt_compress.searching.inside import sites_of
@@ -36,7 +36,8 @@ from slt_compress.searching.search import OnStep
 from slt_compress.searching.settings import Training
 from slt_compress.searching.workloads import obstacles, sketch_source
 from slt_compress.sites.budget import Budget
-from slt_compress.tickets import Ticket, free_path, newest
+from slt_compress.storage.files import read_json
+from slt_compress.tickets import Ticket, free_path, newest, read_ticket
 
 TICKETS, EXPORTS, COMPARISONS = Path("tickets"), Path("exports"), Path("compare")
 
@@ -59,17 +60,17 @@ def search(
     """Search for a ticket and write it; an interrupted search of the same kind goes on.
 
     Args:
-        source: a hub id, folder, timm name or reference net; or a module of your own, which comes
-            back bit-identical.
-        data: a data set specification, or, for a module of your own, a re-iterable of batches.
-        budget: how many weights may be kept.
+        source: a hub id, folder, timm name or reference net; or a module of your own, which the
+            search leaves bit-identical.
+        data: a data set specification; for a module of your own, a re-iterable of batches.
+        budget: how many weights are kept.
         method: an instance, such as `slt_compress.gates.Relaxed(sigma=0.4)`.
-        objective: `auto`, `task`, `distill` or `lm`; a module of your own has `loss_fn`.
+        objective: `auto`, `task`, `distill` or `lm`; a module of your own uses `loss_fn` instead.
         training: how the scores are trained.
-        loss_fn: `loss_fn(module, batch)` gives a scalar, for a module of your own.
+        loss_fn: for a module of your own; `loss_fn(module, batch)` returns a scalar.
         out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.
-        recipe: everything else; the arguments above go before it.
-        on_step: called after every step.
+        recipe: all other settings; the arguments above override it.
+        on_step: called after each step.
         save_every: seconds between saves of the progress, in `<out>.search`.
         fresh: start over instead of continuing what is saved there.
 
@@ -81,6 +82,7 @@ def search(
     method = method or recipe.method_instance()
     if isinstance(data, str):
         recipe = replace(recipe, dataset=data)
+    recipe.budget()  # an impossible one is refused before anything is opened
     target = target_of(source, recipe, out, TICKETS)
     return run(source, data, loss_fn, recipe, method, target, on_step=on_step,
                save_every=save_every, fresh=fresh)  # fmt: skip
@@ -97,9 +99,9 @@ def plan(
     training: Training | None = None,
     recipe: Recipe | None = None,
 ) -> Plan:
-    """What a search with the same arguments would gate, need and give.
+    """What a search with the same arguments would gate, need and produce.
 
-    Weights are loaded only to time two steps, where they and a named data set are at hand.
+    Weights are loaded only to time two steps, and only if they and the data set are local.
 
     Raises:
         SltError: the source, budget or recipe cannot be used, or nothing would be gated.
@@ -125,19 +127,19 @@ def compare(
     on_step: OnStep | None = None,
     on_row: OnRow | None = None,
 ) -> Comparison:
-    """Search with every method, sparsity and seed, all with the same steps, and compare.
+    """Search with every method, sparsity and seed, with equal steps, and compare the results.
 
     Args:
         source, data, recipe, on_step: as for `search`.
-        methods: names or instances; a name takes its options from the recipe, if it is that one's.
-        sparsities: default: that of the recipe.
-        seeds: how many, from the recipe's `training.seed` on.
+        methods: names or instances; a name uses the recipe's options if it is the recipe's.
+        sparsities: default: the sparsity of the recipe.
+        seeds: number of seeds, counted up from the recipe's `training.seed`.
         out: folder of the tickets and of `compare.json`, whose finished rows are not searched
             again; default `compare/<model>[-n]`.
-        on_row: called after every search.
+        on_row: called after each search.
 
     Raises:
-        SltError: the source, data or recipe cannot be used; a method that fails is a row.
+        SltError: the source, data or recipe cannot be used. A method that fails becomes a row.
     """
     recipe = recipe or Recipe()
     recipe = recipe if data is None else replace(recipe, dataset=data)
@@ -157,9 +159,13 @@ def report(path: str | Path | None = None) -> Report:
     """The report of a ticket or of an exported folder; default: the newest ticket.
 
     Raises:
-        SltError: there is none, or it is damaged.
+        SltError: there is no such folder, or it is damaged.
     """
-    return report_of(Path(path) if path is not None else newest(TICKETS))
+    folder = Path(path) if path is not None else newest(TICKETS)
+    if is_artifact(folder):
+        file = folder / "report.json"
+        return Report.from_dict(read_json(file, ArtifactError), file, ArtifactError)
+    return make_report(read_ticket(folder))
 
 
 @leaves_unchanged
@@ -181,22 +187,23 @@ def export(
         format: a name in `slt_compress.artifacts.formats.EXPORTS`.
         shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
-        origin, model: as for `load`; `inputs` is what a module of your own takes.
-        values_dtype: `bf16` or `fp16`: round kept weights in the file, which is lossy.
-        max_shard_size: of a weight file, in bytes or such as `2GB`.
+        origin, model: as for `load`.
+        inputs: example inputs for a module of your own.
+        values_dtype: `bf16` or `fp16` rounds the kept weights in the file, which is lossy.
+        max_shard_size: largest size of a weight file, in bytes or as text such as `2GB`.
 
     Raises:
         SltError: the ticket, its origin or the target cannot be used, or nothing can be shrunk.
     """
     folder = Path(ticket) if ticket is not None else newest(TICKETS)
     if is_artifact(folder):
-        raise TicketError(f"{folder} is an exported folder already; export takes a ticket")
+        raise TicketError(f"{folder} is already an exported folder; export takes a ticket")
     target = Path(out or EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}")
     if not shrink:
         return export_as(folder, target, format=format, origin=origin, model=model,
                          values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
     if values_dtype is not None or max_shard_size is not None:
-        raise ArtifactError("a shrunk export is one file in the model's own dtype")
+        raise ArtifactError("a shrunk export takes neither values_dtype nor max_shard_size")
     return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
 
 
@@ -210,21 +217,22 @@ def load(
     device: str | torch.device = "cpu",
     revision: str | None = None,
 ) -> nn.Module:
-    """A ready module in eval mode, from a ticket or an exported folder.
+    """Load a ticket or an exported folder as a module in eval mode.
 
     Args:
         path: the folder, or the id of a hub repository.
-        origin: where a ticket's weights are read from instead of the recorded place.
+        origin: read the ticket's weights from here instead of from the recorded source.
         model: the module that a ticket of kind `module` was searched on; it is copied.
-        runtime: `dense`, `sparse` (CPU kernels for kept weights) or `auto` (where they are faster).
-        device: where its weights go.
+        runtime: `dense`, `sparse` (CPU kernels for kept weights) or `auto` (sparse kernels only
+            where they are faster).
+        device: device of the module.
         revision: branch, tag or commit of a hub repository.
 
     Raises:
         SltError: the folder or its origin cannot be used.
     """
     opened = open_path(local_folder(path, revision), origin=origin, model=model)
-    return as_runtime(opened, runtime, device)
+    return run_on(opened, runtime, device)
 
 
 @leaves_unchanged
@@ -239,9 +247,9 @@ def verify(
 
     Args:
         path: a ticket or an exported folder.
-        origin: where the origin's weights are read from instead of the recorded place.
-        model: the module that a ticket of kind `module` was searched on; checked in this process.
-        in_process: check in this process.
+        origin: read the origin's weights from here instead of from the recorded source.
+        model: the module that a ticket of kind `module` was searched on; implies `in_process`.
+        in_process: check in this process instead of a new one.
 
     Raises:
         SltError: the folder does not exist, or its origin cannot be reached.
@@ -263,13 +271,13 @@ def evaluate(
 
     Args:
         path: default: the newest ticket.
-        data: a data set specification; default: the one of the search.
-        origin: where the origin's weights are read from instead of the recorded place.
-        recipe: its `dataset`, `data`, `evaluation` and batch size; default: those of the search,
-            without its `data` section where another data set is named.
+        data: a data set specification; default: that of the search.
+        origin: read the origin's weights from here instead of from the recorded source.
+        recipe: its `dataset`, `data`, `evaluation` and batch size are used; default: those of the
+            search, without its `data` section if `data` is another data set.
 
-    Where the labels of the data are not the model's, `agreement` and `kl` compare with the dense
-    origin, which then has to be at hand.
+    If the labels of the data are not those of the model, `agreement` and `kl` compare with the
+    dense origin, which must then be available.
 
     Raises:
         SltError: the folder, its origin or the data cannot be used.
@@ -279,9 +287,9 @@ def evaluate(
 
 
 def search_recipe(path: str | Path | None = None, data: str | None = None) -> Recipe:
-    """The recipe of the search behind a ticket or exported folder.
+    """The recipe of the search that made a ticket or exported folder.
 
-    With `data`, for that data set: the `data` section of another one is left out.
+    With `data` the recipe is for that data set; the `data` section of another one is left out.
 
     Raises:
         SltError: the folder is damaged.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 import transformers
 from torch import nn
 
-from slt_compress.artifacts import (
-    write_artifact,
-)
+from slt_compress.artifacts import ArtifactContent, Evidence, write_artifact
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.masks import Masks
 
@@ -58,31 +58,22 @@ def mask_(checkpoint, density=0.3):
 
 
 def export(path, checkpoint, masks, format="sparse-csr", **changes):
-    settings = {"module": checkpoint.module, "report": {"sparsity": 0.7}, "card": "# card\n"}
-    settings |= {"ticket_hash": "0" * 64, "provenance": {"gains": {}}} | changes
-    return write_artifact(path, format=format, checkpoint=checkpoint, masks=masks, **settings)
+    """Export a checkpoint; `changes` are of the evidence, the content or the arguments."""
+    evidence = {"report": {"sparsity": 0.7}, "card": "# card\n", "ticket_hash": "0" * 64}
+    evidence |= {"provenance": {"gains": {}}} | _taken(changes, Evidence)
+    content = {"checkpoint": checkpoint, "module": checkpoint.module, "masks": masks}
+    content |= {"evidence": Evidence(**evidence)} | _taken(changes, ArtifactContent)
+    return write_artifact(path, ArtifactContent(**content), format=format, **changes)
+
+
+def _taken(changes, record):
+    """The values for the fields of a dataclass, taken out of `changes`."""
+    return {f.name: changes.pop(f.name) for f in fields(record) if f.name in changes}
 
 
 def own(module):
     """A checkpoint of a user's own module."""
-    return Checkpoint(
-        source="Tiny",
-        kind="module",
-        revision=None,
-        family="module",
-        task="features",
-        module=module.eval(),
-        config={},
-        folder=None,
-        classes=None,
-        num_classes=None,
-        trained_head=True,
-        init=None,
-        weights=None,
-        license=None,
-        file_keys={},
-        stored=(),
-    )
+    return Checkpoint.of_module(module.eval())
 
 
 class Tiny(nn.Module):

@@ -43,12 +43,12 @@ def write_table(path: Path, columns: Mapping[str, Any], features: Any = None) ->
     return path
 
 
-def picture_table(path: Path, count: int, names: list[str], start: int = 0) -> Path:
-    """Pictures whose grey value is their row number, labelled in turn."""
-    pictures = [{"bytes": png(start + row), "path": None} for row in range(count)]
+def image_table(path: Path, count: int, names: list[str], start: int = 0) -> Path:
+    """Images whose grey value is their row number, labelled in turn."""
+    images = [{"bytes": png(start + row), "path": None} for row in range(count)]
     labels = [row % len(names) for row in range(count)]
     features = {"picture": {"_type": "Image"}, "kind": {"_type": "ClassLabel", "names": names}}
-    return write_table(path, {"picture": pictures, "kind": labels}, features)
+    return write_table(path, {"picture": images, "kind": labels}, features)
 
 
 def ready(
@@ -58,9 +58,9 @@ def ready(
     return prepare(open_data(str(spec), options), model, **arguments)
 
 
-def shard_pictures(folder: Path) -> Path:
-    """43 training pictures in two files, 9 test pictures (grey 100 and up), classes a and b."""
-    picture_table(folder / "train-00000-of-00002.parquet", 30, ["a", "b"])
-    picture_table(folder / "train-00001-of-00002.parquet", 13, ["a", "b"], start=30)
-    picture_table(folder / "test.parquet", 9, ["a", "b"], start=100)
+def shard_images(folder: Path) -> Path:
+    """43 training images in two files, 9 test images (grey 100 and up), classes a and b."""
+    image_table(folder / "train-00000-of-00002.parquet", 30, ["a", "b"])
+    image_table(folder / "train-00001-of-00002.parquet", 13, ["a", "b"], start=30)
+    image_table(folder / "test.parquet", 9, ["a", "b"], start=100)
     return folder

@@ -10,7 +10,7 @@ import soundfile
 import timm
 import torch
 import transformers
-from data_sets import picture_table, png, write_table
+from data_sets import image_table, png, write_table
 from timm.models import save_for_hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, ViTImageProcessor
@@ -184,8 +184,8 @@ def sentence(number: int) -> str:
 
 
 def save_pictures(folder: Path, classes: list[str] = CLASSES) -> Path:
-    picture_table(folder / "train.parquet", 24, classes)
-    picture_table(folder / "test.parquet", 9, classes, start=100)
+    image_table(folder / "train.parquet", 24, classes)
+    image_table(folder / "test.parquet", 9, classes, start=100)
     return folder
 
 

@@ -29,10 +29,9 @@ def short(**changes) -> Recipe:
 
 
 def logits_of(path, module, task, family):
-    inputs = read_probe(path)
-    wanted = inputs.pop("logits")
+    probe = read_probe(path)
     with torch.inference_mode():
-        return forward_of(family, task)(module, inputs), wanted
+        return forward_of(family, task)(module, probe.inputs), probe.logits
 
 
 def check_whole_path(ticket, tmp_path, *, verify_model=None):

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from statistics import median
@@ -17,32 +16,11 @@ from typing import Any
 
 import pytest
 import typer
+from house import FILES, MODULES, PACKAGE, ROW_OF, imports, room_of
 
 import slt_compress
 from slt_compress import cli
 from slt_compress.cli import app
-
-PACKAGE = Path(slt_compress.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# A room imports from lower rows only, and from itself; `checkpoints` and `gates` do not meet.
-# CONTRIBUTING.md prints this table.
-ROOMS = (
-    "errors masks",
-    "storage",
-    "anatomy",
-    "sites",
-    "gates checkpoints",
-    "data artifacts tickets",
-    "runtime",
-    "evidence",
-    "searching exporting",
-    "api",
-    "__init__",
-    "cli",
-    "__main__",
-)
-ROW_OF = {name: row for row, names in enumerate(ROOMS) for name in names.split()}
 
 PUBLIC = [
     "search", "plan", "export", "load", "report", "verify", "evaluate", "compare",
@@ -55,9 +33,10 @@ FLAGS = {
     "": "--version",
     "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --recipe --set -o --out --push-to-hub --quiet --json",
-    "plan": "SOURCE --target-sparsity --method --pattern --dataset --init --weights --revision "
-    "--steps --epochs --batch-size --recipe --set --json",
+    "--max-time --recipe --set -o --out --save-every --resume --fresh --push-to-hub --quiet --json",
+    "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
+    "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
+    "--max-time --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
@@ -73,36 +52,6 @@ FLAGS = {
     "recipes": "",
     "recipes show": "NAME",
 }
-
-
-def room_of(path: Path) -> str:
-    """The room, or the module of the top level, that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def module_of(path: Path) -> str:
-    """The dotted name of a file; a room's own name is that of its `__init__.py`."""
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-MODULES = {module_of(path): path for path in FILES}
-
-
-def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and module of everything of this package that a tree imports."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "slt_compress":
-                    yield node.lineno, alias.name
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno} imports relatively"
-            if (node.module or "").split(".")[0] == "slt_compress":
-                for alias in node.names:
-                    inner = f"{node.module}.{alias.name}"
-                    if alias.name != "__version__":
-                        yield node.lineno, inner if inner in MODULES else str(node.module)
 
 
 def test_every_file_is_in_a_room() -> None:

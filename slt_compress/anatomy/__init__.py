@@ -1,1 +1,1 @@
-"""What the parts of a network are, told by type and by name."""
+"""The parts of a network, recognised by type and by name."""

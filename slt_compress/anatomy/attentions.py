@@ -1,4 +1,4 @@
-"""Attentions: find the output projection of an attention, its heads, and what feeds them."""
+"""Attention modules: their output projection, their heads, and the parameters that feed them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OUTPUTS = frozenset(
 )
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 _WIDTHS = ("head_dim", "attention_head_size")
-# Parameters that make queries, keys and values: one of the three, or all of them in this order.
+# Parameters that compute queries, keys and values: one of the three, or all three in this order.
 FEEDERS: Mapping[str, str] = MappingProxyType(
     {
         **dict.fromkeys(("q_proj", "query", "q", "q_lin", "wq"), "q"),
@@ -26,9 +26,9 @@ FEEDERS: Mapping[str, str] = MappingProxyType(
 
 
 def attention_of(module: nn.Module, projection: str) -> str | None:
-    """Name of the attention whose output projection is the submodule `projection`, if it is one."""
+    """Name of the attention module whose output projection is `projection`; None if it is none."""
     path = projection.split(".")
-    leaf = path[-2] if path[-1] == "0" and len(path) > 1 else path[-1]  # to_out is a list in some
+    leaf = path[-2] if path[-1] == "0" and len(path) > 1 else path[-1]  # some keep to_out as a list
     if leaf not in _OUTPUTS:
         return None
     for depth in range(len(path) - 1, max(-1, len(path) - 4), -1):
@@ -39,7 +39,7 @@ def attention_of(module: nn.Module, projection: str) -> str | None:
 
 
 def head_count(module: nn.Module, attention: str, inputs: int) -> int | str:
-    """How many heads lie side by side in the `inputs` of an output projection; else why not."""
+    """Number of heads that share the `inputs` of an output projection, or why it is unknown."""
     owner = module.get_submodule(attention)
     places: list[object] = [owner, *owner.children()]
     places += [getattr(place, "config", None) for place in (owner, module)]
@@ -50,10 +50,10 @@ def head_count(module: nn.Module, attention: str, inputs: int) -> int | str:
     if heads is None:
         return f"the number of heads of {attention or 'the module'} is not known"
     if inputs % heads:
-        return f"its {inputs} inputs are no multiple of {heads} heads"
+        return f"its {inputs} inputs are not a multiple of {heads} heads"
     return heads
 
 
 def _first(places: list[object], names: tuple[str, ...]) -> int | None:
-    found = (getattr(place, name, None) for place in places for name in names)
-    return next((v for v in found if type(v) is int and v > 0), None)
+    values = (getattr(place, name, None) for place in places for name in names)
+    return next((v for v in values if type(v) is int and v > 0), None)

@@ -1,4 +1,4 @@
-"""Hidden states: what comes out of the blocks of a network, caught in its forward pass."""
+"""Hidden states: the outputs of the blocks of a network, captured during a forward pass."""
 
 from __future__ import annotations
 
@@ -10,33 +10,36 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
-Hidden = dict[str, Tensor]
+BlockOutputs = dict[str, Tensor]
+"""The output of each block, by the name of the block."""
 
 
 def block_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the blocks: outermost members of a ModuleList or Sequential that hold a matrix.
+    """Names of the blocks: the outermost members of a ModuleList or Sequential that hold a matrix.
 
-    Layers of a transformer, residual blocks of a stage. Empty where the network has none.
+    These are the layers of a transformer or the residual blocks of a stage. Empty where the
+    network has none.
     """
-    found: list[str] = []
+    blocks: list[str] = []
     for name, child in module.named_modules():
-        inside = any(f"{name}.".startswith(f"{block}.") for block in found)
+        inside = any(f"{name}.".startswith(f"{block}.") for block in blocks)
         repeated = isinstance(child, nn.ModuleList | nn.Sequential)
         if inside or not repeated or isinstance(child, parametrize.ParametrizationList):
             continue
         for key, member in child.named_children():
             if any(parameter.dim() > 1 for parameter in member.parameters()):
-                found.append(f"{name}.{key}" if name else key)
-    return tuple(found)
+                blocks.append(f"{name}.{key}" if name else key)
+    return tuple(blocks)
 
 
 @contextmanager
-def caught(module: nn.Module, names: tuple[str, ...]) -> Iterator[Hidden]:
-    """The outputs of the modules `names` in the forward passes of this block, the last ones.
+def capture_outputs(module: nn.Module, names: tuple[str, ...]) -> Iterator[BlockOutputs]:
+    """Capture the outputs of the submodules `names`; each forward pass overwrites the last.
 
-    A module that gives several values counts by the first; one that gives no tensor by none.
+    Of a submodule that returns several values the first is kept; one that returns no tensor is
+    left out.
     """
-    states: Hidden = {}
+    states: BlockOutputs = {}
 
     def hook(name: str) -> Any:
         def keep(owner: nn.Module, inputs: Any, output: Any) -> None:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from slt_compress.errors import SourceError
 
 
-def private_copy(module: nn.Module) -> nn.Module:
+def copy_of(module: nn.Module) -> nn.Module:
     """A deep copy that can be changed in any way without a trace in `module`.
 
     torch gives a parametrized module a class of its own, which a plain deep copy shares: to take

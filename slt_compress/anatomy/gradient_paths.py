@@ -1,4 +1,4 @@
-"""Gradients that reach scores in layers which pass them on only where their input wants some."""
+"""Layers whose backward pass runs only if their input requires a gradient, and how to make it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Layers that compute their own backward pass, and run it only if what they read needs a gradient.
+# Layers with a backward pass of their own, which runs only if their input requires a gradient.
 _OWN_BACKWARD = ("ReformerEncoder",)
-# … and layers of theirs that refuse to run it in eval mode.
-_REFUSING = ("ReformerLayer",)
+# … and those of their layers that refuse to run it in eval mode.
+_NEEDS_TRAIN_MODE = ("ReformerLayer",)
 
 
 @contextmanager
-def reached(module: nn.Module) -> Iterator[None]:
-    """For as long as the block lasts, input embeddings ask for gradients where layers need that.
+def grads_from_embeddings(module: nn.Module) -> Iterator[None]:
+    """Inside this block the input embeddings require gradients, if a layer depends on it.
 
-    With frozen weights nothing else before such layers does: reversible ones, and checkpointed
-    ones of the re-entrant kind.
+    Reversible layers and re-entrant checkpointed layers do. With frozen weights nothing else in
+    front of them requires a gradient.
     """
-    found = _embeddings(module) if any(map(_needs_input, module.modules())) else None
-    if found is None:
+    embeddings = _embeddings(module) if any(map(_needs_input, module.modules())) else None
+    if embeddings is None:
         yield
         return
-    handle = found.register_forward_hook(_asking)
+    handle = embeddings.register_forward_hook(_require_grad)
     try:
         yield
     finally:
         handle.remove()
 
 
-def refuses_eval(child: nn.Module) -> bool:
-    """Whether a layer has no backward pass in eval mode; its own mode, not that of its parts."""
-    return type(child).__name__ in _REFUSING
+def needs_train_mode(child: nn.Module) -> bool:
+    """Whether a layer has a backward pass in train mode only (its own mode, not its parts')."""
+    return type(child).__name__ in _NEEDS_TRAIN_MODE
 
 
 def _needs_input(child: nn.Module) -> bool:
@@ -43,17 +43,17 @@ def _needs_input(child: nn.Module) -> bool:
 
 
 def _embeddings(module: nn.Module) -> nn.Module | None:
-    """The module that reads the inputs of a model of transformers, if it says so."""
+    """The input embeddings of a transformers model, if it has any."""
     getter: Any = getattr(module, "get_input_embeddings", None)
     try:
-        found = getter() if callable(getter) else None
+        embeddings = getter() if callable(getter) else None
     except (NotImplementedError, AttributeError):
         return None
-    return found if isinstance(found, nn.Module) else None
+    return embeddings if isinstance(embeddings, nn.Module) else None
 
 
-def _asking(embeddings: nn.Module, inputs: Any, output: Any) -> Any:
+def _require_grad(embeddings: nn.Module, inputs: Any, output: Any) -> Any:
     if not isinstance(output, Tensor) or not output.is_floating_point() or output.requires_grad:
         return None
-    # a clone: a model may write into its embeddings, which a leaf of the graph forbids
+    # A clone, because a model may write into its embeddings, which a leaf of the graph forbids.
     return output.detach().requires_grad_().clone()

@@ -1,4 +1,4 @@
-"""Outputs: which parameters of a module make its outputs."""
+"""Heads: the parameters that compute the outputs of a module."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 def output_names(module: nn.Module) -> frozenset[str]:
-    """Names of the weights that make the outputs: those of the task head, or the last matrix."""
+    """Names of the weights that compute the outputs: the task head's, or else the last matrix."""
     names = [name for name, parameter in module.named_parameters() if parameter.dim() > 1]
-    # the source of a parametrized weight stands for the weight
+    # The source of a parametrized weight stands for the weight.
     last = [n.partition(".original")[0].replace("parametrizations.", "") for n in names[-1:]]
     return head_names(module) or frozenset(last)
 
@@ -16,8 +16,8 @@ def output_names(module: nn.Module) -> frozenset[str]:
 def head_names(module: nn.Module) -> frozenset[str]:
     """Names of the parameters of the task head.
 
-    transformers: what lies outside the base model, and the output embeddings (T5 has no base
-    model); timm: what `get_classifier()` gives; any other module: its last Linear.
+    transformers: everything outside the base model, and the output embeddings (T5 has no separate
+    base model). timm: what `get_classifier()` returns. Any other module: its last Linear.
     """
     base = getattr(module, "base_model", None)
     if isinstance(base, nn.Module):
@@ -28,8 +28,8 @@ def head_names(module: nn.Module) -> frozenset[str]:
         return frozenset(n for n, p in module.named_parameters() if id(p) not in inside)
     get_classifier = getattr(module, "get_classifier", None)
     if callable(get_classifier):
-        found = get_classifier()
-        members = found if isinstance(found, tuple | list) else (found,)
+        classifier = get_classifier()
+        members = classifier if isinstance(classifier, tuple | list) else (classifier,)
     else:
         members = [child for child in module.modules() if isinstance(child, nn.Linear)][-1:]
     head = {id(p) for m in members if isinstance(m, nn.Module) for p in m.parameters()}

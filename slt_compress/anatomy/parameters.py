@@ -1,4 +1,4 @@
-"""The parameters of a module, each once per name, with where they are and who else reads them."""
+"""The parameters of a module, once per name, with their owners and their other names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Parameter:
         owner: that module.
         lineage: the modules on the path from the root to the owner, with the name of each.
         parent: the module above the owner.
-        tensor: its value; for a parametrized weight what the parametrization computes.
-        names: all names it goes by, in the order of the module; one where it is not shared.
-        source_of: the parametrized weight that it is only a part of.
+        tensor: its value; for a parametrized weight, what the parametrization computes.
+        names: all its names, in the order of the module; one unless it is shared.
+        source_of: the parametrized weight that is computed from it, None for a plain parameter.
     """
 
     module: str
@@ -39,12 +39,21 @@ class Parameter:
         return joined(self.module, self.param)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D: a linear layer with a weight [inputs, outputs].
+
+    It is recognised by its name, because importing its class takes seconds.
+    """
+    plain = parametrize.type_before_parametrizations(module)
+    return plain.__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 def joined(module: str, param: str) -> str:
-    """The name of a parameter of the module at a path, which is empty for the root."""
+    """The name of a parameter in the module at path `module` ("" for the root)."""
     return f"{module}.{param}" if module else param
 
 
-def walk(root: nn.Module) -> Iterator[Parameter]:
+def walk_parameters(root: nn.Module) -> Iterator[Parameter]:
     """Yield every parameter once per name; a parametrized weight comes before its sources."""
     modules = dict(root.named_modules(remove_duplicate=False))
     names: dict[int, list[str]] = {}
@@ -64,7 +73,7 @@ def walk(root: nn.Module) -> Iterator[Parameter]:
         if isinstance(owner, parametrize.ParametrizationList):
             weight = path.replace(".parametrizations.", ".").removeprefix("parametrizations.")
         elif parametrize.is_parametrized(owner):
-            # computed anew at every reading, so only the module that owns it can be shared
+            # Computed anew at every access, so it is shared only where its owner is.
             own += [
                 (param, _computed(owner, param), tuple(joined(p, param) for p in paths[id(owner)]))
                 for param in owner.parametrizations
@@ -85,7 +94,7 @@ def _lineage(path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str,
 
 
 def _computed(owner: nn.Module, param: str) -> Tensor:
-    """A parametrized weight, read in eval mode: spectral norm changes its buffers otherwise."""
+    """A parametrized weight, read in eval mode, in which spectral norm leaves its buffers alone."""
     chain = owner.get_submodule(f"parametrizations.{param}")
     modes = {child: child.training for child in chain.modules()}
     chain.eval()

@@ -1,4 +1,4 @@
-"""Roles: what a parameter does to activations, told by its module and its name."""
+"""Roles: what a parameter does to activations, judged by its module and its name."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from itertools import pairwise
 
 from torch import nn
 
-from slt_compress.anatomy.parameters import Parameter
+from slt_compress.anatomy.parameters import Parameter, is_conv1d
 
-# Parameters that modules other than the known matrix types add to, or look up from, activations.
-# They are told apart by name: libraries keep them as bare parameters without a type of their own.
+# Bare parameters that are added to activations or looked up. Libraries give them no type of their
+# own, so they are recognised by name.
 _ADDED = re.compile(
     r"(^|_)(pos|position|positional|ape|tokens?|embed|embeds|embeddings?|relative|rel|table|query"
     r"|queries|latents?|prompts?|pad|bias(es)?|mask|scale|gamma|beta|temperature|registers?"
     r"|anchors?|decay|log)(_|\d|$)|^d$"
 )
-# … and what such a parameter is called where it multiplies them all the same.
+# … and the names of those that multiply activations all the same.
 _MULTIPLIED = re.compile(r"(^|_)(proj|projection|kernel)$")
-# One number for each output channel beside a weight: of weight norm, of standardised convolutions.
+# One number per output channel beside a weight, as in weight norm and standardised convolutions.
 _GAIN = re.compile(r"(^|_)(g|gain|scale)$")
 _NORM = re.compile(r"norm", re.IGNORECASE)
 _ROUTER = re.compile(r"router", re.IGNORECASE)
@@ -28,8 +28,8 @@ _CONV_TYPES = nn.modules.conv._ConvNd
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 _EMBEDDING = "embedding: looked up, not multiplied"
 _TABLE = "position, token or table: added or looked up, not multiplied"
-# The dimension that a bare parameter sums over, where that is not the usual one: by class of its
-# owner and name. Read in transformers 5.24, whose einsums and matmuls keep the inputs first.
+# The dimension over which a bare parameter sums, where it is not the usual one, by the class of its
+# owner and its name. As of transformers 5.24, whose einsums and matmuls put the inputs first.
 _INPUT_DIMS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
     (re.compile(pattern), dim)
     for pattern, dim in (
@@ -50,7 +50,7 @@ _INPUT_DIMS: tuple[tuple[re.Pattern[str], int], ...] = tuple(
 
 
 def unsuitable(entry: Parameter) -> str | None:
-    """Why no gate is put on this parameter by default."""
+    """Why this parameter gets no gate by default; None if it gets one."""
     owner, kind = _holder(entry)
     if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return _EMBEDDING
@@ -73,12 +73,12 @@ def unsuitable(entry: Parameter) -> str | None:
 
 
 def is_table(entry: Parameter) -> bool:
-    """Whether activations are looked up in this parameter or it is added to them, as it is."""
+    """Whether this parameter is looked up or added to activations, rather than multiplied."""
     return unsuitable(entry) in (_EMBEDDING, _TABLE)
 
 
 def _holder(entry: Parameter) -> tuple[nn.Module, str]:
-    """The module whose code reads the parameter, and its class; a list of parameters has none."""
+    """The module whose code reads the parameter, and its class; never a mere list of parameters."""
     owner = entry.owner
     if isinstance(owner, _LISTS) and entry.parent is not None:
         owner = entry.parent
@@ -86,20 +86,21 @@ def _holder(entry: Parameter) -> tuple[nn.Module, str]:
 
 
 def _is_router(entry: Parameter) -> bool:
-    """Whether a parameter chooses among experts and belongs to none of them.
+    """Whether a parameter belongs to a router of experts, and not to an expert.
 
-    The module that chooses is one of those above it: by class, by name, or as `gate` beside them.
+    A router is recognised among the modules above it by class, by name, or as `gate` beside
+    `experts`.
     """
-    found = False
+    in_router = False
     for (_, above), (name, module) in pairwise(entry.lineage):
         beside_experts = name == "gate" and hasattr(above, "experts")
         named = _ROUTER.search(name) or _ROUTER.search(type(module).__name__)
-        found = "expert" not in name and (found or beside_experts or bool(named))
-    return found
+        in_router = "expert" not in name and (in_router or beside_experts or bool(named))
+    return in_router
 
 
 def role(entry: Parameter) -> tuple[str, int]:
-    """What kind of weight a parameter is, and the dimension along which it sums over its inputs."""
+    """The kind of a weight, and the dimension along which it sums over its inputs."""
     owner, param = entry.owner, entry.param
     if isinstance(owner, nn.modules.conv._ConvTransposeNd):
         return "transposed-conv", 0
@@ -107,13 +108,12 @@ def role(entry: Parameter) -> tuple[str, int]:
         return "conv", 1
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
         return "recurrent", 1
-    # transformers' Conv1D keeps its matrix as [in, out]; told by name: the import costs seconds
-    if type(owner).__name__ == "Conv1D" and entry.tensor.dim() == 2:
+    if is_conv1d(owner):
         return "linear", 0
     known = f"{type(owner).__name__}.{param}"
     special = next((dim for pattern, dim in _INPUT_DIMS if pattern.fullmatch(known)), None)
     if entry.tensor.dim() == 3 and "expert" in (entry.module + type(owner).__name__).lower():
-        # transformers marks the experts that are kept as [experts, in, out]
+        # transformers marks experts that are stored as [experts, in, out]
         usual = 1 if getattr(owner, "is_transposed", False) is True else 2
         return "experts", usual if special is None else special
     return "linear", 1 if special is None else special

@@ -1,8 +1,8 @@
-"""What a module holds: modes, buffers, and the weights of its sites."""
+"""The state of a module: modes, buffers, and the weights of its sites."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
@@ -17,7 +17,7 @@ from slt_compress.masks import Masks
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for as long as the block lasts; every submodule's own mode afterwards."""
+    """Eval mode inside this block; every submodule's own mode afterwards."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -29,8 +29,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Put back what forward passes change, when the block ends: the buffers, and all that goes
-    with them (the length of a cache beside the cache).
+    """Restore the buffers when the block ends, and what else forward passes change.
+
+    A cache goes with its length: both are restored, or neither would fit the other.
     """
     before = remember_state(module)
     try:
@@ -77,7 +78,7 @@ def site_weights(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """What the module itself holds at the sites: parameters, or what parametrizations compute.
+    """The module's own tensors at the sites: parameters, or what parametrizations compute.
 
     Raises:
         TicketError: the module has no such weight, or one of another shape.
@@ -88,16 +89,32 @@ def site_parameters(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) ->
         try:
             weight = getattr(module.get_submodule(path), param)
         except AttributeError:
-            raise TicketError(f"the model has no weight {name}: was it made by other versions?") \
-                from None  # fmt: skip
+            raise TicketError(
+                f"the model has no weight {name}; it may come from other library versions"
+            ) from None
         if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
-            raise TicketError(f"{name} of the model does not have the shape of its mask")
+            seen = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise TicketError(f"{name} is {seen} in the model and its mask has the shape {shape}")
         weights[name] = weight
     return weights
 
 
+def module_nbytes(module: nn.Module) -> int:
+    """Bytes of all tensors in the module's state dict; tensors with several names count once."""
+    return tensors_nbytes(module.state_dict(keep_vars=True).values())
+
+
+def tensors_nbytes(values: Iterable[Any]) -> int:
+    """Bytes of all tensors among `values`, each object once; on the meta device as well.
+
+    A state dict may hold extra state that is no tensor; it counts for nothing.
+    """
+    tensors = {id(value): value for value in values if isinstance(value, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
 def environment(module: nn.Module) -> dict[str, Any]:
-    """What bit-identical outputs of a module depend on beside the module."""
+    """Everything beside the module on which bit-identical outputs depend."""
     return {
         "device": next(module.parameters()).device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),

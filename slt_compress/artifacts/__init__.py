@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from slt_compress.artifacts.decoding import dtype_of
+from slt_compress.artifacts.content import ArtifactContent, Evidence
 from slt_compress.artifacts.dense import streams_dense
+from slt_compress.artifacts.entries import Entry, entry_dicts
+from slt_compress.artifacts.formats import MASK_FORMAT
 from slt_compress.artifacts.manifest import (
     CONFIG,
     DENSE_MANIFEST,
-    MASK_FORMAT,
     ONNX,
     ONNX_DATA,
     ONNX_MODEL,
@@ -19,18 +20,24 @@ from slt_compress.artifacts.manifest import (
 )
 from slt_compress.artifacts.mask_only import MaskArtifact, read_mask_artifact
 from slt_compress.artifacts.reading import (
+    checked_ties,
     describe_artifact,
-    described,
     expect_probe,
     is_artifact,
-    open_manifest,
     read_artifact,
     weight_files,
 )
-from slt_compress.artifacts.shrunk import Proof, read_proof, write_shrunk
+from slt_compress.artifacts.shrunk import Proof, read_proof
+from slt_compress.artifacts.shrunk_writing import write_shrunk
 from slt_compress.artifacts.site_tensors import read_site_tensors
 from slt_compress.artifacts.state import State, state_of
-from slt_compress.artifacts.writing import MAX_SHARD_SIZE, write_artifact
+from slt_compress.artifacts.writing import (
+    MAX_SHARD_SIZE,
+    new_folder,
+    write_artifact,
+    write_evidence,
+    write_probe,
+)
 
 __all__ = [
     "CONFIG",
@@ -43,17 +50,20 @@ __all__ = [
     "PROBE",
     "SHRUNK",
     "Artifact",
+    "ArtifactContent",
+    "Entry",
+    "Evidence",
     "LoadedArtifact",
     "MaskArtifact",
     "Proof",
     "State",
+    "checked_ties",
     "describe_artifact",
-    "described",
-    "dtype_of",
+    "entry_dicts",
     "expect_probe",
     "is_artifact",
     "manifest_head",
-    "open_manifest",
+    "new_folder",
     "read_artifact",
     "read_mask_artifact",
     "read_proof",
@@ -62,5 +72,7 @@ __all__ = [
     "streams_dense",
     "weight_files",
     "write_artifact",
+    "write_evidence",
+    "write_probe",
     "write_shrunk",
 ]

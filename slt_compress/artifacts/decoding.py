@@ -1,4 +1,4 @@
-"""The stored tensors of a sparse artifact: found, hashed, given to their entries and decoded."""
+"""The stored tensors of a sparse artifact: read, hashed, matched with their entries, decoded."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from slt_compress.artifacts.entries import Entry
 from slt_compress.artifacts.formats import CODECS, part_key
-from slt_compress.artifacts.manifest import SPARSE_WEIGHTS
+from slt_compress.artifacts.manifest import SPARSE_WEIGHTS, Artifact
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import count_kept
-from slt_compress.storage.files import read_json, read_safetensors, update_digest
+from slt_compress.storage.files import read_safetensors, update_digest
 from slt_compress.storage.manifests import Manifest, is_file_name
 
-Entry = Mapping[str, Any]
 
-
-def stored_parts(folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor]]:
-    """The parts of every entry, their hash checked; they still lie in the file.
+def stored_parts(artifact: Artifact) -> dict[str, dict[str, Tensor]]:
+    """The parts of every entry, their hash checked; they still share memory with the file.
 
     Raises:
         ArtifactError: a file is damaged, a part is missing, left over or not what was written.
     """
+    folder, manifest = artifact.path, artifact.manifest
     if manifest.where.name == SPARSE_WEIGHTS:
         stored = read_safetensors(manifest.where, ArtifactError)
     else:
-        stored = _shards(folder, manifest.where)
-    parts = split(stored, manifest.object("entries"), manifest)
+        stored = _shards(folder, manifest.where, artifact.shards)
+    parts = split(stored, artifact.entries, manifest)
     digest = hashlib.sha256()
     for name in sorted(parts):
         for key in sorted(part_key(name, part) for part in parts[name]):
@@ -45,13 +44,13 @@ def stored_parts(folder: Path, manifest: Manifest) -> dict[str, dict[str, Tensor
 def split(
     stored: Mapping[str, Tensor], entries: Mapping[str, Entry], manifest: Manifest
 ) -> dict[str, dict[str, Tensor]]:
-    """Give every entry its parts; nothing may be missing and nothing left over.
+    """Match every entry with its parts; nothing may be missing and nothing left over.
 
     Raises:
         ArtifactError: the entries are not those of the stored tensors.
     """
     keys = {
-        name: {part: part_key(name, part) for part in CODECS[entry["format"]].parts}
+        name: {part: part_key(name, part) for part in CODECS[entry.format].parts}
         for name, entry in entries.items()
     }
     expected = [key for parts in keys.values() for key in parts.values()]
@@ -64,8 +63,8 @@ def split(
 
 
 @contextmanager
-def said_of(folder: Path, name: str) -> Iterator[None]:
-    """Say of which entry an error is."""
+def errors_of(folder: Path, name: str) -> Iterator[None]:
+    """Name the folder and the entry in every error of the block."""
     try:
         yield
     except ArtifactError as cause:
@@ -75,26 +74,29 @@ def said_of(folder: Path, name: str) -> Iterator[None]:
 def decode(
     parts: Mapping[str, Tensor], entry: Entry, *, masked: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The tensor of one entry, which has a checked shape and dtype, in memory of its own.
+    """The tensor of one entry, in memory of its own, and the mask of a site if it is `masked`.
 
-    With its mask where it is `masked` and has `kept`; a site that is stored dense keeps everything.
+    A site that is stored dense keeps everything.
 
     Raises:
-        ArtifactError: the parts do not describe it, or it has another count.
+        ArtifactError: the parts do not describe the tensor, or it has another count.
     """
-    codec, shape, dtype = CODECS[entry["format"]], tuple(entry["shape"]), dtype_of(entry["dtype"])
-    stored = dtype_of(entry["values"]) if "values" in entry else dtype
-    mask = codec.decode_mask(parts, shape=shape)
-    tensor = codec.decode(parts, shape=shape, dtype=stored, mask=mask)
-    # A copy of what still lies in the file: the model must not change when the file does, and
-    # ordinary alignment keeps its arithmetic the same as that of any other model.
-    tensor = tensor.to(dtype) if stored is not dtype else tensor if codec.sparse else tensor.clone()
-    return tensor, _counted(mask, entry) if masked and "kept" in entry else None
+    codec, stored = CODECS[entry.format], entry.stored_dtype
+    mask = codec.decode_mask(parts, shape=entry.shape)
+    tensor = codec.decode(parts, shape=entry.shape, dtype=stored, mask=mask)
+    if stored is not entry.dtype:
+        tensor = tensor.to(entry.dtype)
+    elif not codec.sparse:
+        # A copy of what is mapped: the model must not change when the file does, and with ordinary
+        # alignment its arithmetic is that of any other model.
+        tensor = tensor.clone()
+    if not masked or entry.kept is None:
+        return tensor, None
+    return tensor, _counted(mask, entry.kept, entry.shape)
 
 
-def _counted(mask: Tensor | None, entry: Entry) -> Tensor:
+def _counted(mask: Tensor | None, kept: int, shape: tuple[int, ...]) -> Tensor:
     """The mask of a site, after its count was compared with the recorded one."""
-    kept, shape = entry["kept"], tuple(entry["shape"])
     if mask is None:
         if kept != math.prod(shape):
             raise ArtifactError(
@@ -106,20 +108,7 @@ def _counted(mask: Tensor | None, entry: Entry) -> Tensor:
     return mask
 
 
-def dtype_of(name: object) -> torch.dtype:
-    """A dtype by its name, without the lazy imports that `getattr` on torch would do.
-
-    Raises:
-        ArtifactError: there is none of that name.
-    """
-    found = vars(torch).get(str(name))
-    if not isinstance(found, torch.dtype):
-        raise ArtifactError(f"has the dtype {str(name)[:40]!r}, which torch does not know")
-    return found
-
-
-def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
-    placed = read_json(index, ArtifactError).get("weight_map")
+def _shards(folder: Path, index: Path, placed: object) -> dict[str, Tensor]:
     if not isinstance(placed, dict):
         raise ArtifactError(f"{index} has no object 'weight_map'; the artifact is damaged")
     stored: dict[str, Tensor] = {}
@@ -138,5 +127,5 @@ def _shards(folder: Path, index: Path) -> dict[str, Tensor]:
 
 def _shard(folder: Path, index: Path, name: str) -> Iterator[tuple[str, Tensor]]:
     if not is_file_name(name) or not name.endswith(".safetensors"):
-        raise ArtifactError(f"{index} names the shard {name[:80]!r}, which is no file beside it")
+        raise ArtifactError(f"{index} names the shard {name[:80]!r}, which is not a file beside it")
     yield from read_safetensors(folder / name, ArtifactError).items()

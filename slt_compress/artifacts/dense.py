@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from slt_compress.artifacts.draft import Draft
+from slt_compress.artifacts.entries import entry_dicts
 from slt_compress.artifacts.manifest import CONFIG, DENSE_MANIFEST, DENSE_WEIGHTS
 from slt_compress.artifacts.reading import weight_files
 from slt_compress.checkpoints import Checkpoint
@@ -18,37 +19,37 @@ from slt_compress.checkpoints.quiet import quiet
 from slt_compress.storage.files import sha256_file, write_json, write_safetensors
 
 
-def write_dense(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
-    """Let the model's library write its own layout; slt.json beside it is the manifest."""
-    checkpoint, tensors = draft.checkpoint, draft.state.tensors
+def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
+    """Let the model's library write its own layout, and slt.json, the manifest, beside it."""
+    checkpoint, tensors = draft.content.checkpoint, draft.state.tensors
     if checkpoint.family == "transformers":
         _save_transformers(folder, draft)
     elif checkpoint.family == "timm":
-        _save_timm(folder, checkpoint, draft.module)
+        _save_timm(folder, checkpoint, draft.content.module)
     else:
         write_safetensors(folder / DENSE_WEIGHTS, tensors)
         write_json(folder / CONFIG, checkpoint.config)
     files = {file.name: sha256_file(file) for file in weight_files(folder)}
-    entries = {name: draft.entry(name) for name in tensors}
+    entries = entry_dicts({name: draft.entry(name) for name in tensors})
     write_json(folder / DENSE_MANIFEST, {**manifest, "entries": entries, "files": files})
 
 
 def _save_transformers(folder: Path, draft: Draft) -> None:
-    """As `save_pretrained` writes it, also where tensors are made one at a time."""
+    """Write what `save_pretrained` writes, also where tensors are computed one at a time."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    module: Any = draft.module
+    module: Any = draft.content.module
     if draft.state.shells is None:
         with quiet():
             module.save_pretrained(folder, max_shard_size=draft.max_shard_size)
         return
     with quiet():
         module.save_pretrained(folder, state_dict={})  # the configs, and a file without a tensor
-    # Of tied tensors the library keeps the one that it will look for.
+    # Of tied tensors, the library keeps the one that it looks for when it loads.
     tied = {**draft.state.ties, **{key: alias for alias, key in draft.state.ties.items()}}
     left_out = {name for name in tied if name in module.all_tied_weights_keys}
     names = [name for name in module.state_dict() if name not in left_out]
-    if draft.checkpoint.init is None:  # the library puts what it loaded in an order of its own
+    if draft.content.checkpoint.init is None:  # the library sorts what it loaded in its own way
         from transformers.core_model_loading import dot_natural_key
 
         names.sort(key=dot_natural_key)
@@ -70,8 +71,8 @@ def _save_transformers(folder: Path, draft: Draft) -> None:
 def streams_dense(module: nn.Module, ties: Mapping[str, str]) -> bool:
     """Whether `write_dense` can write a model of transformers tensor by tensor.
 
-    Not where the library gives tensors other names as it saves them, leaves some of them out, or
-    does not say which of two tied ones it keeps.
+    It cannot where the library renames tensors as it saves them, leaves some of them out, or does
+    not say which of two tied ones it keeps.
     """
     tied = getattr(module, "all_tied_weights_keys", None)
     try:
@@ -97,7 +98,7 @@ def _save_timm(folder: Path, checkpoint: Checkpoint, module: nn.Module) -> None:
     if checkpoint.classes is not None and "label_names" not in settings:
         labels = {"label_names": list(checkpoint.classes)}
     with quiet():
-        # Not `save_for_hf`: it refuses weights that modules share, as those of CoaT.
+        # Not `save_for_hf`, which refuses weights that modules share, such as those of CoaT.
         from timm.models._hub import save_config_for_hf
 
         write_safetensors(folder / DENSE_WEIGHTS, module.state_dict())

@@ -1,62 +1,58 @@
-"""What is about to be written as an artifact: its manifest, and what that says of every tensor."""
+"""What is about to be written as an artifact: its manifest, and the entry of every tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slt_compress.artifacts.formats import Format, MaskOnly, find_pattern
-from slt_compress.artifacts.manifest import MASK_FORMAT, manifest_head
+from slt_compress.artifacts.content import ArtifactContent
+from slt_compress.artifacts.entries import Entry
+from slt_compress.artifacts.formats import MASK_FORMAT, Format, MaskOnly, find_pattern
+from slt_compress.artifacts.manifest import manifest_head
 from slt_compress.artifacts.state import State
-from slt_compress.checkpoints import Checkpoint
-from slt_compress.masks import Masks, count_kept
-from slt_compress.storage.files import dtype_name
+from slt_compress.masks import count_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """What is about to be written, and how."""
 
-    checkpoint: Checkpoint
-    module: nn.Module
-    masks: Masks
+    content: ArtifactContent
     state: State
     format: Format | MaskOnly
     values_dtype: torch.dtype | None
     max_shard_size: int
-    buffers: Mapping[str, Tensor]
-    stored: Mapping[str, Tensor]
 
-    def manifest(self, ticket_hash: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
         """What is known before a tensor is written."""
+        content, state = self.content, self.state
         return manifest_head(
-            self.checkpoint, format=self.format.name, ticket_hash=ticket_hash,
-            provenance=provenance, dense_nbytes=self.state.nbytes, ties=self.state.ties,
+            content.checkpoint, content.evidence, format=self.format.name,
+            dense_nbytes=state.nbytes, ties=state.ties,
         )  # fmt: skip
 
-    def entry(self, name: str) -> dict[str, Any]:
+    def entry(self, name: str) -> Entry:
         """What the manifest says of one tensor."""
-        tensor = self.state.shell(name)
-        facts = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype), "format": "dense"}
-        if name not in self.masks:
-            return facts
-        mask, stored = self.masks[name], self.stored_dtype(tensor)
+        shell, masks = self.state.shell(name), self.content.masks
+        entry = Entry.whole(shell)
+        if name not in masks:
+            return entry
+        mask, stored = masks[name], self.stored_dtype(shell)
         kept = count_kept(mask)
         if isinstance(self.format, MaskOnly):
-            flip = self.masks.flips.get(name)
-            flips = {} if flip is None else {"flips": count_kept(flip)}
-            return {**facts, "format": MASK_FORMAT, "kept": kept, **flips}
+            flip = masks.flips.get(name)
+            flips = None if flip is None else count_kept(flip)
+            return replace(entry, format=MASK_FORMAT, kept=kept, flips=flips)
         pattern = find_pattern(mask) if self.format.patterned else None
-        codec = self.format.choose(tuple(tensor.shape), kept, stored, pattern)
-        rounded = {} if stored is tensor.dtype else {"values": dtype_name(stored)}
-        return {**facts, "format": codec.name, "kept": kept, **rounded}
+        codec = self.format.choose(entry.shape, kept, stored, pattern)
+        rounded = None if stored is shell.dtype else stored
+        return replace(entry, format=codec.name, kept=kept, values=rounded)
 
     def stored_dtype(self, tensor: Tensor) -> torch.dtype:
-        """The dtype of a site's values in the file: never a wider one than they have."""
+        """The dtype of a site's values in the file: never wider than their own."""
         narrower = self.values_dtype
         if narrower is None or not tensor.is_floating_point():
             return tensor.dtype

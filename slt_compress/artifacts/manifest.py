@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from slt_compress.artifacts.content import Evidence
+from slt_compress.artifacts.entries import Entry
+from slt_compress.artifacts.formats import MASK_FORMAT
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.masks import Masks
+from slt_compress.storage.manifests import Manifest
 
 KIND = ("slt-artifact", 1)
-MASK_FORMAT = "mask"
+QUANT_METHOD = "slt-compress"
 SPARSE_WEIGHTS = "weights.slt.safetensors"
 SPARSE_INDEX = "weights.slt.safetensors.index.json"
 SHARD_NAME = "weights.slt-{:05d}-of-{:05d}.safetensors"
@@ -22,11 +26,11 @@ DENSE_MANIFEST = "slt.json"
 CONFIG = "config.json"
 PROBE = "probe.safetensors"
 PROOF = "proof.slt.safetensors"
-# formats of whole artifacts and not of tensors, so not in FORMATS
+# Formats of whole artifacts and not of tensors, so not in FORMATS.
 SHRUNK = "shrunk"
 ONNX = "onnx"
 ONNX_MODEL, ONNX_DATA = "model.onnx", "model.onnx.data"
-# why an artifact of a format cannot be read as a module
+# Why an artifact in one of these formats cannot be read as a module.
 NO_MODULE: Mapping[str, str] = {
     MASK_FORMAT: "holds a mask and no weights; open it with slt_compress.load",
     ONNX: f"is an ONNX model: onnxruntime.InferenceSession opens its {ONNX_MODEL}",
@@ -40,18 +44,26 @@ class Artifact:
     Attributes:
         path: the folder.
         format: a name in `FORMATS`, or `shrunk` or `onnx`.
-        entries: per stored tensor `format` (a name in `CODECS`), `shape`, `dtype`, and for sites
-            `kept`, with `values` where kept values are stored in a narrower dtype.
+        entries: what is stored, by name of the tensor.
         nbytes: bytes of its weight files, headers included.
-        dense_nbytes: bytes of the same tensors, each stored whole and once; of a shrunk artifact
+        dense_nbytes: bytes of the same tensors, each stored whole and once; for a shrunk artifact,
             those of the model before.
+        manifest: the whole manifest, opened once.
+        shards: of weights in shards, the file of every stored tensor, not checked; otherwise None.
     """
 
     path: Path
     format: str
-    entries: Mapping[str, Mapping[str, Any]]
+    entries: Mapping[str, Entry]
     nbytes: int
     dense_nbytes: int
+    manifest: Manifest = field(repr=False, compare=False)
+    shards: object = field(default=None, repr=False, compare=False)
+
+    @property
+    def provenance(self) -> object:
+        """Where the weights come from, as the folder says; not checked."""
+        return self.manifest.values.get("provenance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +74,11 @@ class LoadedArtifact:
         artifact: the folder.
         checkpoint: the model with what data preparation needs; its `folder` is the artifact's.
         masks: which weights are stored; None for a dense export, which does not say.
-        manifest: the whole manifest: `family`, `task`, `ticket` (hash of its manifest), `classes`…
     """
 
     artifact: Artifact
     checkpoint: Checkpoint
     masks: Masks | None
-    manifest: Mapping[str, Any]
 
     @property
     def module(self) -> nn.Module:
@@ -78,10 +88,9 @@ class LoadedArtifact:
 
 def manifest_head(
     checkpoint: Checkpoint,
+    evidence: Evidence,
     *,
     format: str,
-    ticket_hash: str,
-    provenance: Mapping[str, Any],
     dense_nbytes: int,
     ties: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -96,9 +105,14 @@ def manifest_head(
         "classes": None if checkpoint.classes is None else list(checkpoint.classes),
         "num_classes": checkpoint.num_classes,
         "license": checkpoint.license,
-        "ticket": ticket_hash,
-        "provenance": provenance,
+        "ticket": evidence.ticket_hash,
+        "provenance": evidence.provenance,
         "probe": None,
         "dense_nbytes": dense_nbytes,
         "ties": ties,
     }
+
+
+def config_marker(format: str) -> dict[str, Any]:
+    """What config.json says, so that no library takes sparse weights for its own."""
+    return {"quant_method": QUANT_METHOD, "format": format, "version": KIND[1]}

@@ -1,4 +1,4 @@
-"""ONNX files: a torch module traced into one, its weights read back, and runs of it."""
+"""ONNX files: trace a torch module into one, read its weights back, and run it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from slt_compress.errors import ArtifactError
 
 OUTPUT = "logits"
 EXTERNAL_ABOVE = 1_800_000_000
-"""Bytes of weights from which they lie in a file beside the graph: a protobuf ends at 2 GiB."""
+"""Bytes of weights above which they go into a file beside the graph: a protobuf ends at 2 GiB."""
 
 Axes = Mapping[str, Mapping[int, str]]
-"""Names of the axes of inputs that may have other sizes, by input and place."""
+"""Names of the axes of the inputs whose size is free, by input and position."""
 
 _LOGGERS = (
     "onnx_ir",
@@ -37,7 +38,7 @@ _INSIDE = "model"
 
 
 def require_onnx() -> None:
-    """See that the extra is there, before any work.
+    """Check that the extra is installed, before any work.
 
     Raises:
         ArtifactError: it is not installed.
@@ -51,7 +52,7 @@ def require_onnx() -> None:
 
 
 class _Called(nn.Module):
-    """A model that takes the tensors of a batch by name and gives one tensor."""
+    """A model that takes the tensors of a batch by name and returns one tensor."""
 
     def __init__(self, model: nn.Module, forward: Forward) -> None:
         super().__init__()
@@ -69,10 +70,10 @@ def trace(module: nn.Module, forward: Forward, inputs: Mapping[str, Tensor], axe
         module: on the CPU in eval mode.
         forward: how it is called on a batch.
         inputs: examples, at least two of them.
-        axes: what may have another size than in `inputs`.
+        axes: the axes that may have another size than in `inputs`.
 
     Raises:
-        ArtifactError: torch's exporter cannot do it; the message has its reason.
+        ArtifactError: torch's exporter fails; the message has its reason.
     """
     named = {name: dict(axes.get(name, {})) for name in inputs}
     with _silent(), torch.no_grad():
@@ -91,9 +92,9 @@ def trace(module: nn.Module, forward: Forward, inputs: Mapping[str, Tensor], axe
 
 
 def _simplify_(model: Any) -> None:
-    """Fold what is constant, but leave every weight alone, and call it as the state dict does.
+    """Fold constants but leave every weight alone, under its name in the state dict.
 
-    A weight that is an input of the graph as well may be given another value by whoever runs it,
+    While the passes run, every weight is also an input of the graph. Its value is then not fixed,
     so that no pass folds it, fuses it into a neighbour or merges it with an equal one.
     """
     from onnx_ir.passes import common
@@ -104,11 +105,11 @@ def _simplify_(model: Any) -> None:
         name.removeprefix(f"{_INSIDE}."): value for name, value in graph.initializers.items()
         if name.startswith(f"{_INSIDE}.")
     }  # fmt: skip
-    asked = len(graph.inputs)
+    own_inputs = len(graph.inputs)
     graph.inputs.extend(weights.values())
     optimize_ir(model)
-    del graph.inputs[asked:]
-    # stack traces of the tracing would tell where a library is installed
+    del graph.inputs[own_inputs:]
+    # The stack traces of the tracing would reveal where a library is installed.
     common.ClearMetadataAndDocStringPass()(model)
     taken = {value.name for node in graph.all_nodes() for value in node.outputs}
     taken |= {value.name for value in graph.inputs}
@@ -126,7 +127,7 @@ def weights_of(program: Any) -> dict[str, Tensor]:
 
 
 def store_unread_(program: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Put back those of `tensors` that the exporter left out because nothing reads them."""
+    """Add those of `tensors` that the exporter left out because nothing reads them."""
     import onnx_ir
 
     exported = program.exported_program
@@ -139,9 +140,9 @@ def store_unread_(program: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def drop_unread_(program: Any, keep: frozenset[str]) -> None:
-    """Remove weights that nothing in the graph reads, but those in `keep`.
+    """Remove weights that nothing in the graph reads, except those in `keep`.
 
-    onnxruntime complains of them whenever it opens the file.
+    onnxruntime warns of them whenever it opens the file.
     """
     graph = program.model.graph
     for name, value in list(graph.initializers.items()):
@@ -150,7 +151,7 @@ def drop_unread_(program: Any, keep: frozenset[str]) -> None:
 
 
 def write_onnx(program: Any, folder: Path) -> None:
-    """Write the graph, and weights that do not fit into it beside it."""
+    """Write the graph, with weights that are too large for it in a file beside it."""
     nbytes = sum(v.const_value.nbytes for v in program.model.graph.initializers.values())
     with _silent():
         program.save(folder / ONNX_MODEL, external_data=nbytes > EXTERNAL_ABOVE or None)
@@ -160,7 +161,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """All initializers of the model in a folder, by name.
 
     Raises:
-        ArtifactError: it is no ONNX model, or takes weights from elsewhere.
+        ArtifactError: it is not an ONNX model, or takes weights from elsewhere.
     """
     import onnx
     from onnx import numpy_helper
@@ -177,7 +178,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     except ArtifactError:
         raise
     except Exception as cause:  # protobuf, onnx and the file system have errors of their own
-        raise ArtifactError(f"{path} is no intact ONNX model ({_reason(cause)})") from cause
+        raise ArtifactError(f"{path} is not an intact ONNX model ({_reason(cause)})") from cause
     return stored
 
 
@@ -190,7 +191,7 @@ def open_session(folder: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors, which are raised as well
+    options.log_severity_level = 3  # only errors, which are raised as well
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(
@@ -207,23 +208,32 @@ def answer(session: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         ArtifactError: the model cannot be run on them.
     """
     try:
-        found = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
+        outputs = session.run([OUTPUT], {name: value.numpy() for name, value in inputs.items()})
     except Exception as cause:
         raise ArtifactError(f"onnxruntime does not run the model: {_reason(cause)}") from cause
-    return _tensor(found[0])
+    return _tensor(outputs[0])
 
 
-def difference_of(found: Tensor, wanted: Tensor) -> float:
+def difference_of(one: Tensor, other: Tensor) -> float:
     """Largest difference of two outputs; infinite where the shapes differ."""
-    if found.shape != wanted.shape:
+    if one.shape != other.shape:
         return float("inf")
-    return float((found.double() - wanted.double()).abs().max())
+    return float((one.double() - other.double()).abs().max())
 
 
-def described(session: Any) -> list[dict[str, Any]]:
-    """Name, dtype and shape of every input; an axis that may have any size has a name."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxInput:
+    """An input of an ONNX model; an axis that may have any size has a name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+def inputs_of(session: Any) -> list[OnnxInput]:
+    """The inputs of a session, in order."""
     return [
-        {"name": value.name, "dtype": value.type[len("tensor(") : -1], "shape": list(value.shape)}
+        OnnxInput(name=value.name, dtype=value.type[len("tensor(") : -1], shape=list(value.shape))
         for value in session.get_inputs()
     ]
 
@@ -233,11 +243,11 @@ def _tensor(array: Any) -> Tensor:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what was at the bottom of an error."""
+    """The first line of the error that caused an error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    first = re.sub(r":\n\s*", ": ", said).partition("\n")[0]  # what a colon announces comes with it
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    first = re.sub(r":\n\s*", ": ", text).partition("\n")[0]  # a colon continues on the next line
     return f"{type(error).__name__}: {first.strip()[:250]}" if first else type(error).__name__
 
 
@@ -248,7 +258,7 @@ def _silent() -> Iterator[None]:
     try:
         for logger in levels:
             logger.setLevel(logging.CRITICAL)
-        # where it fails it prints the graph so far
+        # When it fails, it prints the graph so far.
         with quiet(), redirect_stderr(io.StringIO()):
             yield
     finally:

@@ -1,11 +1,10 @@
-"""Component tensors on their way into one file, or into shards of at most a given size."""
+"""Write component tensors into one file, or into shards of at most a given size."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -31,12 +30,12 @@ class ShardWriter:
         self._digest = hashlib.sha256()
 
     def add(self, components: Mapping[str, Tensor]) -> None:
-        """Take the components of one entry; they stay together in a shard.
+        """Add the components of one entry; they stay together in a shard.
 
-        Entries come in the order of their names: the hash is over them in this order.
+        Entries must be added in the order of their names, which is the order of the hash.
 
         Raises:
-            ArtifactError: a key was there already.
+            ArtifactError: a key was added before.
         """
         nbytes = sum(tensor.nbytes for tensor in components.values())
         if self._held and self._nbytes + nbytes > self._limit:
@@ -49,8 +48,8 @@ class ShardWriter:
             update_digest(self._digest, key, components[key])
         self._nbytes += nbytes
 
-    def close(self, manifest: Mapping[str, Any]) -> None:
-        """Write what is left, and `manifest` with the hash of all components."""
+    def close(self, manifest: Mapping[str, object]) -> None:
+        """Write the last shard, and `manifest` with the hash of all components."""
         hashed = {**manifest, "hash": self._digest.hexdigest()}
         if not self._written:
             write_safetensors(self._folder / SPARSE_WEIGHTS, self._held, hashed)
@@ -72,5 +71,5 @@ class ShardWriter:
 
 
 def _draft_name(number: int) -> str:
-    """Name of a shard while it is not known how many there will be."""
+    """The name of a shard until their number is known."""
     return f"shard-{number}.safetensors"

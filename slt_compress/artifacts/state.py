@@ -1,4 +1,4 @@
-"""The tensors of a module by name, with ties: out of a module, and back into one."""
+"""The tensors of a module by name, with ties: collected from a module, and put into one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from slt_compress.errors import ArtifactError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Parameters and saved buffers of a module, each once; `ties` maps a further name to a key.
+    """Parameters and saved buffers of a module, each once; `ties` maps further names to keys.
 
-    Where `tensors` are made anew at every look, `shells` has their shapes and dtypes.
+    Where `tensors` are computed whenever they are looked up, `shells` has their shapes and dtypes.
     """
 
     tensors: Mapping[str, Tensor]
@@ -24,7 +24,7 @@ class State:
     shells: Mapping[str, Tensor] | None = None
 
     def shell(self, name: str) -> Tensor:
-        """A tensor of which only shape and dtype are asked."""
+        """A tensor of which only shape and dtype are used."""
         return (self.shells or self.tensors)[name]
 
     @property
@@ -47,35 +47,35 @@ def masked_state(module: nn.Module, masks: Mapping[str, Tensor]) -> State:
 
 
 def state_of(module: nn.Module, sites: Mapping[str, tuple[int, ...]]) -> State:
-    """Collect what a module saves; a tied tensor goes under its site's name, else its first.
+    """Collect what a module saves; a tied tensor gets the name of its site, or else its first.
 
     Raises:
-        ArtifactError: a site is no tensor of the module, or the module saves something else.
+        ArtifactError: a site is not a tensor of the module, or the module saves something else.
     """
     names: dict[int, list[str]] = {}
-    found: dict[str, Tensor] = {}
+    saved: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise ArtifactError(f"{name} is extra state of its module and not a tensor")
         names.setdefault(id(tensor), []).append(name)
-        found[name] = tensor.detach()
+        saved[name] = tensor.detach()
     tensors: dict[str, Tensor] = {}
     ties: dict[str, str] = {}
     for group in names.values():
         key = next((name for name in group if name in sites), group[0])
-        tensors[key] = found[key]
+        tensors[key] = saved[key]
         ties.update({name: key for name in group if name != key})
     for name, shape in sites.items():
         if name not in tensors or tensors[name].shape != shape:
-            raise ArtifactError(f"the site {name} {shape} is no weight of the model")
+            raise ArtifactError(f"the site {name} {shape} is not a weight of the model")
     return State(tensors=tensors, ties=ties)
 
 
 def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tuple[int, ...]]:
-    """Look up the shape of everything `module` saves.
+    """The shape of everything that `module` saves.
 
     A weight in `names` that the module computes by a parametrization (weight norm) becomes a plain
-    parameter first: an artifact holds the weight itself.
+    parameter first, as an artifact holds the weight itself.
     """
     for name in names:
         owner_name, _, leaf = name.rpartition(".")

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
+from slt_compress.artifacts.content import ArtifactContent, Evidence
 from slt_compress.artifacts.dense import write_dense
 from slt_compress.artifacts.draft import Draft
+from slt_compress.artifacts.entries import Entry, entry_dicts
 from slt_compress.artifacts.formats import CODECS, Format, MaskOnly, find_format, part_key
 from slt_compress.artifacts.manifest import (
     CONFIG,
-    KIND,
     PROBE,
     SPARSE_INDEX,
     SPARSE_WEIGHTS,
     Artifact,
+    config_marker,
 )
 from slt_compress.artifacts.mask_only import BUFFER, STORED, STREAM, pack_masks
 from slt_compress.artifacts.reading import describe_artifact
 from slt_compress.artifacts.sharding import ShardWriter
-from slt_compress.artifacts.state import State, masked_state
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.companions import copy_companions
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.errors import ArtifactError
-from slt_compress.masks import Masks
 from slt_compress.storage.files import (
     atomic_folder,
     sha256_file,
@@ -38,47 +38,25 @@ from slt_compress.storage.files import (
     write_safetensors,
 )
 
-QUANT_METHOD = "slt-compress"
-MAX_SHARD_SIZE = 5 * 10**9  # bytes; what the hub's own tools split at
+MAX_SHARD_SIZE = 5 * 10**9  # bytes; the limit of the hub's own tools
 
 
 def write_artifact(
     path: str | Path,
+    content: ArtifactContent,
     *,
     format: str,
-    checkpoint: Checkpoint,
-    module: nn.Module,
-    masks: Masks,
-    state: State | None = None,
-    report: Mapping[str, Any],
-    card: str,
-    ticket_hash: str,
-    provenance: Mapping[str, Any],
-    probe: Mapping[str, Tensor] | None = None,
     values_dtype: torch.dtype | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
-    buffers: Mapping[str, Tensor] | None = None,
-    stored: Mapping[str, Tensor] | None = None,
 ) -> Artifact:
     """Export a masked model into a new folder, whole or not at all.
 
     Args:
         path: the folder; it must not exist, or be empty.
+        content: the model and the evidence for it.
         format: a name in `FORMATS`.
-        checkpoint: where the model came from: family, config, classes, companion files.
-        module: the model with its masks (and gains) already applied.
-        masks: what was kept; kept weights are stored even where they are 0.
-        state: the tensors of the masked model, where `module` has none because they are made one at
-            a time; the format `dense` takes it for models of transformers only.
-        report: JSON-able, becomes report.json.
-        card: Markdown, becomes README.md.
-        ticket_hash: hash of the ticket's manifest.
-        provenance: what proves the weights: `origin`, `gains`, `weights_hash`, `budget`, `counts`.
-        probe: inputs and logits of the masked model, kept beside the weights.
         values_dtype: a narrower dtype that kept weights are rounded to in the file.
         max_shard_size: bytes that one weight file holds at most, as far as tensors can be split.
-        buffers: what the search changed beside the masks; the format `mask` stores it.
-        stored: tensors that the origin's seed does not give; the format `mask` stores them.
 
     Raises:
         ArtifactError: no such format, the path is taken, or the module is not masked.
@@ -86,28 +64,47 @@ def write_artifact(
     chosen = find_format(format)
     if values_dtype is not None and not (chosen.sparse and isinstance(chosen, Format)):
         raise ArtifactError(f"the format {format} has no values to round; choose another")
-    draft = Draft(checkpoint=checkpoint, module=module, masks=masks,
-                  state=masked_state(module, masks) if state is None else state, format=chosen,
-                  values_dtype=values_dtype, max_shard_size=max_shard_size,
-                  buffers=buffers or {}, stored=stored or {})  # fmt: skip
-    manifest = draft.manifest(ticket_hash, provenance)
+    draft = Draft(content=content, state=content.state(), format=chosen,
+                  values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+    with new_folder(Path(path)) as folder:
+        manifest = {**draft.manifest(), "probe": write_probe(folder, content.evidence)}
+        _write(folder, manifest, draft)
+        write_evidence(folder, content.checkpoint, content.evidence)
+    return describe_artifact(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `path`, or leaves nothing.
+
+    Raises:
+        ArtifactError: the path is taken or cannot be written.
+    """
     try:
-        with atomic_folder(Path(path)) as folder:
-            if probe:
-                write_safetensors(folder / PROBE, probe)
-                manifest["probe"] = sha256_file(folder / PROBE)
-            _write(folder, manifest, draft)
-            copy_companions(checkpoint.folder, folder)
-            write_json(folder / "report.json", report)
-            (folder / "README.md").write_bytes(card.encode())
+        with atomic_folder(path) as folder:
+            yield folder
     except FileExistsError as cause:
         raise ArtifactError(f"cannot export: {cause}") from cause
     except (OSError, SafetensorError) as cause:
         raise ArtifactError(f"cannot export to {path}: {cause}") from cause
-    return describe_artifact(path)
 
 
-def _write(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
+def write_probe(folder: Path, evidence: Evidence) -> str | None:
+    """Write the probe, where there is one; gives its hash."""
+    if evidence.probe is None:
+        return None
+    write_safetensors(folder / PROBE, evidence.probe.tensors())
+    return sha256_file(folder / PROBE)
+
+
+def write_evidence(folder: Path, checkpoint: Checkpoint, evidence: Evidence) -> None:
+    """Write the report and the card, and copy the tokenizer and processor files."""
+    copy_companions(checkpoint.folder, folder)
+    write_json(folder / "report.json", evidence.report)
+    (folder / "README.md").write_bytes(evidence.card.encode())
+
+
+def _write(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
     """The weight files with their manifest, and the config."""
     if isinstance(draft.format, MaskOnly):
         _write_masks(folder, manifest, draft)
@@ -117,50 +114,50 @@ def _write(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
         write_dense(folder, manifest, draft)
 
 
-def _write_sparse(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
+def _write_sparse(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
     """Write the weights tensor by tensor, and a config that no library takes for its own."""
-    entries: dict[str, dict[str, Any]] = {}
-    writer = ShardWriter(folder, draft.max_shard_size)
+    entries: dict[str, Entry] = {}
+    masks, writer = draft.content.masks, ShardWriter(folder, draft.max_shard_size)
     for name in sorted(draft.state.tensors):
         tensor, entries[name] = draft.state.tensors[name], draft.entry(name)
-        if name in draft.masks:
-            mask = draft.masks[name]
+        if name in masks:
+            mask = masks[name]
             tensor = tensor.to(draft.stored_dtype(tensor))
         else:
             mask = torch.ones(tensor.shape, dtype=torch.bool)
-        components = CODECS[entries[name]["format"]].encode(tensor, mask)
+        components = CODECS[entries[name].format].encode(tensor, mask)
         writer.add({part_key(name, part): value for part, value in components.items()})
-    writer.close({**manifest, "entries": entries})
-    _write_config(folder, manifest, draft)
+    writer.close({**manifest, "entries": entry_dicts(entries)})
+    _write_config(folder, draft)
 
 
-def _write_masks(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
+def _write_masks(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
     """Write the masks of all sites as one stream, and what neither they nor the origin give."""
-    names = sorted(draft.masks)
+    content = draft.content
     components = {
-        STREAM: pack_masks(draft.masks),
-        **{BUFFER + name: tensor for name, tensor in draft.buffers.items()},
-        **{STORED + name: tensor for name, tensor in draft.stored.items()},
+        STREAM: pack_masks(content.masks),
+        **{BUFFER + name: tensor for name, tensor in content.buffers.items()},
+        **{STORED + name: tensor for name, tensor in content.stored.items()},
     }
-    content = {
+    whole: dict[str, Any] = {
         **manifest,
         "ties": {},
-        "entries": {name: draft.entry(name) for name in names},
-        "buffers": sorted(draft.buffers),
-        "stored": sorted(draft.stored),
+        "entries": entry_dicts({name: draft.entry(name) for name in content.masks}),
+        "buffers": sorted(content.buffers),
+        "stored": sorted(content.stored),
         "hash": sha256_tensors(components),
     }
-    write_safetensors(folder / SPARSE_WEIGHTS, components, content)
-    _write_config(folder, manifest, draft)
+    write_safetensors(folder / SPARSE_WEIGHTS, components, whole)
+    _write_config(folder, draft)
 
 
-def _write_config(folder: Path, manifest: Mapping[str, Any], draft: Draft) -> None:
-    """Write the model's config, with a mark that nothing but slt-compress can read the weights."""
+def _write_config(folder: Path, draft: Draft) -> None:
+    """Write the model's config, with a mark that only slt-compress can read the weights."""
+    checkpoint = draft.content.checkpoint
     weights = SPARSE_INDEX if (folder / SPARSE_INDEX).exists() else SPARSE_WEIGHTS
-    marker = {"quant_method": QUANT_METHOD, "format": manifest["format"], "version": KIND[1]}
-    marker["weights"] = weights
-    write_json(folder / CONFIG, {**draft.checkpoint.config, "quantization_config": marker})
-    generation = getattr(draft.module, "generation_config", None)
-    if draft.checkpoint.family == "transformers" and generation is not None:
+    marker = {**config_marker(draft.format.name), "weights": weights}
+    write_json(folder / CONFIG, {**checkpoint.config, "quantization_config": marker})
+    generation = getattr(draft.content.module, "generation_config", None)
+    if checkpoint.family == "transformers" and generation is not None:
         with quiet():
             generation.save_pretrained(folder)

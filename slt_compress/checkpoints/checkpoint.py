@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
-Family = Literal["transformers", "timm", "reference", "module"]
+from slt_compress.checkpoints.tasks import (
+    TASKS,
+    Family,
+    Forward,
+    Head,
+    Task,
+    declared_head,
+    forward_of,
+)
+
+__all__ = ["TASKS", "Architecture", "Checkpoint", "Family", "Init", "Kind", "Task"]
+
 Kind = Literal["hub", "folder", "file", "random", "module"]
-Task = Literal[
-    "image-classification",
-    "text-classification",
-    "causal-lm",
-    "masked-lm",
-    "seq2seq",
-    "token-classification",
-    "audio-classification",
-    "visual-question-answering",
-    "zero-shot-image-classification",
-    "image-text-to-text",
-    "features",
-]
-TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +50,14 @@ class Checkpoint:
     Attributes:
         source: as the user typed it.
         kind: where the weights come from; `random` whenever `init` is given, `file` with `weights`.
-        revision: the commit hash of a hub source.
         family: the library that builds the module.
         task: what its head answers.
         module: the model.
         config: JSON-able; with family and task enough to build the architecture again.
+        revision: the commit hash of a hub source.
         folder: local folder of config, tokenizer and processor files; None where there is none.
         classes: names of the head's classes, None where unknown.
         num_classes: how many outputs the head has, None where it has no classes.
-        trained_head: False for a random init and for the task `features`.
         init: the random initialisation, None for trained weights.
         weights: path of the file that was given for the weights.
         license: identifier from the origin's own model card.
@@ -71,17 +67,45 @@ class Checkpoint:
 
     source: str
     kind: Kind
-    revision: str | None
     family: Family
     task: Task
     module: nn.Module
-    config: Mapping[str, Any]
-    folder: Path | None
-    classes: tuple[str, ...] | None
-    num_classes: int | None
-    trained_head: bool
-    init: Init | None
-    weights: str | None
-    license: str | None
-    file_keys: Mapping[str, tuple[str, ...]]
-    stored: tuple[str, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    folder: Path | None = None
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    init: Init | None = None
+    weights: str | None = None
+    license: str | None = None
+    file_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stored: tuple[str, ...] = ()
+
+    @classmethod
+    def of_module(cls, module: nn.Module) -> Checkpoint:
+        """A module of the user's own, as a checkpoint."""
+        return cls(
+            source=type(module).__name__, kind="module", family="module", task="features",
+            module=module,
+        )  # fmt: skip
+
+    @classmethod
+    def built(cls, architecture: Architecture, module: nn.Module, **origin: Any) -> Checkpoint:
+        """The checkpoint of a module that was built by its architecture; `origin` is the rest."""
+        known = {name: getattr(architecture, name) for name in Architecture.__slots__}
+        return cls(module=module, **known, **origin)
+
+    @property
+    def trained_head(self) -> bool:
+        """False for a random init and for the task `features`."""
+        return self.init is None and self.task != "features"
+
+    @property
+    def head(self) -> Head | None:
+        """What its outputs are, if its config says so; see `tasks.declared_head`."""
+        return declared_head(self.task, self.config, self.num_classes)
+
+    @property
+    def forward(self) -> Forward:
+        """How the module, or a copy of it, is called on a batch; see `tasks.forward_of`."""
+        return forward_of(self.family, self.task)

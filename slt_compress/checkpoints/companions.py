@@ -1,4 +1,4 @@
-"""The files beside the weights that data preparation and users need: copied from the origin."""
+"""The files beside the weights that users and data preparation need, copied from the origin."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.o
 def copy_companions(source: Path | None, target: Path) -> list[str]:
     """Copy tokenizer, processor, generation and licence files that `target` does not have yet.
 
-    Never a weight and never code. Returns the names that were copied.
+    Weights and code are never copied. Returns the names of the copied files.
     """
     if source is None:
         return []

@@ -1,4 +1,4 @@
-"""Configs of transformers: read without its code of others, and the classes that they are for."""
+"""Configs of transformers: read without running any code of theirs, and their model classes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from slt_compress.checkpoints.checkpoint import Task
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.errors import SourceError
 
-# Task -> transformers' public table of the classes with such a head, by type of config. A class
-# that is in two tables belongs to the first.
+# For each task the public table of transformers with the classes of such a head, by type of config.
+# A class in two tables belongs to the first.
 HEADS: tuple[tuple[Task, str], ...] = (
     ("image-classification", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING"),
     ("audio-classification", "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING"),
@@ -31,35 +31,35 @@ HEADS: tuple[tuple[Task, str], ...] = (
 )
 
 
-def read_config(found: Mapping[str, Any], where: str) -> Any:
-    """The config object that a `config.json` describes; `where` is whose it is.
+def read_config(values: Mapping[str, Any], where: str) -> Any:
+    """The config object for the values of a `config.json`; `where` names their owner.
 
     Raises:
-        SourceError: a type that this transformers does not have, or values that do not fit.
+        SourceError: a type that this transformers does not have, or invalid values.
     """
-    kind = found.get("model_type")
+    kind = values.get("model_type")
     with quiet():
         from transformers import CONFIG_MAPPING
 
         if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-            own_code = " (it brings code of its own, which is never run)"
+            own_code = " (it comes with code of its own, which is never run)"
             raise SourceError(
                 f"{where} is a {kind!r} model, which this transformers does not have"
-                f"{own_code if 'auto_map' in found else '; a newer one may'}"
+                f"{own_code if 'auto_map' in values else '; a newer one may'}"
             )
-        with as_source_error(f"the config of {where} is not a sound {kind} config"):
-            plain = {k: v for k, v in found.items() if k not in _REFUSED_KEYS}
+        with as_source_error(f"the config of {where} is not a valid {kind} config"):
+            plain = {k: v for k, v in values.items() if k not in _REFUSED_KEYS}
             text = json.dumps(plain)
             return CONFIG_MAPPING[kind].from_dict(json.loads(text, object_hook=_special_float))
 
 
-def _special_float(found: dict[str, Any]) -> Any:
-    """Infinity as transformers writes it, which JSON has no number for."""
-    text = found.get("__float__")
-    return float(text) if len(found) == 1 and isinstance(text, str) else found
+def _special_float(value: dict[str, Any]) -> Any:
+    """Infinity, for which JSON has no number, as transformers writes it."""
+    text = value.get("__float__")
+    return float(text) if len(value) == 1 and isinstance(text, str) else value
 
 
-# Keys of a config.json that would send transformers to other files, other code or other kernels.
+# Keys of a config.json that would direct transformers to other files, other code or other kernels.
 _REFUSED_KEYS = frozenset(
     (
         "auto_map",
@@ -78,22 +78,22 @@ _REFUSED_KEYS = frozenset(
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain mappings, ready for JSON and for `read_config`."""
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return {k: v for k, v in sorted(found.items()) if k not in _REFUSED_KEYS}
+    """A config as plain mappings, for JSON and for `read_config`."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {k: v for k, v in sorted(values.items()) if k not in _REFUSED_KEYS}
 
 
 def _classes(config: Any, task: Task) -> tuple[type[Any], ...]:
-    """The classes of a type of config for a task.
+    """The model classes of a type of config for a task.
 
-    A type without a base model (a depth estimator, say) has its features from whatever heads it
-    has, as the first output.
+    For a type without a base model (a depth estimator, say) the features are the first output of
+    any head that it has.
     """
     from transformers.models.auto import modeling_auto
 
-    found = _listed(modeling_auto, dict(HEADS)[task], config)
-    if found or task != "features":
-        return found
+    usual = _listed(modeling_auto, dict(HEADS)[task], config)
+    if usual or task != "features":
+        return usual
     others = sorted(n for n in vars(modeling_auto) if re.fullmatch("MODEL_FOR_.*_MAPPING", n))
     listed = (cls for name in others for cls in _listed(modeling_auto, name, config))
     return tuple(dict.fromkeys(listed))
@@ -103,21 +103,21 @@ def _listed(tables: Any, name: str, config: Any) -> tuple[type[Any], ...]:
     table = getattr(tables, name)
     if type(config) not in table:
         return ()
-    found = table[type(config)]
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+    classes = table[type(config)]
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
 
 
 def class_names(config: Any, task: Task) -> tuple[str, ...]:
-    """The names of the classes of a type of config for a task."""
+    """The names of the model classes of a type of config for a task."""
     with quiet():
         return tuple(cls.__name__ for cls in _classes(config, task))
 
 
 def model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
-    """The class for a task: the one that is named where that is among them, else the first.
+    """The model class for a task: `named` if it is among them, else the first.
 
     Raises:
-        SourceError: there is none.
+        SourceError: transformers has none.
     """
     with quiet():
         classes = _classes(config, task)
@@ -128,7 +128,7 @@ def model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
 
 @contextlib.contextmanager
 def as_source_error(what: str) -> Any:
-    """Turn what transformers raises for unfit configs and weights into one sentence."""
+    """Turn any error of transformers about configs and weights into a sentence."""
     try:
         yield
     except SourceError:

@@ -1,4 +1,4 @@
-"""Bring a hub repository to a local folder: its file list first, then only what is safe."""
+"""Download a hub repository to a local folder: its list of files first, then only safe files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ _PATTERN_CHARACTERS = set("*?[]")
 
 
 def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path, str]:
-    """Download what a checkpoint needs; the local folder and the commit hash it holds.
+    """Download what a checkpoint needs; returns the local folder and its commit hash.
 
-    Respects HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE as huggingface_hub does, and falls
-    back to its cache where the hub cannot be reached.
+    HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as in huggingface_hub. If the hub cannot
+    be reached, its cache is used.
 
     Raises:
-        SourceError: unknown id or revision, no access, no network and no cache, or no safe weights.
+        SourceError: an unknown id or revision, no access, no network and no cache, or no safe
+            weights.
     """
     with quiet(), _explained(repo, revision):
         try:
@@ -42,12 +43,14 @@ def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path,
         except Exception as error:  # each version of the client has its own network errors
             return _from_cache(repo, revision, error, with_weights=with_weights)
         if not info.sha:
-            raise SourceError(f"the hub names no commit for {repo}, so nothing can be pinned")
+            raise SourceError(
+                f"the hub gives no commit for {repo}, so its revision cannot be pinned"
+            )
         names = frozenset(s.rfilename for s in info.siblings or ())
         wanted = [name for name in names if _is_plain(name)]
         if with_weights:
             wanted += _weights(repo, info.sha, names)
-        # By the name the user gave and not by its commit: the cache then knows the name offline.
+        # By the user's name and not by the commit, so that the cache knows the name offline.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=sorted(wanted)))
         return folder, folder.name
 
@@ -68,7 +71,7 @@ def fetch_all(repo: str, revision: str | None) -> Path:
 
 
 def cached(repo: str, commit: str) -> Path | None:
-    """The folder of an earlier download of exactly this commit; the network is not touched."""
+    """The folder of an earlier download of exactly this commit, without using the network."""
     try:
         with quiet():
             folder = Path(snapshot_download(repo, revision=commit, local_files_only=True))
@@ -78,7 +81,7 @@ def cached(repo: str, commit: str) -> Path | None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a file at the root of a repository is small, needed and no program."""
+    """Whether a file at the root of a repository is small, useful and not a program."""
     if "/" in name or set(name) & _PATTERN_CHARACTERS:
         return False
     return name.endswith(_SUFFIXES) or name.upper().startswith(("README", "LICENSE", "LICENCE"))
@@ -86,7 +89,7 @@ def _is_plain(name: str) -> bool:
 
 def _weights(repo: str, commit: str, names: frozenset[str]) -> list[str]:
     if "config.json" not in names:
-        raise SourceError(f"{repo} has no config.json, so it is no checkpoint that can be opened")
+        raise SourceError(f"{repo} has no config.json, so it cannot be opened as a checkpoint")
     picked = pick_weights(names, repo)
     if picked != INDEX:
         return [picked]
@@ -94,7 +97,7 @@ def _weights(repo: str, commit: str, names: frozenset[str]) -> list[str]:
     shards = shard_names(index, f"{INDEX} of {repo}")
     missing = [name for name in shards if name not in names]
     if missing:
-        raise SourceError(f"{repo} lacks the shard {missing[0]} that its own index names")
+        raise SourceError(f"{repo} lacks the shard {missing[0]}, which its index names")
     return list(shards)
 
 
@@ -104,7 +107,7 @@ def _from_cache(
     """The snapshot of an earlier download.
 
     Raises:
-        SourceError: there is none; says whether offline mode or the network stood in the way.
+        SourceError: there is none; the message says whether offline mode or the network is why.
     """
     patterns = ["config.json"] + (["*.safetensors"] if with_weights else [])
     try:
@@ -115,7 +118,7 @@ def _from_cache(
         )
         if with_weights and not any(folder.glob("*.safetensors")):
             raise ValueError("only the config was downloaded")
-    # a client of another version raises another error for an incomplete cache
+    # each version of the client has its own error for an incomplete cache
     except (LocalEntryNotFoundError, OSError, ValueError) as absent:
         if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set"
@@ -149,6 +152,6 @@ def _explained(repo: str, revision: str | None) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise SourceError(f"{repo!r} is neither a local path nor a valid hub id") from error
-    except Exception as error:  # errors of the HTTP library below differ by version
+    except Exception as error:  # the HTTP errors differ by version
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(f"{repo} could not be downloaded: {text}") from error

@@ -1,4 +1,4 @@
-"""Which family a folder belongs to, and the one way to build or load whatever the family."""
+"""The family of a folder, and how a module of any family is built or loaded."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
     """The architecture of a checkpoint folder, by its `config.json`.
 
     Raises:
-        SourceError: no config, a config of no known family, a quantized or an exported checkpoint.
+        SourceError: no config, one of an unknown family, or a quantized or exported checkpoint.
     """
     if (folder / "ticket.json").is_file():
         raise SourceError(f"{folder} is a ticket; open it with slt_compress.load({str(folder)!r})")
     if not (folder / "config.json").is_file():
-        raise SourceError(f"{folder} has no config.json, so it is no checkpoint that can be opened")
+        raise SourceError(f"{folder} has no config.json, so it cannot be opened as a checkpoint")
     config = read_json_object(folder / "config.json")
     _refuse_quantized(config, folder)
     if (folder / "adapter_config.json").is_file() and "model_type" not in config:
@@ -61,54 +61,53 @@ def _refuse_quantized(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def with_changes(
-    found: Architecture,
+    known: Architecture,
     where: str,
     *,
     num_classes: int | None,
     classes: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> Architecture:
-    """The architecture with another head and with options of its library.
+    """The architecture with another head and with options for its library.
 
     Raises:
         SourceError: an option that the family or the config does not have.
     """
     if not options and num_classes is None and not classes:
-        return found
-    if found.family == "reference":
+        return known
+    if known.family == "reference":
         return reference_models.describe(
-            str(found.config["architecture"]),
-            num_classes=num_classes if num_classes is not None or classes else found.num_classes,
+            str(known.config["architecture"]),
+            num_classes=num_classes if num_classes is not None or classes else known.num_classes,
             classes=classes,
             options=options,
         )
-    if found.family == "timm":
+    if known.family == "timm":
         return timm_models.with_changes(
-            found, num_classes=num_classes, classes=classes, options=options
+            known, num_classes=num_classes, classes=classes, options=options
         )
     return transformers_models.with_changes(
-        found, num_classes=num_classes, classes=classes, options=options, where=where
+        known, num_classes=num_classes, classes=classes, options=options, where=where
     )
 
 
 def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
-    """The architecture on the CPU in eval mode, with weights that hold no meaning.
+    """The architecture on the CPU in eval mode, with meaningless weights.
 
-    A `dtype` in the config of a timm model or reference net (see `dtype_of`) is respected.
-
-    Nothing is downloaded; buffers that are not saved are right.
+    A `dtype` in the config of a timm model or reference net (see `dtype_of`) is respected. Nothing
+    is downloaded. Buffers that are never saved have their right values.
 
     Raises:
         SourceError: the installed library cannot build it, or `family` is `module`.
     """
-    with torch.random.fork_rng(devices=[]):  # building draws weights: leave no trace
+    with torch.random.fork_rng(devices=[]):  # building draws random weights: leave no trace
         if family == "reference":
             return _cast(reference_models.build(task, config), config)
         if family == "timm":
             return _cast(timm_models.build(task, config), config)
         if family == "transformers":
             return transformers_models.build(task, config)
-    raise SourceError(f"a module of the family {family!r} cannot be built: hand it over as model=")
+    raise SourceError(f"a module of the family {family!r} cannot be built; pass it as model=")
 
 
 def sketch_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
@@ -129,13 +128,13 @@ _DTYPES = MappingProxyType(
 
 
 def dtype_of(family: Family, tensors: Mapping[str, Tensor]) -> str | None:
-    """The one floating dtype of `tensors`, to be recorded in the config of the family.
+    """The single floating dtype of `tensors`, to be recorded in the config of the family.
 
-    None for float32 and for mixtures; transformers' configs have a `dtype` of their own.
+    None for float32 and for mixed dtypes. The configs of transformers have a `dtype` already.
     """
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    found = [name for name, dtype in _DTYPES.items() if kinds == {dtype}]
-    return found[0] if found and family in ("timm", "reference") else None
+    names = [name for name, dtype in _DTYPES.items() if kinds == {dtype}]
+    return names[0] if names and family in ("timm", "reference") else None
 
 
 def _cast(module: nn.Module, config: Mapping[str, Any]) -> nn.Module:
@@ -143,7 +142,7 @@ def _cast(module: nn.Module, config: Mapping[str, Any]) -> nn.Module:
     if name is None:
         return module
     if name not in _DTYPES:
-        raise SourceError(f"a config asks for the dtype {name!r}; known are {', '.join(_DTYPES)}")
+        raise SourceError(f"a config has the dtype {name!r}; known: {', '.join(_DTYPES)}")
     return module.to(_DTYPES[name])
 
 
@@ -153,7 +152,7 @@ def load_weights(
     """The module with the weights of `tensors`; and parameter name -> keys in `tensors`.
 
     Raises:
-        SourceError: the weights do not fit, named by a few keys; `where` says whose they are.
+        SourceError: the weights do not fit; the message names a few keys and `where` they are.
     """
     if not tensors:
         raise SourceError(f"{where} holds no tensors")
@@ -165,26 +164,28 @@ def load_weights(
             module, keys = load(task, config, tensors, where)
             # Both libraries build in float32, which holds the narrower types exactly.
             return _cast(module, config), keys
-    raise SourceError(f"weights of the family {family!r} cannot be loaded: hand the module over")
+    raise SourceError(
+        f"weights of the family {family!r} cannot be loaded; pass the module as model="
+    )
 
 
 def direct_keys(
     family: Family, config: Mapping[str, Any], module: nn.Module, shells: Mapping[str, Tensor]
 ) -> dict[str, str] | None:
-    """The key of every tensor of `module` in its files, where each is the module's own, cast.
+    """The key of every tensor of `module` in its files, if loading only copies and casts them.
 
-    None where loading does more than that. `module` and `shells` are on the meta device.
+    None if loading does more than that. `module` and `shells` are on the meta device.
     """
     own = module.state_dict()
     if family == "transformers":
-        found = transformers_models.direct_keys(module, shells)
+        keys = transformers_models.direct_keys(module, shells)
     elif family == "timm":
-        found = timm_models.direct_keys(config, shells)
+        keys = timm_models.direct_keys(config, shells)
     else:
-        found = {name: name for name in own} if own.keys() == shells.keys() else None
-    if found is None or any(shells[key].shape != own[name].shape for name, key in found.items()):
+        keys = {name: name for name in own} if own.keys() == shells.keys() else None
+    if keys is None or any(shells[key].shape != own[name].shape for name, key in keys.items()):
         return None
-    return found
+    return keys
 
 
 def random_module(
@@ -192,7 +193,7 @@ def random_module(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The module with random weights, and the state-dict names that the seed does not determine.
 
-    Those names keep the library's initialisation under torch's generator at the same seed.
+    Those tensors keep the library's initialisation, from torch's generator with the same seed.
 
     Raises:
         SourceError: the installed library cannot build it, or there is no such scheme.
@@ -206,12 +207,12 @@ def random_module(
         elif family == "reference":
             module = _cast(reference_models.build(task, config), config)
         else:
-            raise SourceError("only a named architecture has a random init, not a module")
+            raise SourceError("a random init needs a named architecture, not a module")
     return module, initialise_(module, init.scheme, init.seed)
 
 
 def license_of(folder: Path | None, config: Mapping[str, Any]) -> str | None:
-    """The `license:` of the model card in `folder`, else of timm's settings, else None."""
+    """The `license:` of the model card in `folder`, else of the timm settings, else None."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")[:100_000] if folder else ""
     except (OSError, ValueError):

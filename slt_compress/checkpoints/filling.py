@@ -1,4 +1,4 @@
-"""Filling a module with seeded initial weights: which parameter gets what."""
+"""Fill a module with seeded initial weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.parameters import walk
+from slt_compress.anatomy.parameters import is_conv1d, walk_parameters
 from slt_compress.anatomy.roles import is_table
 from slt_compress.checkpoints.initial import initial_tensor, parse_scheme
 from slt_compress.errors import SourceError
@@ -17,21 +17,21 @@ from slt_compress.errors import SourceError
 
 @torch.no_grad()
 def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
-    """Fill `module` by the rule; return the state-dict names that keep the library's value.
+    """Fill `module` and return the state-dict names that keep the library's value.
 
-    Filled are: biases (0), scales of norms (1) and their running statistics (mean 0, variance 1),
+    Filled are biases (0), scales of norms (1) and their running statistics (mean 0, variance 1),
     and every trainable parameter of two or more dimensions (`initial_tensor`, cast to its dtype).
-    The fan-in of a table (embeddings, positions, tokens) is 1, as one entry of it is looked up or
-    added and not a sum: a position that is much smaller than what it is added to says little, and
-    nothing here is trained to make up for that. Where an embedding is the output head too, all
-    tables have the head's.
+    A table (embeddings, positions, tokens) has a fan-in of 1, because one entry is looked up or
+    added, and no sum is taken. A position much smaller than what it is added to would carry little
+    information, and no training makes up for it here. If an embedding is also the output head, all
+    tables have the fan-in of the head.
 
     Left alone are other vectors, other persistent buffers, constants (`requires_grad` False) and
     weights under a parametrization. A shared parameter is filled once, under its first name. With
     the scheme `default` nothing is filled and every name is returned.
 
     Raises:
-        SourceError: no such scheme.
+        SourceError: an unknown scheme.
     """
     parse_scheme(scheme)
     names = tuple(module.state_dict())
@@ -44,7 +44,7 @@ def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
     tensors.update(module.named_buffers(remove_duplicate=False))
     for name in names:
         tensor = tensors.get(name)
-        if tensor is None:  # extra state: not a tensor, so nothing a ticket could store
+        if tensor is None:  # extra state is not a tensor, so a ticket cannot store it
             continue
         if id(tensor) not in done:
             rule = _Rule(scheme=scheme, seed=seed, is_table=id(tensor) in tables)
@@ -55,9 +55,9 @@ def initialise_(module: nn.Module, scheme: str, seed: int) -> tuple[str, ...]:
 
 
 def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], Tensor]:
-    """How to make one tensor that `initialise_` fills, for a `module` that may be without memory.
+    """A function that makes one tensor as `initialise_` fills it; `module` may be on meta.
 
-    Only for names that it does not return: what keeps the library's value is not looked for.
+    It knows only the names that `initialise_` fills, not those that keep the library's value.
     """
     tables = _tables(module)
     shells = module.state_dict(keep_vars=True)
@@ -69,10 +69,10 @@ def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], 
     def make(name: str) -> Tensor:
         name = first[id(shells[name])]
         rule = _Rule(scheme=scheme, seed=seed, is_table=id(shells[name]) in tables)
-        # ones: the scale of a norm that starts at 0 keeps the library's value
+        # Ones, because the scale of a norm that starts at 0 keeps the library's value.
         made = torch.ones(shells[name].shape, dtype=shells[name].dtype)
         if not _fill(module, name, shells[name], made, rule):
-            raise SourceError(f"no seed gives the tensor {name}")
+            raise SourceError(f"the tensor {name} does not follow from a seed")
         return made
 
     return make
@@ -80,7 +80,7 @@ def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """What `_fill` fills with."""
+    """The values with which `_fill` fills."""
 
     scheme: str
     seed: int
@@ -88,16 +88,16 @@ class _Rule:
 
 
 def _tables(module: nn.Module) -> set[int]:
-    """The ids of the parameters that are tables; none where one of them is a matrix as well."""
+    """The ids of the parameters that are tables; none if one of them is also a matrix."""
     seen: dict[int, set[bool]] = {}
-    for entry in walk(module):
+    for entry in walk_parameters(module):
         seen.setdefault(id(entry.tensor), set()).add(is_table(entry))
-    tables = {key for key, found in seen.items() if True in found}
+    tables = {key for key, kinds in seen.items() if True in kinds}
     return set() if any(seen[key] == {True, False} for key in tables) else tables
 
 
 def _fill(module: nn.Module, name: str, own: Tensor, tensor: Tensor, rule: _Rule) -> bool:
-    """Fill `tensor`, which is `own`, the module's, or one like it; whether the rule covers it."""
+    """Fill `tensor`, the module's `own` or one like it; returns whether the rule covers it."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     is_norm = "norm" in type(owner).__name__.lower()
@@ -131,19 +131,19 @@ def _is_derived(owner: nn.Module, name: str, leaf: str) -> bool:
 
 
 def _counts_from_one(owner: nn.Module, scale: Tensor) -> bool:
-    """Whether a norm multiplies by 1 + weight: libraries start such a scale at 0 (Gemma).
+    """Whether a norm multiplies by 1 + weight, so that its scale starts at 0 (Gemma).
 
-    Batch norms also start at 0 where a residual branch shall begin silent; they do not count.
+    Batch norms also start at 0, to silence a residual branch at first; they do not count.
     """
     return "BatchNorm" not in type(owner).__name__ and not bool(scale.any())
 
 
 def fan_in(owner: nn.Module, weight: Tensor) -> int:
-    """How many inputs feed one output of a weight of two or more dimensions held by `owner`.
+    """Number of inputs per output of a weight of two or more dimensions in `owner`.
 
-    The last dimension, unless the layer says otherwise: convolutions count the kernel (transposed
-    ones hold the input channels first), transformers' Conv1D and experts that are marked
-    `is_transposed` hold [..., in, out].
+    This is the last dimension, unless the layer says otherwise. Convolutions count the kernel, and
+    transposed ones store the input channels first. Conv1D and experts that are marked
+    `is_transposed` store [..., in, out].
     """
     shape = weight.shape
     if isinstance(owner, nn.modules.conv._ConvTransposeNd):
@@ -152,6 +152,6 @@ def fan_in(owner: nn.Module, weight: Tensor) -> int:
         return math.prod(shape[1:])
     if getattr(owner, "is_transposed", False) is True and len(shape) == 3:
         return int(shape[1])
-    if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
+    if is_conv1d(owner):
         return int(shape[0])
     return int(shape[-1])

@@ -1,4 +1,4 @@
-"""Open a checkpoint from whatever the user typed: a folder, a name or a hub id."""
+"""Open a checkpoint from what the user typed: a folder, a name or a hub id."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from slt_compress.errors import SourceError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What a source string names: how it is reached, and its name, path or id there."""
+    """What a source string names: the kind of place, and the name, path or id there."""
 
     kind: Literal["folder", "reference", "timm", "hub"]
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """An architecture, and where its files and weights are."""
+class _Located:
+    """An architecture, and the place of its files and weights."""
 
     architecture: Architecture
     kind: Kind
@@ -57,19 +57,19 @@ def open_checkpoint(
     """Open a model of transformers, timm or the literature, trained or randomly initialised.
 
     Args:
-        source: an existing folder, a reference net, `timm:NAME`, a bare timm name or a hub id, in
-            this order.
+        source: an existing folder, a reference net, `timm:NAME`, a bare timm name or a hub id,
+            tried in this order.
         revision: branch, tag or commit of a hub id.
-        weights: a safetensors file to take the weights from instead.
+        weights: a safetensors file to read the weights from instead.
         init: `random` (signed-constant) or a scheme of `initial.SCHEMES`; needs no trained weights.
         seed: of the random init.
-        num_classes: size of the head of a random init; a trained head keeps its own.
-        classes: names of the head's classes, for a random init.
-        task: another head than the config's own; transformers only.
+        num_classes: size of the head of a random init; a trained head keeps its size.
+        classes: names of the classes of the head, for a random init.
+        task: a head other than the config's own; transformers only.
         options: config attributes (transformers) or arguments of `timm.create_model`.
 
     Raises:
-        SourceError: the source cannot be found, reached, trusted or fitted together.
+        SourceError: the source cannot be found, reached or trusted, or its parts do not fit.
     """
     draft = _draft(
         source, revision, weights, _parse_init(init, seed), task, num_classes=num_classes,
@@ -90,9 +90,9 @@ def sketch_checkpoint(
     task: Task | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
-    """As `open_checkpoint`, with the module on the meta device: no weight is read or downloaded.
+    """As `open_checkpoint`, but on the meta device: no weight is read or downloaded.
 
-    A folder needs no more than its `config.json`, a name of timm not even the network.
+    A folder needs only its `config.json`; a timm name needs no network.
 
     Raises:
         SourceError: the source cannot be found, reached, trusted or built.
@@ -116,36 +116,40 @@ def _draft(
     options: Mapping[str, Any] | None,
     with_weights: bool,
 ) -> _Draft:
-    """Find the source and settle its architecture."""
+    """Find the source and determine its architecture."""
     if task is not None and task not in TASKS:
-        raise SourceError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+        raise SourceError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     if init is not None and weights is not None:
-        raise SourceError("weights come from a file or from a random init, not from both")
+        raise SourceError(
+            "weights come either from a file (--weights) or from a random init (--init)"
+        )
     place = locate(source)
     if revision is not None and place.kind != "hub" and not str(source).startswith("timm/"):
-        raise SourceError(f"a revision belongs to a hub id; {source} is none")
+        raise SourceError(f"a revision needs a hub id, and {source} is not one")
     file = None if weights is None else Path(weights).expanduser().resolve()
     if file is not None:
         check_weights_path(file)
     wanted = with_weights and init is None and file is None
-    found = _find(place, revision, task, with_weights=wanted)
-    _check_task(found.architecture, task, str(source))
+    located = _find(place, revision, task, with_weights=wanted)
+    _check_task(located.architecture, task, str(source))
     architecture = families.with_changes(
-        found.architecture,
+        located.architecture,
         str(source),
         num_classes=num_classes if init else None,
         classes=classes if init else None,
         options=options or {},
     )
-    return _Draft(source=str(source), found=found, architecture=architecture, init=init, file=file)
+    return _Draft(
+        source=str(source), located=located, architecture=architecture, init=init, file=file
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Draft:
-    """A checkpoint that still lacks its module."""
+    """A checkpoint whose module is not built yet."""
 
     source: str
-    found: _Found
+    located: _Located
     architecture: Architecture
     init: Init | None
     file: Path | None
@@ -170,10 +174,9 @@ class _Draft:
 
     def sketched(self) -> Checkpoint:
         """Build the module on the meta device."""
-        found = self.architecture
-        return self._checkpoint(
-            found, families.sketch_module(found.family, found.task, found.config)
-        )
+        known = self.architecture
+        module = families.sketch_module(known.family, known.task, known.config)
+        return self._checkpoint(known, module)
 
     def _checkpoint(
         self,
@@ -183,36 +186,31 @@ class _Draft:
         keys: Mapping[str, tuple[str, ...]] | None = None,
         stored: tuple[str, ...] = (),
     ) -> Checkpoint:
-        return Checkpoint(
+        return Checkpoint.built(
+            architecture,
+            module,
             source=self.source,
-            kind="random" if self.init else "file" if self.file else self.found.kind,
-            revision=self.found.revision,
-            family=architecture.family,
-            task=architecture.task,
-            module=module,
-            config=architecture.config,
-            folder=self.found.folder,
-            classes=architecture.classes,
-            num_classes=architecture.num_classes,
-            trained_head=self.init is None and architecture.task != "features",
+            kind="random" if self.init else "file" if self.file else self.located.kind,
+            revision=self.located.revision,
+            folder=self.located.folder,
             init=self.init,
             weights=str(self.file) if self.file else None,
-            license=families.license_of(self.found.folder, architecture.config),
+            license=families.license_of(self.located.folder, architecture.config),
             file_keys=keys or {},
             stored=stored,
         )
 
     def _own_files(self) -> tuple[Path, ...]:
-        if self.found.folder is None:
+        if self.located.folder is None:
             raise SourceError(
-                f"{self.source} is an architecture without weights: "
+                f"{self.source} is an architecture without weights; "
                 "add --init random or --weights FILE.safetensors"
             )
-        return weight_files(self.found.folder)
+        return weight_files(self.located.folder)
 
 
 def _fit_head(architecture: Architecture, measure: Any, tensors: Mapping[str, Any]) -> Architecture:
-    """The reference net with as many classes as its weights have."""
+    """The reference net with the number of classes of its weights."""
     name = str(architecture.config["architecture"])
     count = measure(name, tensors)
     if count is None or count == architecture.num_classes:
@@ -228,9 +226,9 @@ def _parse_init(init: str | None, seed: int) -> Init | None:
     return Init(scheme=scheme, seed=seed)
 
 
-def _check_task(found: Architecture, task: Task | None, source: str) -> None:
-    if task is not None and found.task != task:
-        raise SourceError(f"{source} is a {found.task} model of {found.family}, not one for {task}")
+def _check_task(known: Architecture, task: Task | None, source: str) -> None:
+    if task is not None and known.task != task:
+        raise SourceError(f"{source} is a {known.task} model of {known.family}, not one for {task}")
 
 
 def locate(source: str | Path) -> Place:
@@ -268,22 +266,22 @@ def _refuse_file(path: Path) -> str:
     return f"{path} is a file; a source is a folder, a name or a hub id"
 
 
-def _find(place: Place, revision: str | None, task: Task | None, *, with_weights: bool) -> _Found:
+def _find(place: Place, revision: str | None, task: Task | None, *, with_weights: bool) -> _Located:
     if place.kind == "reference":
-        return _Found(architecture=reference_models.describe(place.name), kind="file")
+        return _Located(architecture=reference_models.describe(place.name), kind="file")
     if place.kind == "folder":
         folder = Path(place.name)
-        found = families.describe_folder(folder, task)
-        return _Found(architecture=found, kind="folder", folder=folder)
+        architecture = families.describe_folder(folder, task)
+        return _Located(architecture=architecture, kind="folder", folder=folder)
     repo = place.name
     if place.kind == "timm":
         described = timm_models.describe_name(place.name)
         if not with_weights:
-            return _Found(architecture=described, kind="hub")
+            return _Located(architecture=described, kind="hub")
         named = timm_models.hub_id(place.name)
         if named is None:
             raise SourceError(f"timm has no weights on the hub for {place.name}: add --init random")
         repo = named
     folder, commit = fetch(repo, revision, with_weights=with_weights)
     architecture = families.describe_folder(folder, task)
-    return _Found(architecture=architecture, kind="hub", folder=folder, revision=commit)
+    return _Located(architecture=architecture, kind="hub", folder=folder, revision=commit)

@@ -17,13 +17,14 @@ from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.timm_models import hub_id, is_name
 from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
-from slt_compress.errors import SourceError
+from slt_compress.errors import SltError, SourceError
+from slt_compress.storage.manifests import is_count
 
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "slt-compress")
 
 
 def origin_record(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that is needed to open `checkpoint` again, JSON-able; paths are absolute."""
+    """Everything needed to open `checkpoint` again, JSON-able; paths are absolute."""
     init = checkpoint.init
     folder = checkpoint.kind == "folder" and checkpoint.folder is not None
     return {
@@ -45,7 +46,7 @@ def origin_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _companions(checkpoint: Checkpoint) -> dict[str, str | None]:
-    """Where tokenizer and processor files are, also for weights that come from elsewhere."""
+    """The place of the tokenizer and processor files, even if the weights come from elsewhere."""
     if checkpoint.revision is None or checkpoint.folder is None:
         folder = checkpoint.folder
         return {"folder": None if folder is None else str(folder.absolute()), "repo": None}
@@ -59,22 +60,22 @@ def _version(library: str) -> str | None:
         return None
 
 
-def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> Checkpoint:
+def reopen(record: Mapping[str, object], *, override: str | Path | None = None) -> Checkpoint:
     """Open the origin that `origin_record` recorded.
 
-    A random init is built from its config and seed alone; the names in its `stored` still hold the
-    library's values and are the caller's to put back. `override` is a folder, a safetensors file or
+    A random init is built from its config and seed alone. The tensors named in its `stored` hold
+    the library's values; the caller restores them. `override` is a folder, a safetensors file or
     a hub id to read the weights from instead.
 
     Raises:
-        SourceError: a malformed record, or an origin that is gone or does not fit any more.
+        SourceError: a malformed record, or an origin that is gone or no longer fits.
     """
     family, task, kind, config = checked_record(record)
     init = checked_init(record.get("init"))
-    folder, revision, source = None, record.get("revision"), str(record.get("source"))
+    folder, revision, source = None, recorded_text(record, "revision"), str(record.get("source"))
     if kind == "random":
         if init is None:
-            raise SourceError("the recorded origin is a random init without scheme and seed")
+            raise SourceError("the recorded origin is a random init without a scheme and a seed")
         module, stored = families.random_module(family, task, config, init)
         keys: Mapping[str, tuple[str, ...]] = {}
     else:
@@ -87,17 +88,17 @@ def reopen(record: Mapping[str, Any], *, override: str | Path | None = None) -> 
 
 
 def recorded_checkpoint(
-    record: Mapping[str, Any],
+    record: Mapping[str, object],
     module: nn.Module,
     *,
     folder: Path | None,
-    revision: Any,
+    revision: str | None,
     file_keys: Mapping[str, tuple[str, ...]],
     stored: tuple[str, ...],
 ) -> Checkpoint:
-    """The checkpoint of a record, with the module that was made by it."""
+    """The checkpoint of a record, with the module that was built from it."""
     family, task, kind, config = checked_record(record)
-    init, classes = checked_init(record.get("init")), record.get("classes")
+    classes, count = record.get("classes"), record.get("num_classes")
     return Checkpoint(
         source=str(record.get("source")),
         kind=kind,
@@ -108,24 +109,24 @@ def recorded_checkpoint(
         config=config,
         folder=folder or _companion_folder(record),
         classes=tuple(map(str, classes)) if isinstance(classes, list) else None,
-        num_classes=record.get("num_classes"),
-        trained_head=init is None and task != "features",
-        init=init,
-        weights=record.get("weights"),
-        license=record.get("license"),
+        num_classes=count if is_count(count, least=0) else None,
+        init=checked_init(record.get("init")),
+        weights=recorded_text(record, "weights"),
+        license=recorded_text(record, "license"),
         file_keys=file_keys,
         stored=stored,
     )
 
 
-def _companion_folder(record: Mapping[str, Any]) -> Path | None:
-    """The recorded folder of tokenizer and processor files, where it can still be had.
+def _companion_folder(record: Mapping[str, object]) -> Path | None:
+    """The recorded folder of tokenizer and processor files, or None if it is gone.
 
-    A model can be used without them, so their absence is no error.
+    A model can be used without them, so their absence is not an error.
     """
-    found = record.get("companions")
-    found = found if isinstance(found, dict) else {}
-    folder, repo, revision = found.get("folder"), found.get("repo"), record.get("revision")
+    companions = record.get("companions")
+    companions = companions if isinstance(companions, dict) else {}
+    folder, repo = companions.get("folder"), companions.get("repo")
+    revision = record.get("revision")
     if isinstance(folder, str):
         return Path(folder) if Path(folder).is_dir() else None
     if not isinstance(repo, str) or not isinstance(revision, str):
@@ -135,8 +136,8 @@ def _companion_folder(record: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
-    """The safetensors files that hold the weights of a recorded origin, fetched if need be.
+def origin_files(record: Mapping[str, object]) -> tuple[Path, ...]:
+    """The safetensors files with the weights of a recorded origin, downloaded if necessary.
 
     Raises:
         SourceError: they are gone, or the record is malformed.
@@ -145,7 +146,7 @@ def origin_files(record: Mapping[str, Any]) -> tuple[Path, ...]:
     return locate_weights(record, None)[0]
 
 
-def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[str, Any]]:
+def checked_record(record: Mapping[str, object]) -> tuple[Family, Any, Kind, dict[str, Any]]:
     """Family, task, kind and config of a recorded origin.
 
     Raises:
@@ -156,53 +157,67 @@ def checked_record(record: Mapping[str, Any]) -> tuple[Family, Any, Kind, dict[s
     task, config = record.get("task"), record.get("config")
     if family not in get_args(Family) or task not in TASKS or kind not in get_args(Kind):
         raise SourceError(
-            f"the recorded origin ({family!r}, {task!r}, {kind!r}) is none that this version knows"
+            f"the recorded origin ({family!r}, {task!r}, {kind!r}) is unknown to this version"
         )
     if family == "module" or kind == "module":
-        raise SourceError("the origin is a module of your own: hand it over as model=")
+        raise SourceError("the origin is a module of your own; pass it as model=")
     if not isinstance(config, dict):
-        raise SourceError("the recorded origin has no config to build the architecture from")
+        raise SourceError("the recorded origin has no config from which to build the architecture")
     return family, task, kind, config
 
 
-def checked_init(found: Any) -> Init | None:
-    """The random init in a record; None where there is none.
+def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init | None:
+    """The random init in a record, None if it has none.
 
     Raises:
-        SourceError: it is malformed.
+        error: a malformed one.
     """
-    if found is None:
+    if recorded is None:
         return None
-    scheme, seed = (found.get("scheme"), found.get("seed")) if isinstance(found, dict) else (0, 0)
+    known = recorded if isinstance(recorded, dict) else {}
+    scheme, seed = known.get("scheme"), known.get("seed")
     if not isinstance(scheme, str) or not isinstance(seed, int):
-        raise SourceError(f"the recorded random init is {found!r}, not a scheme and a seed")
+        text = str(recorded)[:80]
+        raise error(f"the recorded random init is {text}, not a scheme and a seed")
     return Init(scheme=scheme, seed=seed)
 
 
-def locate_weights(
-    record: Mapping[str, Any], override: str | Path | None
-) -> tuple[tuple[Path, ...], Path | None, str | None]:
-    """Weight files, folder and commit: of `override`, else of the recorded place.
+def recorded_text(record: Mapping[str, object], key: str) -> str | None:
+    """The text under a key of a record, None if it has none.
 
     Raises:
-        SourceError: there is no such place, or it has no weights.
+        SourceError: something else is there.
+    """
+    value = record.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    raise SourceError(f"the {key} of the recorded origin is {str(value)[:80]}, not a text")
+
+
+def locate_weights(
+    record: Mapping[str, object], override: str | Path | None
+) -> tuple[tuple[Path, ...], Path | None, str | None]:
+    """Weight files, folder and commit: of `override` if given, else of the recorded place.
+
+    Raises:
+        SourceError: no such place, or one without weights.
     """
     place = override if override is not None else record.get("weights") or record.get("source")
     if override is None and record.get("kind") == "hub":
-        # not through `locate`: a local folder of that name is not what was recorded
-        return _from_hub(_repository(str(place)), str(place), record.get("revision"))
+        # Not through `locate`: a local folder of that name is not what was recorded.
+        return _from_hub(_repository(str(place)), str(place), recorded_text(record, "revision"))
     path = Path(str(place)).expanduser()
     if path.is_file():
         check_weights_path(path)
-        return (path,), None, record.get("revision")
+        return (path,), None, recorded_text(record, "revision")
     if path.is_dir():
-        return weight_files(path), path, record.get("revision")
+        return weight_files(path), path, recorded_text(record, "revision")
     if override is None:
         raise SourceError(
-            f"the origin {path} is not there any more; say where its weights are with --origin PATH"
+            f"the origin {path} is gone; say where its weights are now with --origin PATH"
         )
-    found = locate(str(place))
-    return _from_hub(hub_id(found.name) if found.kind == "timm" else found.name, str(place), None)
+    named = locate(str(place))
+    return _from_hub(hub_id(named.name) if named.kind == "timm" else named.name, str(place), None)
 
 
 def _repository(source: str) -> str | None:

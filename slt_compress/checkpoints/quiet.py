@@ -1,4 +1,4 @@
-"""Keep the model libraries from writing to the user's terminal while they work for us."""
+"""Keep the model libraries from writing to the user's terminal."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SILENT = logging.CRITICAL + 1
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the libraries' warnings, log lines and progress bars; restores all on exit."""
+    """Silence the libraries' warnings, log lines and progress bars inside this block."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
     bars_were_on = not are_progress_bars_disabled()
-    # Only a transformers that is already imported can print; importing it here would cost seconds.
+    # Only an imported transformers can print, and importing it here would take seconds.
     library = sys.modules.get("transformers.utils.logging")
     its_bars_were_on = library is not None and library.is_progress_bar_enabled()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The networks of the literature that neither transformers nor timm has.
+"""Networks of the literature that neither transformers nor timm has.
 
 LeNet-300-100 (LeCun et al. 1998), Conv-2/4/6 (Frankle & Carbin 2019) and the CIFAR ResNets with
 parameter-free shortcuts (He et al. 2016, section 4.2).
@@ -110,7 +110,7 @@ def _stage(channels: int, width: int, blocks: int) -> nn.Sequential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceNet:
-    """How to build one network and what its input looks like.
+    """How to build one network, and what its inputs look like.
 
     Inputs are floats [N, *input_size], pixel values / 255, minus `mean`, over `std`.
     """

@@ -31,12 +31,12 @@ def describe(
     count = options.pop("num_classes", num_classes)
     if options:
         raise SourceError(
-            f"{name} has no option model.{sorted(options)[0]}; its only one is model.num_classes"
+            f"{name} has no option model.{sorted(options)[0]}, only model.num_classes"
         )
     if count is None:
         count = len(classes) if classes else _CLASSES
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise SourceError(f"{name} needs a whole number of classes above 0, not {count!r}")
+        raise SourceError(f"{name} needs a positive number of classes, not {count!r}")
     named = tuple(classes) if classes and len(classes) == count else None
     return Architecture(
         family="reference",
@@ -51,20 +51,18 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
     """The network that `config` describes.
 
     Raises:
-        SourceError: no such network, or a number of classes that is none.
+        SourceError: an unknown network, or an invalid number of classes.
     """
     name, count = str(config.get("architecture")), config.get("num_classes")
     if name not in REFERENCE:
-        raise SourceError(
-            f"no reference net is called {name!r}; there are {', '.join(sorted(REFERENCE))}"
-        )
+        raise SourceError(f"unknown reference net {name!r}; known: {', '.join(sorted(REFERENCE))}")
     if task != "image-classification" or not isinstance(count, int) or count < 1:
         raise SourceError(f"{name} cannot be built for {task} with {count!r} classes")
     return REFERENCE[name].build(count).eval()
 
 
 def head_classes(name: str, tensors: Mapping[str, Tensor]) -> int | None:
-    """How many classes the weights in `tensors` have for the net `name`; None if they do not say.
+    """The number of classes of the weights in `tensors` of the net `name`; None if unknown.
 
     The head is the last linear layer of each of these networks.
     """
@@ -78,10 +76,10 @@ def head_classes(name: str, tensors: Mapping[str, Tensor]) -> int | None:
 def load(
     task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
-    """The network with the weights of `tensors`, and each parameter's key among them.
+    """The network with the weights of `tensors`, and the key of each parameter among them.
 
     Raises:
-        SourceError: a key is missing or unknown, or a shape differs.
+        SourceError: a missing or unknown key, or a different shape.
     """
     module = build(task, config)
     own = module.state_dict()
@@ -91,7 +89,7 @@ def load(
     if wrong:
         raise SourceError(
             f"{where} does not fit {config['architecture']}: {len(wrong)} keys are missing, "
-            f"unknown or of another shape, among them {', '.join(wrong[:3])}"
+            f"unknown or of a different shape, among them {', '.join(wrong[:3])}"
         )
     module.load_state_dict(dict(tensors), strict=False)
     return module, {name: (name,) for name, _ in module.named_parameters()}

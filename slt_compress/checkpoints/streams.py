@@ -1,4 +1,4 @@
-"""Checkpoints of which one tensor at a time is read or made: larger ones than memory holds."""
+"""Checkpoints read or made one tensor at a time, for models larger than memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -18,9 +17,10 @@ from slt_compress.checkpoints.origins import (
     checked_record,
     locate_weights,
     recorded_checkpoint,
+    recorded_text,
 )
 from slt_compress.errors import SourceError
-from slt_compress.storage.lazy import LazyTensors, Made
+from slt_compress.storage.lazy import LazyMapping, LazyTensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,8 @@ class Stream:
 
     Attributes:
         checkpoint: its module is on the meta device.
-        tensors: by state-dict name, as `reopen` would have them; looked up anew every time.
-        renamed: whether a file calls any of them what the model does not.
+        tensors: by state-dict name, as `reopen` would give them; read anew at every access.
+        renamed: whether any of them has a different name in its file.
     """
 
     checkpoint: Checkpoint
@@ -39,26 +39,29 @@ class Stream:
 
 
 def stream_origin(
-    record: Mapping[str, Any], stored: Mapping[str, Tensor], *, override: str | Path | None = None
+    record: Mapping[str, object],
+    stored: Mapping[str, Tensor],
+    *,
+    override: str | Path | None = None,
 ) -> Stream | None:
-    """The origin that `origin_record` recorded, tensor by tensor; None where it takes all of them.
+    """The origin that `origin_record` recorded, tensor by tensor; None if all are needed at once.
 
-    It takes all where the library does more than to copy tensors from the files: where it fuses or
-    splits them, chooses a dtype for them or makes up one that is missing.
+    All are needed if the library does more than copy tensors from the files: if it fuses or splits
+    them, chooses their dtype or makes up a missing one.
 
     Args:
         record: as for `reopen`.
-        stored: what the seed of a random init does not give.
+        stored: the tensors of a random init that its seed does not determine.
         override: as for `reopen`.
 
     Raises:
-        SourceError: as for `reopen`, as far as no weight is read.
+        SourceError: as for `reopen`, except for errors in weights, which are not read.
     """
     family, task, kind, config = checked_record(record)
     try:
         module = families.sketch_module(family, task, config)
     except (SourceError, RuntimeError, NotImplementedError):
-        return None  # some architectures compute with values while they are built
+        return None  # some architectures need values while they are built
     own = module.state_dict(keep_vars=True)
     if not all(isinstance(tensor, Tensor) for tensor in own.values()):
         return None
@@ -68,10 +71,10 @@ def stream_origin(
             return None
         fill = seeded_filler(module, init.scheme, init.seed)
         checkpoint = recorded_checkpoint(
-            record, module, folder=None, revision=record.get("revision"), file_keys={},
+            record, module, folder=None, revision=recorded_text(record, "revision"), file_keys={},
             stored=tuple(name for name in own if name in stored),
         )  # fmt: skip
-        tensors = Made(own, lambda name: stored[name] if name in stored else fill(name))
+        tensors = LazyMapping(own, lambda name: stored[name] if name in stored else fill(name))
         return Stream(checkpoint=checkpoint, tensors=tensors, renamed=False)
     files, folder, revision = locate_weights(record, override)
     lazy = LazyTensors(files, SourceError)
@@ -88,6 +91,6 @@ def stream_origin(
     )  # fmt: skip
     return Stream(
         checkpoint=checkpoint,
-        tensors=Made(own, lambda name: lazy[places[name]].to(own[name].dtype)),
+        tensors=LazyMapping(own, lambda name: lazy[places[name]].to(own[name].dtype)),
         renamed=any(key not in own or own[key] is not own[name] for name, key in places.items()),
     )

@@ -17,10 +17,10 @@ from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
 
-# What says where timm would fetch weights from: we always hand them over ourselves.
+# Settings from which timm would fetch weights itself; it always gets them from us.
 _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
-# Arguments that timm itself changes where it loads weights, and not where it only builds: the same
-# weights would give other outputs.
+# Arguments that timm changes when it loads weights but not when it only builds, so that the same
+# weights would give different outputs.
 _OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {"fbnetc_100": {"bn_eps": 1e-3}}
 
 
@@ -40,20 +40,20 @@ def describe_name(name: str) -> Architecture:
         SourceError: timm does not know the name or its tag.
     """
     if not is_name(name):
-        raise SourceError(f"timm has no model called {name!r}; `timm.list_models()` lists them")
+        raise SourceError(f"timm has no model {name!r}; `timm.list_models()` lists its models")
     architecture, _, tag = name.partition(".")
     settings: dict[str, Any] = {}
     with quiet():
         import timm
 
         try:
-            found = timm.get_pretrained_cfg(name)
+            pretrained = timm.get_pretrained_cfg(name)
         except RuntimeError:  # a tag that timm does not know
-            found = None
-    if found is None and tag:
+            pretrained = None
+    if pretrained is None and tag:
         raise SourceError(f"timm has no weights tagged {tag!r} for {architecture}")
-    if found is not None:
-        settings = found.to_dict(remove_source=True)
+    if pretrained is not None:
+        settings = pretrained.to_dict(remove_source=True)
     return _architecture({"architecture": architecture, "pretrained_cfg": settings})
 
 
@@ -63,10 +63,10 @@ def hub_id(name: str) -> str | None:
         import timm
 
         try:
-            found = timm.get_pretrained_cfg(name)
+            pretrained = timm.get_pretrained_cfg(name)
         except RuntimeError:
             return None
-    where = getattr(found, "hf_hub_id", None)
+    where = getattr(pretrained, "hf_hub_id", None)
     return where if isinstance(where, str) and "/" in where else None
 
 
@@ -80,7 +80,7 @@ def describe_folder(folder: Path) -> Architecture:
     name = config.get("architecture")
     if not isinstance(name, str) or not is_name(name):
         raise SourceError(
-            f"{folder / 'config.json'} asks for the timm architecture {name!r}, "
+            f"{folder / 'config.json'} names the timm architecture {name!r}, "
             "which this timm does not have; a newer timm may"
         )
     return _architecture(config)
@@ -95,7 +95,7 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
         raise SourceError(f"model_args in a timm config is {arguments!r}, not an object")
     count = config.get("num_classes", settings.get("num_classes", 1000))
     if not isinstance(count, int) or count < 0:
-        raise SourceError(f"a timm config asks for {count!r} classes")
+        raise SourceError(f"a timm config has {count!r} as its number of classes")
     names = config.get("label_names", settings.get("label_names"))
     described = config.get("label_descriptions", settings.get("label_descriptions"))
     settings = {k: v for k, v in settings.items() if k not in _PLACES}
@@ -128,19 +128,19 @@ def _class_names(names: Any, described: Any, count: int) -> tuple[str, ...] | No
 
 
 def with_changes(
-    found: Architecture,
+    known: Architecture,
     *,
     num_classes: int | None,
     classes: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> Architecture:
     """The architecture with another head and further arguments of `timm.create_model`."""
-    config = dict(found.config)
+    config = dict(known.config)
     arguments = dict(config["model_args"]) | dict(options)
     wanted = arguments.pop("num_classes", None)
     if wanted is None:
         wanted = num_classes if num_classes is not None else (len(classes) if classes else None)
-    named, count = found.classes, found.num_classes
+    named, count = known.classes, known.num_classes
     if wanted is not None:
         count = wanted
         named = tuple(classes) if classes and len(classes) == count else None
@@ -187,20 +187,20 @@ def load(
 
 
 def direct_keys(config: Mapping[str, Any], shells: Mapping[str, Tensor]) -> dict[str, str] | None:
-    """The key of every tensor of a model in its files, where loading copies them as they are.
+    """The key of every tensor of a model in its files, if loading copies them unchanged.
 
-    None where timm makes other tensors of them first, or up one that is missing. Nothing is read:
-    `shells` are on the meta device, and a load of them is watched.
+    None if timm converts tensors first or makes up a missing one. Nothing is read: `shells` are on
+    the meta device, and loading them is observed.
     """
     with torch.device("meta"), _Copies(shells) as copies:
         module = _create(config, dict(shells))
     keys = {name: copies.key_in(own) for name, own in module.state_dict(keep_vars=True).items()}
-    found = {name: key for name, key in keys.items() if key is not None}
-    return found if len(found) == len(keys) else None
+    copied = {name: key for name, key in keys.items() if key is not None}
+    return copied if len(copied) == len(keys) else None
 
 
 class _Copies(TorchFunctionMode):
-    """Remembers what was last copied into which tensor, as far as it is one of some shells."""
+    """Records which shell was last copied into each tensor."""
 
     def __init__(self, shells: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -208,12 +208,12 @@ class _Copies(TorchFunctionMode):
         self._sources: dict[int, tuple[str, Tensor] | None] = {}
 
     def key_in(self, tensor: Tensor) -> str | None:
-        """The key of the shell that a tensor holds."""
-        found = self._sources.get(id(tensor))
-        return None if found is None else found[0]
+        """The key of the shell that was copied into a tensor."""
+        source = self._sources.get(id(tensor))
+        return None if source is None else source[0]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function; look at copies, of which some are of whole tensors (timm makes one)."""
+        """Run the function and record copies, including the deep copies that timm makes."""
         result = func(*args, **(kwargs or {}))
         if func is Tensor.copy_:
             self._sources[id(args[0])] = self._known.get(id(args[1]))
@@ -225,7 +225,7 @@ class _Copies(TorchFunctionMode):
 def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.Module:
     name = config.get("architecture")
     if not isinstance(name, str) or not is_name(name):
-        raise SourceError(f"this timm has no architecture {name!r}; a newer timm may")
+        raise SourceError(f"this timm has no architecture {name!r}; a newer one may")
     settings = dict(config.get("pretrained_cfg") or {})
     with quiet():
         import timm
@@ -249,7 +249,7 @@ def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.
             raise SourceError(
                 f"timm cannot build {name} with {arguments or 'no arguments'}: {error}"
             ) from error
-    # timm keeps its settings on the module: without this it would keep the weights twice.
+    # timm keeps its settings on the module, and so would keep the weights twice.
     for holder in ("pretrained_cfg", "default_cfg"):
         kept = getattr(module, holder, None)
         if isinstance(kept, dict):

@@ -44,9 +44,9 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
     return _describe(read_json_object(folder / "config.json"), task, str(folder))
 
 
-def _describe(found: Mapping[str, Any], task: Task | None, where: str) -> Architecture:
-    config = read_config(found, where)
-    named = (found.get("architectures") or [None])[0]
+def _describe(values: Mapping[str, Any], task: Task | None, where: str) -> Architecture:
+    config = read_config(values, where)
+    named = (values.get("architectures") or [None])[0]
     fitting = (t for t, _ in HEADS if named in class_names(config, t))
     head: Task = task if task is not None else next(fitting, "features")
     chosen = model_class(config, head, named, where)
@@ -64,7 +64,7 @@ def _describe(found: Mapping[str, Any], task: Task | None, where: str) -> Archit
 
 
 def with_changes(
-    found: Architecture,
+    architecture: Architecture,
     *,
     num_classes: int | None,
     classes: Sequence[str] | None,
@@ -76,8 +76,8 @@ def with_changes(
     Raises:
         SourceError: the config has no such attribute, or refuses the value.
     """
-    config = json.loads(json.dumps(found.config))
-    known = read_config(found.config, where)
+    config = json.loads(json.dumps(architecture.config))
+    known = read_config(architecture.config, where)
     for key, value in options.items():
         holder, parts, owner = config, key.split("."), known
         for part in parts[:-1]:
@@ -89,24 +89,24 @@ def with_changes(
             )
         holder[attribute] = value
     count = num_classes if num_classes is not None else (len(classes) if classes else None)
-    if count is not None and found.task in _CLASSIFIERS and "num_labels" not in options:
+    if count is not None and architecture.task in _CLASSIFIERS and "num_labels" not in options:
         named = list(classes) if classes and len(classes) == count else []
         labels = named or [f"LABEL_{i}" for i in range(count)]
         config["id2label"] = {str(i): name for i, name in enumerate(labels)}
         config["label2id"] = {name: i for i, name in enumerate(labels)}
         config.pop("num_labels", None)
-    return _describe(config, found.task, where)
+    return _describe(config, architecture.task, where)
 
 
 def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
-    """The model that `config` describes; its weights hold no meaning, its buffers are right.
+    """The model that `config` describes, with meaningless weights and the right buffers.
 
     Raises:
         SourceError: this transformers cannot build it.
     """
     module = _construct(task, config, initialise=False)
-    # What a library computes once and never saves (rotary frequencies, say) may be made by the
-    # initialisation that was skipped: make it up for the few modules that hold such buffers.
+    # Buffers that are computed once and never saved (rotary frequencies, say) may be set by the
+    # initialisation that was skipped: run it for the few modules with such buffers.
     library: Any = module
     for part in module.modules():
         if part._non_persistent_buffers_set and not list(part.children()):
@@ -115,7 +115,7 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
 
 
 def sketch(task: Task, config: Mapping[str, Any]) -> nn.Module:
-    """As `build`, for torch's meta device, where no buffer has a value that could be right."""
+    """As `build`, for the meta device, where buffers have no values."""
     return _construct(task, config, initialise=False)
 
 
@@ -124,10 +124,10 @@ def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
     return _construct(task, config, initialise=True)
 
 
-def _construct(task: Task, found: Mapping[str, Any], *, initialise: bool) -> nn.Module:
+def _construct(task: Task, values: Mapping[str, Any], *, initialise: bool) -> nn.Module:
     where = "the recorded config"
-    config = read_config(found, where)
-    chosen = model_class(config, task, (found.get("architectures") or [None])[0], where)
+    config = read_config(values, where)
+    chosen = model_class(config, task, (values.get("architectures") or [None])[0], where)
     with quiet(), as_source_error(f"transformers cannot build {chosen.__name__}"):
         from transformers.initialization import no_init_weights
 
@@ -142,10 +142,10 @@ def _construct(task: Task, found: Mapping[str, Any], *, initialise: bool) -> nn.
 def load(
     task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
-    """The model with the weights of `tensors`, and each parameter's keys among them.
+    """The model with the weights of `tensors`, and the keys of each parameter among them.
 
     Raises:
-        SourceError: a parameter has no weight in `tensors`, or one of another shape.
+        SourceError: a parameter has no weight in `tensors`, or one of a different shape.
     """
     opened = read_config(config, where)
     chosen = model_class(opened, task, (config.get("architectures") or [None])[0], where)
@@ -170,40 +170,40 @@ def load(
 
 
 def direct_keys(module: nn.Module, shells: Mapping[str, Tensor]) -> dict[str, str] | None:
-    """The key of every tensor of a model in its files, where loading changes nothing but names.
+    """The key of every tensor of a model in its files, if loading changes only names.
 
-    None where transformers fuses, splits or casts tensors, makes up one that is missing, or has
-    to choose between several. `module` and `shells` are on the meta device.
+    None if transformers fuses, splits or casts tensors, makes up a missing one, or has to choose
+    between several. `module` and `shells` are on the meta device.
     """
     own = module.state_dict(keep_vars=True)
     kinds = {shell.dtype for shell in shells.values() if shell.is_floating_point()}
     wide = [getattr(module, f"_keep_in_fp32_modules{end}", None) for end in ("", "_strict")]
     if len(kinds) != 1 or (any(wide) and kinds != {torch.float32}):
         return None
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     with quiet():
         rename = _renamer(module, str(getattr(module, "base_model_prefix", "")), own)
         for key, shell in shells.items():
             name, only_renamed = rename(key)
             if name not in own:
-                continue  # nothing that the model has
+                continue  # not a tensor of the model
             same = (own[name].shape, own[name].dtype) == (shell.shape, shell.dtype)
-            if name in found or not only_renamed or not same:
+            if name in keys or not only_renamed or not same:
                 return None
-            found[name] = key
+            keys[name] = key
     groups: dict[int, list[str]] = {}
     for name, tensor in own.items():
         groups.setdefault(id(tensor), []).append(name)
     for names in groups.values():
-        stored = [found[name] for name in names if name in found]
+        stored = [keys[name] for name in names if name in keys]
         if len(stored) != 1:
             return None
-        found.update(dict.fromkeys(names, stored[0]))
-    return found
+        keys.update(dict.fromkeys(names, stored[0]))
+    return keys
 
 
 def _file_keys(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Which keys of the file each parameter came from: transformers renames and fuses on load."""
+    """The file keys that each parameter came from; transformers renames and fuses on load."""
     own = module.state_dict()
     prefix = str(getattr(module, "base_model_prefix", ""))
     sources: dict[str, list[str]] = {}
@@ -218,14 +218,14 @@ def _file_keys(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tu
 def _renamer(
     module: nn.Module, prefix: str, own: Mapping[str, Tensor]
 ) -> Callable[[str], tuple[str, bool]]:
-    """What gives the name of a key of a file, and whether loading is known to do no more to it."""
+    """Maps a file key to the name in the model, and to whether loading only renames it."""
 
     def plain(key: str) -> str:
         candidates = (key, f"{prefix}.{key}", key.removeprefix(f"{prefix}."))
         return next((name for name in candidates if name in own), key)
 
-    # The machinery behind transformers' renaming is not a promised interface: where it differs,
-    # keys that keep their names are still found.
+    # The renaming of transformers is not a public interface. If it differs, only the keys that keep
+    # their names are found.
     try:
         from transformers import core_model_loading as loading
         from transformers.conversion_mapping import get_model_conversion_mapping

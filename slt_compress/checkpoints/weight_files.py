@@ -1,4 +1,4 @@
-"""Read the weights of a local checkpoint: safetensors only, whole or in shards."""
+"""Read the weights of a local checkpoint: safetensors only, in one file or in shards."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > _JSON_LIMIT:
-            raise SourceError(f"{path} has {size:,} bytes, which no config or index needs")
-        found = json.loads(path.read_text(encoding="utf-8"))
+            raise SourceError(f"{path} has {size:,} bytes, far more than any config or index needs")
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise SourceError(f"{path} holds a JSON {type(found).__name__}, not an object")
-    return found
+    if not isinstance(value, dict):
+        raise SourceError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value
 
 
 def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The file names in a shard index, in order of name.
+    """The file names in a shard index, sorted.
 
     Raises:
-        SourceError: the index is malformed or names anything but a plain safetensors file.
+        SourceError: a malformed index, or one that names anything but a plain safetensors file.
     """
     keys = index.get("weight_map")
     if not isinstance(keys, dict) or not keys:
-        raise SourceError(f"{where} has no weight_map, so no weight can be found")
+        raise SourceError(f"{where} has no weight_map to locate the weights")
     names = set(keys.values()) if all(isinstance(v, str) for v in keys.values()) else {"?"}
     for name in sorted(names):
         plain = not set(name) & set('/\\:*?[]"\0') and not name.startswith(".")
@@ -61,10 +61,10 @@ def shard_names(index: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def pick_weights(names: frozenset[str], where: str) -> str:
-    """Which of a folder's file names leads to the weights: one file, or the index of shards.
+    """The file in a folder that leads to the weights: a weights file or the index of shards.
 
     Raises:
-        SourceError: there are no safetensors, or several that nothing tells apart.
+        SourceError: no safetensors, or several that cannot be told apart.
     """
     for name in (WEIGHTS, INDEX):
         if name in names:
@@ -80,8 +80,8 @@ def pick_weights(names: frozenset[str], where: str) -> str:
     pickled = sorted(n for n in names if n.endswith(PICKLES))
     if pickled:
         raise SourceError(
-            f"{where} has its weights only as {pickled[0]}, a format that slt-compress never "
-            f"opens because it can run code; {CONVERT}"
+            f"{where} has its weights only as {pickled[0]}, in a format that can run code and that "
+            f"slt-compress therefore never opens; {CONVERT}"
         )
     raise SourceError(f"{where} has no weights: no {WEIGHTS} among its files")
 
@@ -103,7 +103,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     missing = [name for name in shards if name not in names]
     if missing:
         raise SourceError(
-            f"{folder} lacks the shard {missing[0]} that its index names "
+            f"{folder} lacks the shard {missing[0]}, which its index names "
             f"({len(missing)} of {len(shards)} are missing); download it again"
         )
     return tuple(folder / name for name in shards)
@@ -113,7 +113,7 @@ def check_weights_path(path: Path) -> None:
     """Refuse a weights file that cannot be safetensors, before it is opened.
 
     Raises:
-        SourceError: not a file, or not called *.safetensors.
+        SourceError: not a file, or not named *.safetensors.
     """
     if not path.is_file():
         raise SourceError(f"there is no weights file {path}")
@@ -128,10 +128,10 @@ def check_weights_path(path: Path) -> None:
 def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
     """All tensors of `files` by key.
 
-    safetensors checks each header against the size of its file before anything is allocated.
+    safetensors checks each header against the size of its file before it allocates anything.
 
     Raises:
-        SourceError: a file that is not sound, or a key that two files claim.
+        SourceError: a damaged file, or a key that two files hold.
     """
     tensors: dict[str, Tensor] = {}
     for path in files:
@@ -144,16 +144,16 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
                     tensors[key] = aligned(opened.get_tensor(key))
         except (SafetensorError, OSError, ValueError) as error:
             raise SourceError(
-                f"{path} is not a sound safetensors file ({error}); it may be truncated: "
-                "get it again"
+                f"{path} is not a valid safetensors file ({error}); it may be truncated: "
+                "download it again"
             ) from error
     return tensors
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config of a checkpoint folder, and all its tensors by key, of whatever spelling.
+    """The config of a checkpoint folder, and all its tensors by key.
 
     Raises:
-        SourceError: no config, no safetensors, or files that are not sound.
+        SourceError: no config, no safetensors, or damaged files.
     """
     return read_json_object(folder / "config.json"), read_tensors(weight_files(folder))

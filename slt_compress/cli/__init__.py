@@ -1,4 +1,4 @@
-"""The command line: parse, call one function of the API, show what came of it."""
+"""The command line: parse, call one function of the API, print the result."""
 
 from __future__ import annotations
 

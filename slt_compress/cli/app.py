@@ -1,4 +1,4 @@
-"""The command line: parse, call one api function, render. Heavy imports wait for a command."""
+"""The commands: parse, call one function of the API, print. Heavy imports wait for a command."""
 
 from __future__ import annotations
 
@@ -16,38 +16,33 @@ from slt_compress import __version__
 from slt_compress.cli.bench_command import bench
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
+    METHOD_NAMES,
     BatchSize,
     Dataset,
-    Device,
-    Epochs,
     Format,
-    Init,
-    Inside,
+    Fresh,
     Json,
-    Lr,
     MaxShardSize,
-    MethodName,
     Newest,
     Origin,
-    Pattern,
     PushToHub,
     Quiet,
     RecipeName,
-    Revision,
+    Resume,
+    SaveEvery,
     Set,
     Source,
-    Steps,
-    TargetSparsity,
+    SourceOrResume,
     ValuesDtype,
-    Weights,
+    is_main_process,
     listed,
     numbers,
     push_if_asked,
-    resolve,
-    start_of,
+    resumed,
 )
 from slt_compress.cli.plan_command import plan
 from slt_compress.cli.recipe_commands import recipes_app
+from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 from slt_compress.cli.ticket_commands import import_command, tickets_app
 from slt_compress.errors import SltError
 
@@ -82,50 +77,39 @@ def _root(
 
 
 @app.command()
+@recipe_flags("search")
 def search(
-    source: Source,
-    target_sparsity: TargetSparsity = None,
-    method: MethodName = None,
-    pattern: Pattern = None,
-    scope: Annotated[
-        str | None, typer.Option(help="What competes: global (all), type (like layers) or layer.")
-    ] = None,
-    inside: Inside = None,
-    objective: Annotated[str | None, typer.Option(help="auto, task, distill or lm.")] = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
-    device: Device = None,
-    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
-    max_time: Annotated[float | None, typer.Option(help="Seconds to search at most.")] = None,
+    *,
+    source: SourceOrResume = None,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the ticket.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
+    save_every: SaveEvery = 300.0,
+    resume: Resume = None,
+    fresh: Fresh = False,
     push_to_hub: PushToHub = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Search for a ticket: gates on every weight, no weight trained, an exact mask at the end."""
-    flags = {
-        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
-        "scope": scope, "objective.name": objective, "dataset": dataset, "init": init,
-        "weights": weights, "revision": revision, "training.steps": steps,
-        "training.epochs": epochs, "training.batch_size": batch_size, "training.lr": lr,
-        "training.seed": seed, "training.device": device, "training.precision": precision,
-        "training.max_time": max_time, "inside": inside,
-    }  # fmt: skip
-    resolved = resolve(start_of(recipe), set_, flags)
+    """Search for a ticket: train gates on frozen weights, and keep an exact number of weights.
+
+    The same command continues a search that was interrupted.
+    """
+    content = start_of(recipe)
+    if resume is not None:
+        source, content, out = resumed(resume, source, out)
+    resolved = resolve(content, set_, flags)
+    if source is None:
+        raise typer.BadParameter("name a SOURCE, or --resume an interrupted search")
     from slt_compress import api
     from slt_compress.cli.console import search_progress
 
-    with search_progress(quiet=quiet) as on_step:
-        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step)
+    with search_progress(quiet=quiet or not is_main_process()) as on_step:
+        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step,
+                            save_every=save_every, fresh=fresh)  # fmt: skip
+    if not is_main_process():
+        return
     push_if_asked(ticket.path, push_to_hub)
     if as_json:
         print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
@@ -138,42 +122,44 @@ def report(path: Newest = None, as_json: Json = False) -> None:
     """Show what a ticket or exported folder achieved, layer by layer."""
     from slt_compress import api
 
-    found = api.report(path)
+    made = api.report(path)
     if as_json:
-        print_json(found.to_dict())
+        print_json(made.to_dict())
         return
     from slt_compress.cli.console import print_report
 
-    print_report(found)
+    print_report(made)
 
 
 @app.command()
 def export(
     ticket: Newest = None,
     format: Format = "dense",
-    shrink: Annotated[bool, typer.Option("--shrink", help="Cut empty rows and columns.")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="A new folder.")] = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Cut out empty rows and columns.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
     origin: Origin = None,
     values_dtype: ValuesDtype = None,
     max_shard_size: MaxShardSize = None,
     push_to_hub: PushToHub = None,
     as_json: Json = False,
 ) -> None:
-    """Write the masked model of a ticket as a folder that can be loaded."""
+    """Write the masked model of a ticket into a folder that can be loaded."""
     from slt_compress import api
     from slt_compress.cli.console import print_artifact
     from slt_compress.evidence.cards import how_to_load
 
-    made = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
-                      values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
-    found = api.report(made.path)
-    print_artifact(made, how_to_load(made.format, found.source, str(made.path)), found.warnings)
-    push_if_asked(made.path, push_to_hub)
+    artifact = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
+                          values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+    facts, path = api.report(artifact.path), artifact.path
+    print_artifact(artifact, how_to_load(artifact.format, facts.source, str(path)), facts.warnings)
+    push_if_asked(path, push_to_hub)
     if as_json:
-        print_json({"path": str(made.path), "format": made.format, "bytes": made.nbytes,
-                     "dense_bytes": made.dense_nbytes})  # fmt: skip
+        print_json({"path": str(path), "format": artifact.format, "bytes": artifact.nbytes,
+                     "dense_bytes": artifact.dense_nbytes})  # fmt: skip
         return
-    print(made.path)
+    print(path)
 
 
 @app.command()
@@ -181,14 +167,14 @@ def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) ->
     """Prove that a ticket or exported folder is the masked origin, bit for bit."""
     from slt_compress import api
 
-    found = api.verify(path, origin=origin, in_process=True)
+    verification = api.verify(path, origin=origin, in_process=True)
     if as_json:
-        print_json(found.to_dict())
+        print_json(verification.to_dict())
     else:
         from slt_compress.cli.console import print_verification
 
-        print_verification(found)
-    if not found.ok:
+        print_verification(verification)
+    if not verification.ok:
         raise typer.Exit(1)
 
 
@@ -201,54 +187,43 @@ def evaluate(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a ticket or exported folder on a data set; default: the one of the search."""
+    """Measure a ticket or exported folder on a data set; default: that of the search."""
     from slt_compress import api
 
     recipe = api.search_recipe(path, dataset)
     resolved = resolve(recipe.to_dict(), set_, {"training.batch_size": batch_size})
-    found = api.evaluate(path, origin=origin, recipe=resolved)
+    measured = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
-        print_json(found)
+        print_json(measured)
         return
     from slt_compress.cli.console import print_metrics
 
-    print_metrics(found)
+    print_metrics(measured)
 
 
 @app.command()
+@recipe_flags("compare")
 def compare(
     source: Source,
+    *,
     methods: Annotated[
-        str, typer.Option(help="Names of methods, with commas.")
+        str, typer.Option(help=f"Separated by commas, any of: {METHOD_NAMES}.")
     ] = "relaxed,edge-popup,magnitude",
     target_sparsity: Annotated[
-        str | None, typer.Option(help="Shares to remove, with commas; several give a plot.")
+        str | None, typer.Option(help="Shares to remove, separated by commas; several give a plot.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds.")] = 3,
-    seed: Annotated[int | None, typer.Option(help="The first seed.")] = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Lr = None,
-    device: Device = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder; what it has already is kept.")
+        Path | None,
+        typer.Option("-o", "--out", help="Folder to write; finished rows are kept."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Search by several methods with the same steps, seeds and data, and compare the results."""
-    flags = {
-        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
-        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
-        "training.lr": lr, "training.seed": seed, "training.device": device,
-    }  # fmt: skip
+    """Search with several methods, with equal steps, seeds and data, and compare the results."""
     names = listed(methods, "--methods")
     content = start_of(recipe)
     resolved = resolve(content, set_, flags)
@@ -262,28 +237,28 @@ def compare(
     from slt_compress.cli.console import compare_progress, print_comparison
 
     with compare_progress(quiet=quiet) as (on_step, on_row):
-        found = api.compare(
+        comparison = api.compare(
             source, methods=names, sparsities=targets, seeds=seeds, out=out, recipe=resolved,
             on_step=on_step, on_row=on_row,
         )  # fmt: skip
     if as_json:
-        print_json(found.to_dict())
+        print_json(comparison.to_dict())
     else:
-        print_comparison(found)
-    if found.failed:
+        print_comparison(comparison)
+    if comparison.failed:
         raise typer.Exit(1)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the one place where an SltError becomes a line and an exit code."""
-    # What is left at the end goes with the process: looking for garbage in it takes up to a second.
+    """Run the command line. Only here an SltError becomes a line and an exit code."""
+    # The process ends anyway: a last garbage collection would take up to a second.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
-    # Threads that spin while they wait cost several times the run where the cores are shared. Read
-    # by OpenMP when torch is imported, which no command has done yet.
+    # Threads that spin while they wait multiply the run time on shared cores. OpenMP reads this
+    # when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, _stop) for signum in heard}
+    caught = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, _stop) for signum in caught}
     try:
         app(args=arguments, prog_name="slt-compress", standalone_mode=True)
     except SltError as error:
@@ -295,6 +270,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _stop(signum: int, frame: object) -> None:
-    """Leave through every `finally`, with the exit code that shells give to this signal."""
+    """Exit through every `finally`, with the exit code that shells use for this signal."""
     print("interrupted: nothing was left half-written", file=sys.stderr)
     sys.exit(128 + signum)

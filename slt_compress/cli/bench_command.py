@@ -1,4 +1,4 @@
-"""The command `bench`: how fast a ticket or artifact is, and what it needs."""
+"""The command `bench`: the speed and memory of a ticket or artifact."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 def bench(
     path: Newest = None,
-    batch: Annotated[str, typer.Option(help="Sizes of batches, with commas.")] = "1,8",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas.")] = "1,8",
     origin: Origin = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: what torch takes.")
+        int | None, typer.Option(min=1, help="Number of torch threads; default: torch's own.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of each at most, in turns.")] = 15,
+    rounds: Annotated[int, typer.Option(min=1, help="Largest number of interleaved rounds.")] = 15,
     as_json: Json = False,
 ) -> None:
-    """Time the dense origin and every runtime in turns on this CPU, with the memory of each."""
+    """Time the dense origin and every runtime, interleaved, on this CPU, with their memory."""
     batches = _sizes(batch)
-    # read by the profiler that counts memory, when it is first used
+    # the profiler that measures memory reads this when it is first used
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     import torch
 
@@ -37,41 +37,41 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = newest(Path("tickets")) if path is None else path
-    found = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
+    measured = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
     if as_json:
-        print_json(found.to_dict())
+        print_json(measured.to_dict())
     else:
-        _print(found)
+        _print(measured)
 
 
 def _sizes(text: str) -> list[int]:
     entries = listed(text, "--batch")
     if not all(entry.isascii() and entry.isdigit() and 0 < len(entry) < 7 for entry in entries):
-        raise typer.BadParameter(f"{text!r} is no list of sizes such as 1,8", param_hint="--batch")
+        raise typer.BadParameter(f"{text!r} is not a list such as 1,8", param_hint="--batch")
     sizes = [int(entry) for entry in entries]
     if 0 in sizes:
-        raise typer.BadParameter("a batch has at least one example", param_hint="--batch")
+        raise typer.BadParameter("a batch needs at least one example", param_hint="--batch")
     return sizes
 
 
-def _print(found: Bench) -> None:
+def _print(bench: Bench) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"on {found.machine['threads']} threads, {found.machine['cpu']}")
+    table = Table(title=f"on {bench.machine['threads']} threads, {bench.machine['cpu']}")
     for name in ("runtime", "batch", "ms", "least", "most", "examples/s", "speed", "peak MB"):
         table.add_column(name, justify="left" if name == "runtime" else "right")
-    dense = {row.batch: row.latency_ms["median"] for row in reversed(found.rows)}
-    for row in found.rows:
+    dense = {row.batch: row.latency_ms["median"] for row in reversed(bench.rows)}
+    for row in bench.rows:
         latency = row.latency_ms
         times = [f"{latency[key]:.2f}" for key in ("median", "min", "max")]
         speed = f"{dense[row.batch] / latency['median']:.2f}x"
         figures = (f"{row.throughput:.1f}", speed, f"{row.peak_bytes / 1e6:.1f}")
         table.add_row(row.runtime, str(row.batch), *times, *figures)
     console.print(table)
-    for runtime, counts in found.to_dict()["layers"].items():
+    for runtime, counts in bench.to_dict()["layers"].items():
         for what, count in sorted(counts.items(), key=lambda entry: -entry[1]):
             console.print(f"{runtime}: {count} layers on {what}", highlight=False, soft_wrap=True)
-    for note in found.notes:
+    for note in bench.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: live progress, the report as tables, the checks."""
+"""Output for the terminal: live progress, and results as tables."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slt_compress.artifacts import Artifact
+from slt_compress.cli.log_lines import log_lines
 from slt_compress.cli.plan_outline import outline
 from slt_compress.cli.plots import plot
 from slt_compress.evidence.checks import Verification
@@ -30,43 +31,45 @@ _LOG_LINES = 20
 
 @contextmanager
 def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
-    """Show the steps of a search on stderr: a live bar, or a few lines where that is a file."""
+    """Show the steps of a search on stderr: a live bar, or a few lines if stderr is a file."""
     console = Console(stderr=True)
-    if quiet:
-        yield None
-        return
-    if not console.is_terminal:
-        yield _print_some
-        return
-    with _live(console) as (_, on_step):
-        yield on_step
+    with log_lines(quiet=quiet):
+        if quiet:
+            yield None
+            return
+        if not console.is_terminal:
+            yield _print_some
+            return
+        with _live(console) as (_, on_step):
+            yield on_step
 
 
 @contextmanager
 def compare_progress(*, quiet: bool) -> Iterator[tuple[OnStep | None, OnRow | None]]:
-    """A line on stderr for every search of a comparison; in a terminal with the bar of the next."""
+    """Print a line on stderr for each search of a comparison; a terminal shows a bar as well."""
     console = Console(stderr=True)
-    if quiet:
-        yield None, None
-        return
-    if not console.is_terminal:
-        yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
-        return
-    with _live(console) as (progress, on_step):
-        yield on_step, lambda *row: progress.console.print(Text(_row_line(*row)), soft_wrap=True)
+    with log_lines(quiet=quiet):
+        if quiet:
+            yield None, None
+            return
+        if not console.is_terminal:
+            yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
+            return
+        with _live(console) as (bars, on_step):
+            yield on_step, lambda *row: bars.console.print(Text(_row_line(*row)), soft_wrap=True)
 
 
 def _row_line(row: Row, number: int, total: int) -> str:
-    found = row.error
+    result = row.error
     if row.hard is not None:
-        found = ", ".join(f"{name} {value:.4f}" for name, value in row.hard.items())
+        result = ", ".join(f"{name} {value:.4f}" for name, value in row.hard.items())
     what = f"{row.method} at {row.sparsity}, seed {row.seed}"
-    return f"[{number}/{total}] {what}: {found} ({row.seconds:.1f} s)"
+    return f"[{number}/{total}] {what}: {result} ({row.seconds:.1f} s)"
 
 
 @contextmanager
 def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
-    """A bar over the steps of the search at work."""
+    """A bar over the steps of the current search."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -89,7 +92,7 @@ def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
 
 
 def _stdout() -> Console:
-    """Standard output; a file or pipe has no width of its own, and long names fold in 80."""
+    """Standard output. A file or pipe has no width, and in 80 columns long names would fold."""
     console = Console()
     wide = console.is_terminal or "COLUMNS" in os.environ
     return console if wide else Console(width=120)
@@ -111,7 +114,7 @@ def _print_some(step: Step) -> None:
 
 
 def print_report(report: Report) -> None:
-    """The report on stdout: layers, totals, metrics, controls, sizes, what was skipped."""
+    """Print a report on stdout: layers, totals, metrics, controls, sizes, skipped parameters."""
     console = _stdout()
     console.print(_layer_table(report))
     console.print(_totals(report))
@@ -149,40 +152,41 @@ def _layer_table(report: Report) -> Table:
 
 
 def _totals(report: Report) -> Text:
-    found = report.sparsity
-    flips = found.get("flips", 0)
+    sparsity = report.sparsity
+    flips = sparsity.get("flips", 0)
     signed = f"flips: {flips:,} of the kept weights have their sign flipped\n" if flips else ""
-    pattern, units = report.recipe.get("pattern"), found.get("units", {})
+    pattern, units = report.recipe.get("pattern"), sparsity.get("units", {})
     if units:
         signed += f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}\n"
     return Text(
-        f"kept {found['kept']:,} of {found['gated']:,} gated weights: "
-        f"{found['achieved']:.4%} sparse (target {found['target']:.4%}); removed "
-        f"{found['achieved_parameters']:.2%} of all {found['parameters']:,} parameters\n" + signed
+        f"kept {sparsity['kept']:,} of {sparsity['gated']:,} gated weights: "
+        f"{sparsity['achieved']:.4%} sparse (target {sparsity['target']:.4%}); removed "
+        f"{sparsity['achieved_parameters']:.2%} of all {sparsity['parameters']:,} parameters\n"
+        + signed
     )
 
 
 def _metric_table(report: Report) -> Table:
-    found: dict[str, Mapping[str, Any]] = {
+    rows: dict[str, Mapping[str, Any]] = {
         **{name: value or {} for name, value in report.metrics.items()},
-        **{f"control: {name}": value for name, value in report.controls.items()},
+        **{f"control: {name}": value or {} for name, value in report.controls.items()},
     }
-    names = sorted({key for value in found.values() for key in value})
-    table = Table("masks", *names, title="Metrics (hard masks unless it says soft)")
-    for name, value in found.items():
+    names = sorted({key for value in rows.values() for key in value})
+    table = Table("masks", *names, title="Metrics (of hard masks unless marked soft)")
+    for name, value in rows.items():
         table.add_row(name, *(f"{value[key]:.4f}" if key in value else "" for key in names))
     return table
 
 
 def print_plan(plan: Plan) -> None:
-    """The outline of a plan on stdout."""
+    """Print the outline of a plan on stdout."""
     console = _stdout()
     for part in outline(plan):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str]) -> None:
-    """What an export wrote: what it shrank, bytes, ratio to dense, how to load it; on stderr."""
+    """Print on stderr what an export wrote: shrunk layers, bytes, ratio to dense, how to load."""
     console = Console(stderr=True)
     for line in notes:
         if line.startswith(("shrunk:", "not shrunk:")):
@@ -201,24 +205,24 @@ def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str])
 
 
 def print_verification(verification: Verification) -> None:
-    """One line per check, on stdout."""
+    """Print one line per check on stdout."""
     console = _stdout()
     for check in verification.checks:
         mark = Text("ok    ", style="green") if check.ok else Text("FAILED", style="bold red")
         console.print(mark, Text(f"{check.name}: {check.detail}"), soft_wrap=True)
 
 
-def print_metrics(found: Mapping[str, Any]) -> None:
-    """Metrics of one model, on stdout."""
+def print_metrics(measured: Mapping[str, Any]) -> None:
+    """Print the metrics of one model on stdout."""
     console = _stdout()
-    table = Table("metric", "value", title=f"{found['examples']:,} examples")
-    for name, value in found["metrics"].items():
+    table = Table("metric", "value", title=f"{measured['examples']:,} examples")
+    for name, value in measured["metrics"].items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The summary of a comparison as a table, as a plot where it can be one, and what failed."""
+    """Print a comparison: its summary as a table and, if possible, a plot, then its failures."""
     console = _stdout()
     summary, metric = comparison.summary(), comparison.metric
     table = Table(title=f"{metric or 'nothing to compare'} of the hard masks{_better(metric)}")

@@ -1,64 +1,57 @@
-"""The options that several commands share, and the recipe that a command line comes to."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from slt_compress.searching.recipes import Recipe
+from slt_compress.cli.recipe_flags import literal_keys, option
+
+# Names for the help, read without importing their modules, which import torch.
+METHOD_NAMES = ", ".join(literal_keys("gates/__init__.py", "METHODS"))
+FORMAT_NAMES = ", ".join(literal_keys("artifacts/formats/__init__.py", "FORMATS"))
 
 Source = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or a reference net.")
+    str, typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or reference net.")
+]
+SourceOrResume = Annotated[
+    str | None,
+    typer.Argument(metavar="SOURCE", help="Hub id, folder, timm:NAME or a reference net."),
+]
+SaveEvery = Annotated[
+    float, typer.Option(min=0.0, help="Seconds between saves of the progress, in OUT.search.")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Continue the interrupted search in this OUT.search folder."),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start over, even if OUT.search holds saved progress.")
 ]
 Newest = Annotated[
     Path | None, typer.Argument(metavar="PATH", help="Default: the newest ticket in tickets/.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress on stderr.")]
 Origin = Annotated[
     str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
 ]
-TargetSparsity = Annotated[
-    float | None, typer.Option(help="Share of the gated weights to remove, in [0, 1).")
+Dataset = Annotated[str | None, option("--dataset")]
+BatchSize = Annotated[int | None, option("--batch-size")]
+RecipeName = Annotated[str | None, typer.Option("--recipe", help="Name or YAML file of a recipe.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any recipe key, such as data.label=y."),
 ]
-MethodName = Annotated[
-    str | None,
-    typer.Option(
-        "--method", help="relaxed, hard-concrete, gumbel, edge-popup, magnitude or random."
-    ),
-]
-Pattern = Annotated[
-    str | None, typer.Option(help="unstructured, N:M (2:4), block:RxC, neuron, channel or head.")
-]
-Inside = Annotated[
-    str | None, typer.Option(metavar="TICKET", help="What this ticket removed stays removed.")
-]
-Dataset = Annotated[
-    str | None, typer.Option(help="digits, a hub id (name or name:config), a file or a folder.")
-]
-Init = Annotated[
-    str | None,
-    typer.Option(
-        help="Search a random network: random (signed-constant), kaiming-normal, "
-        "kaiming-uniform, uniform:A or default (the library's own)."
-    ),
-]
-Weights = Annotated[str | None, typer.Option(help="A .safetensors file to load.")]
-Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps.")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the training split.")]
-BatchSize = Annotated[int | None, typer.Option(help="Examples in a batch.")]
-Lr = Annotated[float | None, typer.Option(help="Learning rate of the scores.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …")]
 
 
 def _format(value: str) -> str:
-    """Refuse a name that no format has."""
+    """Refuse an unknown format."""
     from slt_compress.artifacts.formats import EXPORTS
 
     if value not in EXPORTS:
@@ -70,7 +63,7 @@ Format = Annotated[
     str,
     typer.Option(
         callback=_format,
-        help="dense, sparse-csr, bitmask, nm, coded, auto (the smallest), mask or onnx.",
+        help=f"One of: {FORMAT_NAMES}, onnx; auto takes the smallest per tensor.",
     ),
 ]
 ValuesDtype = Annotated[
@@ -82,9 +75,9 @@ MaxShardSize = Annotated[
 
 
 def _repository(value: str | None) -> str | None:
-    """Refuse an id that no repository can have, before the work and not after it."""
+    """Refuse an invalid repository id, before the work instead of after it."""
     if value is not None and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value):
-        raise typer.BadParameter(f"{value!r} is no id of a repository; say ORG/NAME")
+        raise typer.BadParameter(f"{value!r} is not a repository id; expected ORG/NAME")
     return value
 
 
@@ -96,52 +89,6 @@ PushToHub = Annotated[
         help="Upload the folder to this hub repository.",
     ),
 ]
-RecipeName = Annotated[str | None, typer.Option("--recipe", help="Name or YAML file of a recipe.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, e.g. data.label=y."),
-]
-
-
-def start_of(recipe: str | None) -> dict[str, Any]:
-    """The content that a command starts from: that of a recipe, which has to be a whole one.
-
-    Raises:
-        RecipeError: there is no such recipe, or something is wrong in it.
-    """
-    from slt_compress.searching.recipes import parse_recipe, read_recipe
-
-    content = {} if recipe is None else read_recipe(recipe)
-    parse_recipe(content)
-    return content
-
-
-def resolve(
-    content: dict[str, Any], assignments: list[str] | None, flags: dict[str, Any]
-) -> Recipe:
-    """Recipe < --set < flag. What is wrong on the command line itself is a usage error."""
-    from slt_compress.errors import BudgetError, DataError, RecipeError
-    from slt_compress.searching.recipe_keys import merged, set_key
-    from slt_compress.searching.recipes import parse_recipe
-
-    if flags.get("training.steps") is not None and flags.get("training.epochs") is not None:
-        raise typer.BadParameter("give --steps or --epochs, not both")
-    try:
-        for assignment in assignments or []:
-            content = set_key(content, assignment)
-        for key, value in flags.items():
-            if value is None:
-                continue
-            nested: Any = value
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            content = merged(content, nested)
-            if key in ("training.steps", "training.epochs"):
-                other = "epochs" if key == "training.steps" else "steps"
-                content = merged(content, {"training": {other: None}})
-        return parse_recipe(content)
-    except (RecipeError, BudgetError, DataError) as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def listed(text: str, option: str) -> list[str]:
@@ -160,22 +107,45 @@ def numbers(text: str, option: str) -> list[float]:
     """The numbers of a comma-separated option.
 
     Raises:
-        typer.BadParameter: an entry is none.
+        typer.BadParameter: an entry is not a number.
     """
     try:
         return [float(entry) for entry in listed(text, option)]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} has an entry that is no number",
+        raise typer.BadParameter(f"{text!r} has an entry that is not a number",
                                  param_hint=option) from None  # fmt: skip
 
 
 def push_if_asked(folder: Path, repo: str | None) -> None:
-    """Upload what a command wrote, where that was asked for; its address goes to stderr.
+    """Upload the folder that a command wrote if `repo` is given, and print its address on stderr.
 
     Raises:
-        SltError: it could not be pushed.
+        SltError: the upload failed.
     """
     if repo is not None:
         from slt_compress.exporting.pushing import push
 
         print(f"pushed to {push(folder, repo)}", file=sys.stderr)
+
+
+def resumed(folder: Path, source: str | None, out: Path | None) -> tuple[str, dict[str, Any], Path]:
+    """Source, recipe content and ticket path of an interrupted search.
+
+    Raises:
+        typer.BadParameter: another source or ticket was given too.
+        SltError: the folder does not hold an interrupted search.
+    """
+    from slt_compress.searching.reserving import interrupted
+
+    recorded, recipe, ticket = interrupted(folder)
+    if source not in (None, recorded) or out not in (None, ticket):
+        raise typer.BadParameter(
+            f"{folder} continues the search of {recorded} for {ticket}: leave out SOURCE and -o",
+            param_hint="--resume",
+        )
+    return recorded, recipe.to_dict(), ticket
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints, among those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""The command `plan`, which looks before a search leaps."""
+"""The command `plan`."""
 
 from __future__ import annotations
 
@@ -7,72 +7,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slt_compress.cli.json_output import print_json
-from slt_compress.cli.options import (
-    BatchSize,
-    Dataset,
-    Epochs,
-    Init,
-    Json,
-    MethodName,
-    Pattern,
-    RecipeName,
-    Revision,
-    Set,
-    Source,
-    Steps,
-    TargetSparsity,
-    Weights,
-    resolve,
-    start_of,
-)
+from slt_compress.cli.options import Json, RecipeName, Set, Source
+from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 
 
+@recipe_flags("plan")
 def plan(
     source: Source,
-    target_sparsity: TargetSparsity = None,
-    method: MethodName = None,
-    pattern: Pattern = None,
-    dataset: Dataset = None,
-    init: Init = None,
-    weights: Weights = None,
-    revision: Revision = None,
-    steps: Steps = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a search would gate, need and give; no weights are loaded but to time it."""
-    flags = {
-        "target_sparsity": target_sparsity, "method.name": method, "pattern": pattern,
-        "dataset": dataset, "init": init, "weights": weights, "revision": revision,
-        "training.steps": steps, "training.epochs": epochs, "training.batch_size": batch_size,
-    }  # fmt: skip
+    """Show what a search would gate, need and produce; weights are loaded only to time it."""
     with _no_collecting():
         resolved = resolve(start_of(recipe), set_, flags)
         from slt_compress import api
 
-        found = api.plan(source, recipe=resolved)
+        made = api.plan(source, recipe=resolved)
         if as_json:
-            print_json(found.to_dict())
+            print_json(made.to_dict())
             return
         from slt_compress.cli.console import print_plan
 
-        print_plan(found)
+        print_plan(made)
 
 
 @contextmanager
 def _no_collecting() -> Iterator[None]:
-    """Nearly all of a plan's time goes into imports, an eighth of that into looking for garbage."""
+    """Turn garbage collection off: it takes an eighth of the imports, which are most of a plan."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
-            # all of it goes to the oldest generation unseen: else the next object that is made
-            # would have everything looked through
+            # move all objects to the oldest generation unscanned: otherwise the next allocation
+            # would scan them
             gc.freeze()
             gc.unfreeze()
             gc.enable()

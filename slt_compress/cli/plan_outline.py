@@ -1,4 +1,4 @@
-"""The outline of a plan: a tree of what would be gated, with layers that are alike as one."""
+"""The outline of a plan: a tree of the sites, in which equal layers share a branch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from slt_compress.searching.planning import Plan
 
 _TIMES = "×"  # noqa: RUF001
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-# Names of skipped parameters that are shown for one reason.
+# How many skipped parameters are named per reason.
 _LISTED = 3
 
 
 @dataclass(slots=True)
 class Branch:
-    """A module of the tree: what is below it by name, and its own site where it is one.
+    """A module of the tree: its children by name, and its site if it is one.
 
-    `count` is how many modules that are alike this one stands for.
+    `count` is the number of equal modules that this one stands for.
     """
 
     below: dict[str, Branch] = field(default_factory=dict)
@@ -33,26 +33,26 @@ class Branch:
 
     @property
     def gated(self) -> int:
-        """Weights gated below one of the modules that this one stands for."""
+        """Gated weights below one of the modules that this one stands for."""
         own = prod(self.site["shape"]) if self.site is not None else 0
         return own + sum(branch.gated * branch.count for branch in self.below.values())
 
     def shape(self) -> tuple[Any, ...]:
-        """Equal for branches that look alike."""
+        """A key that is the same for equal branches."""
         own = None if self.site is None else (self.site["kind"], tuple(self.site["shape"]))
         return own, tuple((n, b.count, b.shape()) for n, b in self.below.items())
 
 
 def outline(plan: Plan) -> Iterator[RenderableType]:
-    """What a person reads of a plan, part by part."""
+    """The parts of a plan as a person reads it."""
     yield _tree(plan)
     yield _skipped(plan.skipped)
-    found = plan.sparsity
-    kept = found["gated"] - round(found["target"] * found["gated"])
+    sparsity = plan.sparsity
+    kept = sparsity["gated"] - round(sparsity["target"] * sparsity["gated"])
     yield Text(
-        f"{found['gated']:,} weights at {len(plan.sites)} sites would be gated, "
-        f"{found['gated'] / found['parameters']:.1%} of {found['parameters']:,} parameters; "
-        f"{kept:,} of them kept at a sparsity of {found['target']:g}\n"
+        f"{sparsity['gated']:,} weights at {len(plan.sites)} sites would be gated, "
+        f"{sparsity['gated'] / sparsity['parameters']:.1%} of {sparsity['parameters']:,} "
+        f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}\n"
     )
     yield _memory(plan)
     yield _sizes(plan.sizes)
@@ -71,7 +71,7 @@ def _tree(plan: Plan) -> Tree:
 
 
 def branches(sites: Sequence[Mapping[str, Any]]) -> Branch:
-    """The sites as a tree; a run of numbered modules that look alike is one branch, `0-11`."""
+    """The sites as a tree; a run of equal numbered modules is one branch, such as `0-11`."""
     root = Branch()
     for site in sites:
         place = root
@@ -120,7 +120,7 @@ def _skipped(skipped: Mapping[str, str]) -> Table:
     by_reason: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         by_reason.setdefault(reason.partition(": the same tensor")[0], []).append(name)
-    table = Table("not gated because", "parameters", "such as", title="Skipped")
+    table = Table("not gated because", "parameters", "for example", title="Skipped")
     for reason, names in by_reason.items():
         listed = ", ".join(names[:_LISTED])
         more = ", …" if len(names) > _LISTED else ""
@@ -129,17 +129,17 @@ def _skipped(skipped: Mapping[str, str]) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table(title="Memory of the search, activations aside")
+    table = Table(title="Memory of the search, without activations")
     columns = dict.fromkeys(
         part for rows in plan.memory.values() for parts in rows.values() for part in parts
     )
-    table.add_column("precision, optimiser")
+    table.add_column("precision, optimizer")
     for name in columns:
         table.add_column(name, justify="right")
     for precision, rows in plan.memory.items():
-        for optimiser, parts in rows.items():
+        for optimizer, parts in rows.items():
             sizes = (_bytes(parts[name]) if name in parts else "" for name in columns)
-            table.add_row(f"{precision}, {optimiser}", *sizes)
+            table.add_row(f"{precision}, {optimizer}", *sizes)
     return table
 
 
@@ -151,11 +151,13 @@ def _sizes(sizes: Mapping[str, int]) -> Table:
 
 
 def _time(plan: Plan) -> str:
-    found = plan.forecast
-    if found.seconds_per_step is None:
-        return found.note
-    whole = "" if found.seconds is None else f", {found.seconds / 60:.1f} min for {found.steps:,}"
-    return f"about {found.seconds_per_step:.2f} s per step{whole} ({found.note})"
+    forecast = plan.forecast
+    if forecast.seconds_per_step is None:
+        return forecast.note
+    total = ""
+    if forecast.seconds is not None:
+        total = f", {forecast.seconds / 60:.1f} min for {forecast.steps:,} steps"
+    return f"about {forecast.seconds_per_step:.2f} s per step{total} ({forecast.note})"
 
 
 def _bytes(size: float) -> str:

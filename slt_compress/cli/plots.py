@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.text import Text
 
-# Of a plot, in characters without its axes; a mark and a colour for each method.
+# Size of a plot in characters, without its axes; one mark and one colour per method.
 _WIDTH, _HEIGHT = 60, 14
 _MARKS = "●▲■◆○△□◇"
 _COLOURS = ("green", "magenta", "cyan", "yellow", "blue", "red")
 
 
 def plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
-    """The means against the sparsity: a mark for each, joined by dots; the last one is on top."""
+    """Plot means against sparsity: a mark for each mean, joined by dots; the last is on top."""
     sparsities: list[float] = sorted({point["sparsity"] for point in points})
     means: list[float] = sorted(point["mean"] for point in points)
     left, right, bottom, top = sparsities[0], sparsities[-1], means[0], means[-1]
@@ -55,7 +55,7 @@ def plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
 
 
 def _ticks(sparsities: Sequence[float], column: Callable[[float], int]) -> str:
-    """The sparsities below their columns, without those that the one before leaves no room."""
+    """The sparsities below their columns; one that would overlap its neighbour is left out."""
     line = ""
     for sparsity in sparsities:
         label = f"{sparsity:g}"

@@ -1,4 +1,4 @@
-"""The commands about the recipes that come with the package."""
+"""The commands that show the recipes that come with the package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def _list_recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def _show_recipe(name: Annotated[str, typer.Argument(help="As listed.")]) -> None:
+def _show_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+) -> None:
     """Print one recipe."""
     from slt_compress.searching.recipes import shipped_recipes
 

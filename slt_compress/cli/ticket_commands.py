@@ -1,4 +1,4 @@
-"""The commands about tickets that are there already."""
+"""The commands that work on existing tickets."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from slt_compress.cli.options import Json
 tickets_app = typer.Typer(help="Compare and combine tickets of the same weights.",
                           no_args_is_help=True)  # fmt: skip
 First = Annotated[Path, typer.Argument(metavar="A", help="A ticket.")]
-Second = Annotated[Path, typer.Argument(metavar="B", help="Another one of the same weights.")]
+Second = Annotated[Path, typer.Argument(metavar="B", help="Another ticket of the same weights.")]
 
 
 @tickets_app.command("diff")
 def _diff(first: First, second: Second, as_json: Json = False) -> None:
-    """Show what two masks have in common: overlap (share of A) and intersection over union."""
+    """Compare two masks: overlap (share of A) and intersection over union."""
     from slt_compress.tickets.deriving import difference
 
-    found = difference(first, second)
+    result = difference(first, second)
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
         return
     from rich.console import Console
     from rich.table import Table
 
     table = Table("layer", "A", "B", "both", "overlap", "IoU", title="Kept by A, by B and by both")
-    for layer in found.layers:
-        counts = [f"{count:,}" for count in (*layer["kept"], layer["both"])]
-        table.add_row(layer["name"], *counts, f"{layer['overlap']:.2%}", f"{layer['iou']:.2%}")
+    for layer in result.layers:
+        counts = [f"{count:,}" for count in (*layer.kept, layer.both)]
+        table.add_row(layer.name, *counts, f"{layer.overlap:.2%}", f"{layer.iou:.2%}")
     Console().print(table)
-    print(f"overlap: {found.overlap:.4%} of A; intersection over union: {found.iou:.4%}")
+    print(f"overlap: {result.overlap:.4%} of A; intersection over union: {result.iou:.4%}")
 
 
 @tickets_app.command("merge")
 def _merge(
     first: First,
     second: Second,
-    op: Annotated[str, typer.Option(help="and: what both keep; or: what either keeps.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new ticket.")],
+    op: Annotated[str, typer.Option(help="and: keep what both keep; or: keep what either keeps.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the ticket to.")],
 ) -> None:
-    """Make a ticket of two; nothing is measured."""
+    """Combine two tickets into a new one, without measuring it."""
     from slt_compress.tickets.deriving import Operation, merge
 
     operations: dict[str, Operation] = {"and": "and", "or": "or"}
@@ -54,9 +54,9 @@ def _merge(
 
 def import_command(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A checkpoint folder with zeros.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the new ticket.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write the ticket to.")],
 ) -> None:
-    """Make a ticket of a checkpoint that was pruned elsewhere (zeros, masks or sparse-bitmask)."""
+    """Make a ticket from a checkpoint pruned elsewhere (zeros, masks or sparse-bitmask)."""
     from slt_compress.searching.recipes import Recipe
     from slt_compress.tickets.importing import import_checkpoint
 

@@ -1,4 +1,4 @@
-"""A named data set, file or folder made into seeded batches, preprocessed as the checkpoint says.
+"""A data set, file or folder as seeded batches, preprocessed for a checkpoint.
 
 `open_data` finds splits, columns and classes without a model; `prepare` makes the batches for one.
 """

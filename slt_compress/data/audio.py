@@ -1,4 +1,4 @@
-"""Turn stored sounds into model inputs by the checkpoint's own feature extractor."""
+"""Sounds as model inputs, prepared by the checkpoint's own feature extractor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from slt_compress.data.raw import RawData, Split
 
 LEAST_SECONDS = 0.1
-"""Shorter sounds get silence at their end: the convolutions of speech models span 25 ms."""
+"""Shorter sounds are padded with silence: the convolutions of speech models span 25 ms."""
 
 Sound = npt.NDArray[np.float32]
 
@@ -36,8 +36,8 @@ class Extractor:
 
     Attributes:
         call: transformers' object.
-        rate: samples a second that it wants.
-        padding: what it has to be told to make sounds of different lengths fit one batch.
+        rate: the samples per second that it expects.
+        padding: arguments that make sounds of different lengths fit into one batch.
     """
 
     call: Any = field(repr=False)
@@ -47,7 +47,7 @@ class Extractor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoundExamples:
-    """Examples of a split of sounds: what the extractor gives, and class numbers as "labels"."""
+    """Examples of a split of sounds: the extractor's output, and class numbers as "labels"."""
 
     split: Split
     column: str
@@ -61,15 +61,15 @@ class SoundExamples:
         return len(self.split)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Samples [N, T] or features as the model takes them; labels as they were given."""
+        """Samples [N, T] or features, as the model takes them; labels unchanged."""
         stored = self.split.rows.column(self.column, positions.numpy())
         extractor = self.extractor
         sounds = [open_sound(value, extractor.rate, self.seconds, self.spec) for value in stored]
         with quiet():
-            found = extractor.call(
+            features = extractor.call(
                 sounds, sampling_rate=extractor.rate, return_tensors="pt", **extractor.padding
             )
-        batch: Batch = {name: found[name] for name in found if name in self.accepted}
+        batch: Batch = {name: features[name] for name in features if name in self.accepted}
         if self.labels is not None:
             batch["labels"] = self.labels[positions]
         return batch
@@ -78,11 +78,11 @@ class SoundExamples:
 def open_sound(stored: object, rate: int, seconds: float, spec: str) -> Sound:
     """Decode a stored sound ({"bytes", "path"}) to one channel at `rate`, float32 [T].
 
-    Whatever libsndfile reads: WAV, FLAC, OGG, MP3. Channels are averaged; what comes after
-    `seconds` is cut off.
+    Reads WAV, FLAC, OGG, MP3 and anything else that libsndfile knows. Channels are averaged, and
+    the sound is cut after `seconds`.
 
     Raises:
-        DataError: missing, damaged, or the extra `audio` is not installed.
+        DataError: a missing or damaged sound, or the extra `audio` is not installed.
     """
     try:
         import soundfile
@@ -110,27 +110,27 @@ def open_extractor(checkpoint: Checkpoint) -> Extractor:
     """The feature extractor in the checkpoint's folder.
 
     Raises:
-        DataError: none there, or one that cannot be used.
+        DataError: it is missing or cannot be used.
     """
     folder = checkpoint.folder
     if folder is None or not has_processor(folder):
         raise DataError(
-            f"{checkpoint.source} has no preprocessor_config.json, which says how sound is read; "
-            "save its feature extractor into the checkpoint's folder"
+            f"{checkpoint.source} has no preprocessor_config.json, so its feature extractor is "
+            "unknown; save the feature extractor into the checkpoint's folder"
         )
     with opening("feature extractor", folder):
         from transformers import AutoFeatureExtractor
 
-        found: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        rate = int(found.sampling_rate)
-    # Some pad to a fixed length by themselves (Whisper's to 30 s), as their models need it.
-    asked = inspect.signature(type(found).__call__).parameters.get("padding")
+        extractor: Any = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        rate = int(extractor.sampling_rate)
+    # Some pad to a fixed length themselves (Whisper's to 30 s), because their models need it.
+    asked = inspect.signature(type(extractor).__call__).parameters.get("padding")
     padding = {"padding": True} if asked is not None and asked.default is False else {}
-    return Extractor(call=found, rate=rate, padding=padding)
+    return Extractor(call=extractor, rate=rate, padding=padding)
 
 
 def sounds(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
-    """Examples of sounds, with the classes of the rows where the head has them.
+    """Examples of sounds, with the classes of the rows if the head has them.
 
     Raises:
         DataError: the checkpoint has no feature extractor.

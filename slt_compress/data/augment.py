@@ -1,4 +1,4 @@
-"""Augmentation: training pictures that are changed at random, by a seed of their batch."""
+"""Augmentation: random changes to training images, from a seed per batch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from slt_compress.errors import DataError
 
-# What timm's transform is told by the checkpoint, and no recipe can contradict.
+# Arguments of timm's transform that the checkpoint determines.
 _OURS = ("input_size", "is_training", "mean", "std", "separate", "use_prefetcher")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """The `data.augment` section: how training pictures are changed. The default changes nothing.
+    """The `data.augment` section: random changes to training images; none by default.
 
     Attributes:
-        hflip: probability of a mirrored picture.
-        shift: the most pixels by which a picture is moved in each direction, its border repeated;
-            by whole pixels, unless it is turned or zoomed too (He et al. 2016, "Deep Residual
-            Learning", section 4.2, pads with zeros instead).
-        rotate: the most degrees by which a picture is turned either way.
-        zoom: the most by which its size is changed, as a share: 0.1 is 90 to 110 per cent.
+        hflip: probability that an image is mirrored.
+        shift: an image is moved by at most this many pixels in each direction, with its border
+            repeated; by whole pixels, unless it is also rotated or zoomed (He et al. 2016, "Deep
+            Residual Learning", section 4.2, pads with zeros instead).
+        rotate: an image is rotated by at most this many degrees either way.
+        zoom: its size changes by at most this fraction; 0.1 means 90 to 110 per cent.
         timm: arguments of `timm.data.create_transform`, such as `{auto_augment: rand-m9-mstd0.5,
-            re_prob: 0.25}`; where given, timm's training transform prepares the pictures.
+            re_prob: 0.25}`; if given, timm's training transform prepares the images.
     """
 
     hflip: float = 0.0
@@ -42,9 +42,9 @@ class Augment:
     timm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse values that no picture could take."""
+        """Refuse values out of range."""
         if not 0.0 <= self.hflip <= 1.0:
-            raise DataError(f"data.augment.hflip is {self.hflip}; it lies in [0, 1]")
+            raise DataError(f"data.augment.hflip is {self.hflip}; it must lie in [0, 1]")
         if self.shift < 0 or self.rotate < 0.0 or not 0.0 <= self.zoom < 1.0:
             raise DataError(
                 "data.augment needs shift >= 0, rotate >= 0 and 0 <= zoom < 1, "
@@ -52,15 +52,17 @@ class Augment:
             )
         fixed = [key for key in self.timm if key in _OURS]
         if fixed:
-            raise DataError(f"data.augment.timm.{fixed[0]} follows from the checkpoint")
+            raise DataError(
+                f"data.augment.timm.{fixed[0]} is determined by the checkpoint; remove it"
+            )
 
     @property
     def changes(self) -> bool:
-        """Whether any picture is changed."""
+        """Whether any image is changed."""
         return bool(self.timm or self.hflip or self.shift or self.rotate or self.zoom)
 
     def apply(self, pixels: Tensor, chance: torch.Generator) -> Tensor:
-        """Inputs float [N, C, H, W] changed by everything but `timm`."""
+        """Inputs float [N, C, H, W], changed by everything except `timm`."""
         if self.rotate or self.zoom:
             pixels = self._turned(pixels, chance)
         elif self.shift:
@@ -76,7 +78,7 @@ class Augment:
         drawn = torch.rand(4, count, generator=chance) * 2.0 - 1.0
         angle, scale = torch.deg2rad(drawn[0] * self.rotate), 1.0 + drawn[1] * self.zoom
         cosine, sine = angle.cos() / scale, angle.sin() / scale
-        # grid_sample's coordinates run from -1 to 1, in the middle of a picture of any size
+        # The coordinates of grid_sample run from -1 to 1, whatever the size of the image.
         right, down = drawn[2] * self.shift * 2.0 / width, drawn[3] * self.shift * 2.0 / height
         aspect = height / width
         rows = [cosine, sine / aspect, -sine * aspect, cosine, right, down]
@@ -100,8 +102,8 @@ def _shifted(pixels: Tensor, most: int, chance: torch.Generator) -> Tensor:
     down, right = torch.randint(2 * most + 1, (2, count, 1), generator=chance)
     rows = (down + torch.arange(height)).view(count, 1, height, 1)
     columns = (right + torch.arange(width)).view(count, 1, 1, width)
-    pictures = torch.arange(count).view(count, 1, 1, 1)
-    return padded[pictures, torch.arange(channels).view(1, channels, 1, 1), rows, columns]
+    images = torch.arange(count).view(count, 1, 1, 1)
+    return padded[images, torch.arange(channels).view(1, channels, 1, 1), rows, columns]
 
 
 def timm_transform(
@@ -110,7 +112,7 @@ def timm_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Callable[[Sequence[Image.Image], torch.Generator], Tensor]:
-    """timm's own training transform for inputs of `size` (C, H, W): pictures to [N, C, H, W].
+    """timm's own training transform for inputs of `size` (C, H, W): images to [N, C, H, W].
 
     Raises:
         DataError: timm does not know an option, or cannot use its value.
@@ -123,19 +125,19 @@ def timm_transform(
             size, is_training=True, mean=tuple(mean), std=tuple(std), **options
         )
         transform(Image.new(mode, (size[2], size[1])))
-    except Exception as error:  # timm lets a wrong option fail wherever it is used first
+    except Exception as error:  # timm fails wherever a wrong option is first used
         raise DataError(f"data.augment.timm: {type(error).__name__}: {error}") from None
 
-    def prepare(pictures: Sequence[Image.Image], chance: torch.Generator) -> Tensor:
+    def prepare(images: Sequence[Image.Image], chance: torch.Generator) -> Tensor:
         with _global_seeds(chance):
-            return torch.stack([transform(picture.convert(mode)) for picture in pictures])
+            return torch.stack([transform(image.convert(mode)) for image in images])
 
     return prepare
 
 
 @contextmanager
 def _global_seeds(chance: torch.Generator) -> Iterator[None]:
-    """timm draws from the global generators: seed them for the block, and put them back."""
+    """Seed the global generators, from which timm draws, inside this block; restore them after."""
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     seed = int(torch.randint(2**31 - 1, (1,), generator=chance))
     random.seed(seed)

@@ -1,4 +1,4 @@
-"""Batches: the same seeded batches on every run, out of examples made when they are asked for."""
+"""Batches: seeded, the same on every run, made from examples on demand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from slt_compress.checkpoints.tasks import Head
+
 Batch = dict[str, Tensor]
-"""Model inputs under the model's own argument names, and "labels" where there are any."""
+"""Model inputs by the names of the model's arguments, and "labels" if there are any."""
 
 
 class Examples(Protocol):
@@ -22,7 +24,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """The examples at `positions` (int64 [N]); `chance` is for what is drawn anew each time."""
+        """The examples at `positions` (int64 [N]); `chance` is for anything random."""
         ...
 
 
@@ -36,9 +38,9 @@ def generator(*words: object) -> torch.Generator:
 class Batches:
     """A split cut into batches; a pure function of (examples, batch size, seed, epoch).
 
-    With `shuffle`, `epoch(e)` permutes by (seed, e) and leaves out the last short batch (a split
-    smaller than one batch gives one short batch), out of `augmented` where there is such a
-    version of the examples. Iterating always gives every example of `source` in order.
+    With `shuffle`, `epoch(e)` permutes by (seed, e) and drops the last short batch (a split smaller
+    than one batch gives one short batch). It uses `augmented`, the changed version of the examples,
+    if there is one. Iterating always gives every example of `source` in order.
     """
 
     source: Examples = field(repr=False)
@@ -82,15 +84,18 @@ class SearchData:
 
     Attributes:
         spec: the data set as the user named it.
-        train: what the search trains on.
-        held_out: a slice of the training split, never trained on, to select checkpoints with.
-        test: what the reported metrics are measured on.
+        train: the batches that the search trains on.
+        held_out: a slice of the training split for selection, never trained on.
+        test: the batches on which the reported metrics are measured.
         labels_match: whether "labels" in the batches are classes (or values) of the model's head;
-            where they are not, the batches carry no labels.
-        label_note: why the labels do not match; "" where they do.
+            if not, the batches have no labels.
+        label_note: why the labels do not match; "" if they do.
         test_split: where `test` comes from.
-        splits: examples in train, held_out and test.
-        notes: what was decided without being asked, a sentence each, for the report.
+        splits: number of examples in train, held_out and test.
+        head: what the model's outputs are, which decides on losses and metrics.
+        overview: what is read and measured, one line for the user.
+        warnings: what looks wrong about the data, a sentence each.
+        notes: decisions that the user did not ask for, a sentence each, for the report.
     """
 
     spec: str
@@ -102,3 +107,6 @@ class SearchData:
     test_split: str
     splits: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    head: Head = "classes"
+    overview: str = ""
+    warnings: tuple[str, ...] = ()

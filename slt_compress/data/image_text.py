@@ -1,4 +1,4 @@
-"""Pictures with a text each, made into model inputs by the checkpoint's own processor."""
+"""Images with a text each as model inputs, prepared by the checkpoint's own processor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from slt_compress.checkpoints.quiet import quiet
-from slt_compress.data.images import open_picture
+from slt_compress.data.images import open_image
 from slt_compress.data.labels import LabelMatch
 from slt_compress.data.processors import has_processor, opening
 from slt_compress.data.splits import Ready, accepted_of, cut, label_tensor, match_of
-from slt_compress.data.text import IGNORED, read_texts
+from slt_compress.data.text_examples import IGNORED, read_texts
 from slt_compress.data.tokens import check_ids, length_of, pad_on_the_right_, vocabulary_of
 from slt_compress.errors import DataError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from slt_compress.data.raw import RawData, Split
 
 Texts = Sequence[list[str]]
-"""The texts of a batch, a list for each column."""
+"""The texts of a batch: one list per column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class Processor:
     Attributes:
         call: transformers' object.
         tokenizer: its tokenizer, which pads on the right.
-        accepted: argument names of the model.
-        vocabulary: token ids that the model knows, None where unknown.
-        length: the most tokens of a text, those that stand for a picture aside.
-        source: whose it is.
+        accepted: names of the model's arguments.
+        vocabulary: how many token ids the model knows, None if unknown.
+        length: most tokens in a text, not counting those that stand for an image.
+        source: the checkpoint that it belongs to.
     """
 
     call: Any = field(repr=False)
@@ -50,31 +50,31 @@ class Processor:
     length: int
     source: str
 
-    def encode(self, pictures: list[Image.Image], texts: list[str], **how: Any) -> Batch:
-        """What the model takes of the processor's output.
+    def encode(self, images: list[Image.Image], texts: list[str], **how: Any) -> Batch:
+        """The parts of the processor's output that the model takes.
 
         Raises:
-            DataError: the processor refuses the pictures or the texts.
+            DataError: the processor rejects the images or the texts.
         """
         try:
             with quiet():
-                found = self.call(images=pictures, text=texts, return_tensors="pt", **how)
+                inputs = self.call(images=images, text=texts, return_tensors="pt", **how)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(
-                f"the processor of {self.source} cannot read these pictures and texts: {error}"
+                f"the processor of {self.source} cannot read these images and texts: {error}"
             ) from error
-        check_ids(found["input_ids"], self.vocabulary)
-        return {name: found[name] for name in found if name in self.accepted}
+        check_ids(inputs["input_ids"], self.vocabulary)
+        return {name: inputs[name] for name in inputs if name in self.accepted}
 
 
 Encode = Callable[[Processor, "list[Image.Image]", Texts], "Batch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaptionedExamples:
-    """A picture and its texts a row; `encode` makes the inputs, and labels where `labels` is None.
+class ImageTextExamples:
+    """An image and its texts per row; `encode` makes the inputs, and labels if `labels` is None.
 
-    Pictures are prepared anew for every batch, as processors give them other shapes in each.
+    Images are prepared anew for every batch, because their shapes depend on the batch.
     """
 
     split: Split
@@ -88,51 +88,51 @@ class CaptionedExamples:
         return len(self.split)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Pixels and token ids as the processor gives them, with labels where there are any."""
-        stored = self.split.rows.column(str(self.columns.picture), positions.numpy())
-        pictures = [open_picture(value, self.spec).convert("RGB") for value in stored]
+        """Pixels and token ids as the processor gives them, with labels if there are any."""
+        stored = self.split.rows.column(str(self.columns.image), positions.numpy())
+        images = [open_image(value, self.spec).convert("RGB") for value in stored]
         texts = [read_texts(self.split, name, positions) for name in self.columns.texts]
-        batch = self.encode(self.processor, pictures, texts)
+        batch = self.encode(self.processor, images, texts)
         if self.labels is not None:
             batch["labels"] = self.labels[positions]
         return batch
 
 
-def matching(processor: Processor, pictures: list[Image.Image], texts: Texts) -> Batch:
-    """Pictures and texts that are to find each other.
+def matching_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images and texts that are to be matched.
 
-    Labels are int64 [2 N]: of each picture the first text that is its own, of each text its
-    picture. Texts have the one length that such models were trained with.
+    Labels are int64 [2 N]: for each image its (first) text, then for each text its image. Texts
+    are padded to the one length with which such models were trained.
     """
     own = texts[0]
     batch = processor.encode(
-        pictures, own, padding="max_length", truncation=True, max_length=processor.length
+        images, own, padding="max_length", truncation=True, max_length=processor.length
     )
     places = [*(own.index(text) for text in own), *range(len(own))]
     return {**batch, "labels": torch.tensor(places)}
 
 
-def asking(processor: Processor, pictures: list[Image.Image], texts: Texts) -> Batch:
-    """Pictures with a question each, whose answer is a class."""
+def question_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images with a question each; the answer is a class."""
     return processor.encode(
-        pictures, texts[0], padding=True, truncation=True, max_length=processor.length
+        images, texts[0], padding=True, truncation=True, max_length=processor.length
     )
 
 
-def telling(processor: Processor, pictures: list[Image.Image], texts: Texts) -> Batch:
-    """Pictures with a text that is to be told, after a question where there are two columns.
+def generation_inputs(processor: Processor, images: list[Image.Image], texts: Texts) -> Batch:
+    """Images with a text to be generated, after a question if there are two columns.
 
-    Labels are the token ids of that text and the end token, -100 at all others.
+    Labels are the token ids of that text and of the end token, and -100 elsewhere.
     """
     tokenizer = processor.tokenizer
-    asked = [""] * len(pictures) if len(texts) < 2 else _shortened(processor, texts[0])[0]
+    asked = [""] * len(images) if len(texts) < 2 else _shortened(processor, texts[0])[0]
     told, sizes = _shortened(processor, texts[-1])
     end = tokenizer.eos_token or ""
     prompts = [_prompt(processor, question) for question in asked]
     start = tokenizer.bos_token
     begun = bool(start) and all(prompt.startswith(start) for prompt in prompts)
     batch = processor.encode(
-        pictures, [a + b + end for a, b in zip(prompts, told, strict=True)], padding=True,
+        images, [a + b + end for a, b in zip(prompts, told, strict=True)], padding=True,
         **({"add_special_tokens": False} if begun else {}),
     )  # fmt: skip
     ids, whole = batch["input_ids"], batch["attention_mask"].sum(dim=1, keepdim=True)
@@ -145,13 +145,13 @@ def telling(processor: Processor, pictures: list[Image.Image], texts: Texts) -> 
 
 
 def _closing(tokenizer: Any) -> int:
-    """How many special tokens a tokenizer puts at the end of a text."""
+    """How many special tokens a tokenizer appends to a text."""
     special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
     return next((count for count, flag in enumerate(reversed(special)) if not flag), 0)
 
 
 def _shortened(processor: Processor, texts: list[str]) -> tuple[list[str], list[int]]:
-    """Texts of at most `length` tokens, and how many each has."""
+    """Texts cut to at most `length` tokens, and the number of tokens of each."""
     tokenizer, length = processor.tokenizer, processor.length
     with quiet():
         rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -163,7 +163,7 @@ def _shortened(processor: Processor, texts: list[str]) -> tuple[list[str], list[
 
 
 def _prompt(processor: Processor, question: str) -> str:
-    """What comes before the text, with the picture's place in it."""
+    """The prompt before the text, with the place of the image in it."""
     call = processor.call
     if getattr(call, "chat_template", None):
         said = [{"type": "image"}, *([{"type": "text", "text": question}] if question else [])]
@@ -176,19 +176,19 @@ def _prompt(processor: Processor, question: str) -> str:
     if not isinstance(mark, str):
         raise DataError(
             f"the processor of {processor.source} has neither a chat template nor an image token, "
-            "so nothing says where a picture stands in a text; load the model in Python and search "
+            "so the place of an image in a text is unknown; load the model in Python and search "
             "it with batches and a loss of your own: slt_compress.search(module, batches, "
             "loss_fn=loss_fn)"
         )
     return f"{mark}\n{question}\n" if question else f"{mark}\n"
 
 
-# How each task reads a picture and its texts; a language model that can be shown pictures tells.
+# How each task reads an image and its texts; language models that take images generate.
 _ENCODES: Mapping[Task, Encode] = {
-    "zero-shot-image-classification": matching,
-    "visual-question-answering": asking,
-    "image-text-to-text": telling,
-    "causal-lm": telling,
+    "zero-shot-image-classification": matching_inputs,
+    "visual-question-answering": question_inputs,
+    "image-text-to-text": generation_inputs,
+    "causal-lm": generation_inputs,
 }
 
 
@@ -196,13 +196,13 @@ def open_processor(checkpoint: Checkpoint, asked: int | None) -> Processor:
     """The processor in the checkpoint's folder; `asked` is the user's `data.max_length`.
 
     Raises:
-        DataError: none there, one that cannot be used, or that lacks a tokenizer.
+        DataError: it is missing, cannot be used, or has no tokenizer.
     """
     folder = checkpoint.folder
     if folder is None or not has_processor(folder):
         raise DataError(
             f"{checkpoint.source} has no processor (preprocessor_config.json and a tokenizer) and "
-            "reads pictures with text; save its processor into the checkpoint's folder"
+            "reads images with text; save its processor into the checkpoint's folder"
         )
     with opening("processor", folder):
         from transformers import AutoProcessor
@@ -220,20 +220,20 @@ def open_processor(checkpoint: Checkpoint, asked: int | None) -> Processor:
     )
 
 
-def captioned(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
-    """Examples of pictures with texts.
+def images_with_texts(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    """Examples of images with texts.
 
     Raises:
-        DataError: the checkpoint has no such processor, or pictures are to be changed at random.
+        DataError: the checkpoint has no such processor, or augmentation is asked for.
     """
     if raw.options.augment.changes:
-        raise DataError("data.augment is for pictures alone, and this model reads text with them")
+        raise DataError("data.augment works for images alone, and this model reads text with them")
     task = checkpoint.task
     asks = task == "visual-question-answering"
     match = match_of(raw, checkpoint) if asks else LabelMatch(matches=True)
     processor = open_processor(checkpoint, raw.options.max_length)
     train, held_out, test = (
-        CaptionedExamples(
+        ImageTextExamples(
             split=split,
             columns=raw.columns,
             processor=processor,
@@ -244,7 +244,7 @@ def captioned(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
         for split in cut(raw, limit)
     )
     read = " and ".join(raw.columns.texts)
-    notes = [f"{raw.spec}: pictures are read with column {read}."]
+    notes = [f"{raw.spec}: images are read together with column {read}."]
     if task == "zero-shot-image-classification":
-        notes.append("accuracy is how often a picture and its text find each other in a batch.")
+        notes.append("accuracy is how often an image and its text are matched within a batch.")
     return Ready(train=train, held_out=held_out, test=test, match=match, notes=tuple(notes))

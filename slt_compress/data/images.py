@@ -1,67 +1,41 @@
-"""Turn stored pictures into model inputs, each family in its own way."""
+"""Images as model inputs: decoded, prepared by the model's pipeline, and kept while they fit."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.data.augment import Augment, timm_transform
-from slt_compress.data.processors import has_processor, opening
+from slt_compress.data.image_pipelines import Pipeline, pipeline_of
+from slt_compress.data.splits import Ready, cut, label_tensor, match_of
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slt_compress.checkpoints import Checkpoint
     from slt_compress.data.batches import Batch
-    from slt_compress.data.raw import Split
+    from slt_compress.data.raw import RawData, Split
 
 CACHE_BYTES = 2 * 2**30
-"""Preprocessed pictures of one split are kept in memory up to this size."""
-
-# Of each channel, where a processor does not say.
-_PLAIN = (0.5, 0.5, 0.5)
-
-Prepare = Callable[[Sequence[Image.Image]], Tensor]
-"""Pictures in, one tensor [N, C, H, W] out."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pipeline:
-    """How pictures become inputs.
-
-    Attributes:
-        prepare: pictures to the tensor that is kept in memory (uint8 or float).
-        finish: kept tensor to the input, vectorised over the batch.
-        size, mean, std: of the inputs: (C, H, W), and what `finish` subtracts and divides by.
-        note: what was assumed, for the report; "" if nothing.
-    """
-
-    prepare: Prepare
-    finish: Callable[[Tensor], Tensor]
-    size: tuple[int, int, int]
-    mean: Sequence[float]
-    std: Sequence[float]
-    note: str = ""
+"""The preprocessed images of one split are kept in memory up to this size."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Store:
-    """Prepared pictures, made when first asked for and kept while they fit `CACHE_BYTES`."""
+    """Prepared images, made on demand and kept if all of them fit in `CACHE_BYTES`."""
 
     kept: Tensor | None = None
     done: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
 
     def get(self, positions: Tensor, count: int, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """The prepared pictures at `positions` of `count` ones; `make` prepares missing ones."""
+        """The prepared images at `positions` of `count`; `make` prepares missing ones."""
         if self.kept is None and not len(self.done):
             self.done = torch.zeros(count, dtype=torch.bool)
         missing = positions[~self.done[positions]]
@@ -78,8 +52,8 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureExamples:
-    """Examples of a split of pictures: "pixel_values", and class numbers as "labels"."""
+class ImageExamples:
+    """Examples of a split of images: "pixel_values", and class numbers as "labels"."""
 
     split: Split
     column: str
@@ -93,7 +67,7 @@ class PictureExamples:
         return len(self.split)
 
     def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Inputs float [N, C, H, W]; labels as they were given, where there are any."""
+        """Inputs float [N, C, H, W]; labels unchanged, if there are any."""
         batch = {"pixel_values": self._pixels(positions, chance)}
         if self.labels is not None:
             batch["labels"] = self.labels[positions]
@@ -114,143 +88,78 @@ class PictureExamples:
 
     def _open(self, positions: Tensor) -> list[Image.Image]:
         stored = self.split.rows.column(self.column, positions.numpy())
-        return [open_picture(value, self.spec) for value in stored]
+        return [open_image(value, self.spec) for value in stored]
 
 
-def open_picture(stored: object, spec: str) -> Image.Image:
-    """Decode a stored picture ({"bytes", "path"} or bytes) to mode L or RGB.
+# Formats that Pillow hands to another program.
+_FOREIGN = ("EPS",)
+
+
+def open_image(stored: object, spec: str) -> Image.Image:
+    """Decode a stored image ({"bytes", "path"} or bytes) to mode L or RGB.
 
     Raises:
-        DataError: missing, damaged, or larger than Pillow trusts.
+        DataError: a missing or damaged image, or one larger than Pillow accepts.
     """
+    Image.init()
+    formats = [name for name in Image.OPEN if name not in _FOREIGN]
     value: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored, "path": None}
     source = value.get("bytes")
     try:
-        with Image.open(io.BytesIO(source) if source is not None else value["path"]) as picture:
-            picture.load()
-            if picture.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
-                deep = np.asarray(picture).astype(np.int64) // 257
-                return Image.fromarray(deep.clip(0, 255).astype(np.uint8))
-            return picture.convert("L" if picture.mode in {"1", "L", "LA"} else "RGB")
+        place = io.BytesIO(source) if source is not None else value["path"]
+        with Image.open(place, formats=formats) as image:
+            image.load()
+            mode, upright = image.mode, ImageOps.exif_transpose(image)
+            if mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip them at 255
+                return Image.fromarray(_eight_bits(np.asarray(upright), mode))
+            return upright.convert("L" if mode in {"1", "L", "LA"} else "RGB")
     except (OSError, ValueError, SyntaxError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{spec}: a picture cannot be decoded: {error}") from error
+        raise DataError(f"{spec}: an image cannot be decoded: {error}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{spec}: a picture is too large: {error}") from error
+        raise DataError(f"{spec}: an image is too large: {error}") from error
 
 
-def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
-    """The preprocessing that the checkpoint was trained with, or the family's default.
+def _eight_bits(values: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
+    """Grey values as 8 bits: by the bits of the mode, or by the range where that has 32.
+
+    Values up to 1 (floats), 255, 65,535 or above are fractions, bytes, 16 bits or 31 bits.
+    """
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0) if mode == "F" else values
+    most = float(values.max(initial=0))
+    if mode.startswith("I;16"):
+        most = 65_535.0
+    steps = (1.0, 255.0, 65_535.0) if mode == "F" else (255.0, 65_535.0)
+    full = next((step for step in steps if most <= step), max(most, 2.0**31 - 1))
+    if mode == "F":
+        scaled = values.astype(np.float64) * 255.0 / full
+    else:
+        scaled = values.astype(np.int64) * 255 // int(full)
+    return scaled.clip(0, 255).astype(np.uint8)
+
+
+def images(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    """Examples of images, with the classes of the rows if the head has them.
 
     Raises:
-        DataError: the checkpoint's preprocessing files cannot be used.
+        DataError: the checkpoint's preprocessing or the augmentation cannot be used.
     """
-    if checkpoint.family == "reference":
-        net = REFERENCE[str(checkpoint.config["architecture"])]
-        return _reference(net.input_size, net.mean, net.std)
-    if checkpoint.family == "timm":
-        return _timm(checkpoint)
-    return _transformers(checkpoint)
-
-
-def _reference(size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> Pipeline:
-    """Grey by ITU-R 601 luma and bilinear resizing (both Pillow's), then / 255, mean and std."""
-    channels, height, width = size
-    centre = torch.tensor(mean).view(-1, 1, 1)
-    scale = torch.tensor(std).view(-1, 1, 1)
-
-    def prepare(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([_pixels(picture, channels, height, width) for picture in pictures])
-
-    def finish(pixels: Tensor) -> Tensor:
-        return (pixels.float() / 255 - centre) / scale
-
-    return Pipeline(prepare=prepare, finish=finish, size=size, mean=mean, std=std)
-
-
-def _pixels(picture: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
-
-
-def _timm(checkpoint: Checkpoint) -> Pipeline:
-    """timm's own evaluation transform for the model's pretrained configuration."""
-    from timm.data import create_transform, resolve_data_config
-
-    said = {**_mapping(checkpoint.config.get("pretrained_cfg"))}
-    arguments = _mapping(checkpoint.config.get("model_args"))
-    config = resolve_data_config({}, pretrained_cfg=said or None, model=checkpoint.module)
-    channels = int(arguments.get("in_chans") or config["input_size"][0])
-    side = arguments.get("img_size") or _patch_size(checkpoint.module)
-    height, width = (side, side) if isinstance(side, int) else side or config["input_size"][1:]
-    for key in ("mean", "std"):
-        if channels != len(config[key]):
-            config[key] = (sum(config[key]) / len(config[key]),) * channels
-    config["input_size"] = (channels, int(height), int(width))
-    transform: Any = create_transform(**config, is_training=False)
-    mode = "L" if channels == 1 else "RGB"
-
-    def prepare(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([transform(picture.convert(mode)) for picture in pictures])
-
-    return Pipeline(
-        prepare=prepare, finish=lambda pixels: pixels, size=config["input_size"],
-        mean=config["mean"], std=config["std"],
-    )  # fmt: skip
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _patch_size(module: torch.nn.Module) -> tuple[int, int] | None:
-    """The input size that a timm transformer was built for, which its config need not say."""
-    side = getattr(getattr(module, "patch_embed", None), "img_size", None)
-    return (int(side[0]), int(side[1])) if isinstance(side, (tuple, list)) else None
-
-
-def _transformers(checkpoint: Checkpoint) -> Pipeline:
-    """The checkpoint's image processor, else plain resizing with mean and std 0.5."""
-    folder, config = checkpoint.folder, checkpoint.config
-    side = config.get("image_size")
-    height, width = (side, side) if isinstance(side, int) else tuple(side or (224, 224))[:2]
-    if folder is not None and has_processor(folder):
-        return _processor(folder, (height, width) if side and checkpoint.init else None)
-    channels = int(config.get("num_channels") or 3)
-    plain = _reference((channels, height, width), [0.5] * channels, [0.5] * channels)
-    note = (
-        f"{checkpoint.source} has no preprocessor_config.json: images are resized to "
-        f"{height} x {width} and scaled with mean 0.5 and standard deviation 0.5."
+    pipeline = pipeline_of(checkpoint)
+    match = match_of(raw, checkpoint)
+    augment = raw.options.augment
+    if augment.timm:  # a wrong option is refused before the search
+        timm_transform(augment.timm, pipeline.size, pipeline.mean, pipeline.std)
+    train, held_out, test = (
+        ImageExamples(
+            split=split,
+            column=raw.columns.inputs[0],
+            pipeline=pipeline,
+            labels=label_tensor(split, match),
+            spec=raw.spec,
+        )
+        for split in cut(raw, limit)
     )
-    return replace(plain, note=note)
-
-
-def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
-    """The image processor in `folder`, told the size that a random init was `built` for.
-
-    That size can be another than the folder's (`--set model.image_size=32`).
-    """
-    with opening("image processor", folder):
-        from transformers import AutoImageProcessor
-
-        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        seen = processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
-    size = tuple(seen["pixel_values"].shape[-2:])
-    other: dict[str, Any] = {}
-    if built is not None and size != built:
-        resized = {"height": built[0], "width": built[1]}
-        other = {"size": resized, "do_resize": True, "do_center_crop": False}
-
-    def prepare(pictures: Sequence[Image.Image]) -> Tensor:
-        rgb = [picture.convert("RGB") for picture in pictures]
-        pixels: Tensor = processor(images=rgb, return_tensors="pt", **other)["pixel_values"]
-        return pixels
-
-    note = f"Images are resized to {built} (height, width) for the model." if other else ""
-    return Pipeline(
-        prepare=prepare, finish=lambda pixels: pixels, note=note,
-        size=(3, *(built or size)), mean=getattr(processor, "image_mean", None) or _PLAIN,
-        std=getattr(processor, "image_std", None) or _PLAIN,
-    )  # fmt: skip
+    changed = replace(train, augment=augment) if augment.changes else None
+    notes = (pipeline.note,) if pipeline.note else ()
+    return Ready(
+        train=train, held_out=held_out, test=test, match=match, notes=notes, augmented=changed
+    )

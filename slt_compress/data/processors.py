@@ -1,4 +1,4 @@
-"""Parts of a checkpoint beside its model: processors, tokenizers, feature extractors."""
+"""The parts of a checkpoint beside its model: processors, tokenizers, feature extractors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 def has_processor(folder: Path) -> bool:
-    """Whether a folder says how its model's pictures or sounds are prepared."""
+    """Whether a folder has the settings of an image processor or feature extractor."""
     return any((folder / name).is_file() for name in _PROCESSORS)
 
 
@@ -22,7 +22,7 @@ def opening(part: str, folder: Path) -> Iterator[None]:
     """Open a part of the checkpoint in `folder` inside this block, quietly.
 
     Raises:
-        DataError: whatever goes wrong: a damaged file ends in anything from KeyError to OSError.
+        DataError: any error; a damaged file can raise anything from KeyError to OSError.
     """
     try:
         with quiet():

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from slt_compress.data.batches import generator
-from slt_compress.data.columns import (
-    Columns,
+from slt_compress.data.columns import Columns, find_columns
+from slt_compress.data.discovery import split_in
+from slt_compress.data.targets import (
     Labels,
-    Modality,
     Target,
-    find_columns,
     find_target,
+    given_labels,
+    is_missing,
     read_labels,
 )
-from slt_compress.data.options import SPLITS
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class RawData:
         classes: names of the classes, None where the data has none.
         num_classes: how many; 1 for regression, None where there are no labels.
         regression: whether labels are numbers to predict.
+        several: whether a row has several classes or numbers at once.
         modality: what the inputs are.
         columns: which columns are used.
         splits: "train" and "test" (held-out examples are cut from train by `prepare`, since for
@@ -72,12 +73,13 @@ class RawData:
     classes: tuple[str, ...] | None
     num_classes: int | None
     regression: bool
-    modality: Modality
+    modality: str
     columns: Columns
     splits: Mapping[str, Split]
     test_split: str
     options: DataOptions
     notes: tuple[str, ...] = ()
+    several: bool = False
 
 
 def default_spec(task: Task) -> str:
@@ -102,7 +104,7 @@ def open_data(spec: str, options: DataOptions) -> RawData:
     named, notes = _read(spec, options)
     first = _train_name(named, options, spec)
     columns = find_columns(named[first], options, spec)
-    target = find_target(named[first], columns.label, spec)
+    target = find_target(named[first], columns, spec)
     train = _split(named[first], columns, target, spec)
     if not len(train):
         raise DataError(f"{spec}: the split {first} has no labelled rows")
@@ -110,7 +112,7 @@ def open_data(spec: str, options: DataOptions) -> RawData:
     if name is not None:
         test, test_name = _split(named[name], columns, target, spec), name
     else:
-        train, test = _cut(train, spec)
+        train, test = _cut(train, spec, in_order=columns.modality == "text")
         test_name = f"{SPLIT_SHARE:.0%} of {first}"
         notes += (f"{spec} has no labelled test split: {test_name} is held back for the metrics.",)
     return RawData(
@@ -123,7 +125,8 @@ def open_data(spec: str, options: DataOptions) -> RawData:
         splits={"train": train, "test": test},
         test_split=test_name,
         options=options,
-        notes=notes,
+        notes=(*notes, *filter(None, (target.note,))),
+        several=target.several,
     )
 
 
@@ -134,10 +137,10 @@ def _read(spec: str, options: DataOptions) -> tuple[dict[str, Rows], tuple[str, 
 
     path = Path(spec).expanduser()
     if path.exists():
-        return (read_saved(path, spec) if is_saved(path) else read_path(path, spec)), ()
+        return (read_saved(path, spec), ()) if is_saved(path) else read_path(path, spec)
     if spec == "digits":
         with as_file(files("slt_compress") / "digits") as folder:
-            return read_path(folder, spec), ()
+            return read_path(folder, spec)
     if (
         spec.startswith((".", "/", "~"))
         or spec.count("/") > 1
@@ -149,7 +152,8 @@ def _read(spec: str, options: DataOptions) -> tuple[dict[str, Rows], tuple[str, 
 
 
 def _train_name(named: Mapping[str, Rows], options: DataOptions, spec: str) -> str:
-    name = options.train or "train"
+    spelled = [name for name in named if split_in(name) == "train"]
+    name = options.train or ("train" if "train" in named else next(iter(spelled), "train"))
     if name not in named:
         raise DataError(
             f"{spec} has no split {name!r}; it has {', '.join(sorted(named))}; choose the one to "
@@ -170,8 +174,8 @@ def _test_name(
                 f"it has {rest}"
             )
         return options.test
-    order = ["test", "validation", *(name for name in named if SPLITS.get(name) == "validation")]
-    order += [name for name in sorted(named) if name.startswith(("validation", "test"))]
+    order = ["test", "validation"]
+    order += [name for kind in order for name in sorted(named) if split_in(name) == kind]
     usable = (name for name in order if name in named and name != train)
     return next((name for name in usable if _labelled(named[name], columns)), None)
 
@@ -181,7 +185,7 @@ def _labelled(rows: Rows, columns: Columns) -> bool:
         return len(rows) > 0
     if columns.label not in rows.features:
         return False
-    return any(value is not None and value != -1 for value in rows.column(columns.label))
+    return any(not is_missing(value) and value != -1 for value in rows.column(columns.label))
 
 
 def _split(rows: Rows, columns: Columns, target: Target, spec: str) -> Split:
@@ -189,19 +193,18 @@ def _split(rows: Rows, columns: Columns, target: Target, spec: str) -> Split:
     missing = [name for name in columns.inputs if name not in rows.features]
     if missing:
         raise DataError(f"{spec}: the splits differ: one has no column {missing[0]!r}")
-    labels = read_labels(rows, columns.label, target, spec)
+    labels = read_labels(rows, columns, target, spec)
     if labels is None:
         return Split(rows=rows, labels=None)
-    given = np.isfinite(labels) if target.regression else labels >= 0
-    return Split(rows=rows, labels=labels).select(np.flatnonzero(given))
+    return Split(rows=rows, labels=labels).select(np.flatnonzero(given_labels(labels)))
 
 
-def _cut(train: Split, spec: str) -> tuple[Split, Split]:
+def _cut(train: Split, spec: str, *, in_order: bool) -> tuple[Split, Split]:
     """80 % and 20 % of the rows: by a fixed seed, or the last ones of a text without labels."""
     if len(train) < 2:
         raise DataError(f"{spec} has one row, which cannot be split into training and test data")
     count = max(1, round(SPLIT_SHARE * len(train)))
     order = np.arange(len(train))[::-1]
-    if train.labels is not None:
+    if train.labels is not None or not in_order:
         order = torch.randperm(len(train), generator=generator("test")).numpy()
     return train.select(np.sort(order[count:])), train.select(np.sort(order[:count]))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from slt_compress.data.options import AUDIO_NAMES
+from slt_compress.data.arrow_types import is_binary, is_list, is_text, plain_table
+from slt_compress.data.options import STORED
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Kind = Literal["image", "audio", "classes", "text", "integer", "number", "words", "tags", "other"]
+Kind = str
+"""A key of `STORED`, or classes, text, integer, number, words, tags, numbers or other."""
 Positions = npt.NDArray[np.int64]
 
 
@@ -56,6 +58,7 @@ class Rows:
 
 def as_rows(table: pa.Table) -> Rows:
     """Wrap a table; `features` come from its Hugging Face metadata, else from the Arrow types."""
+    table = plain_table(table)
     declared = _declared(table.schema)
     features = {
         field.name: _feature(field.name, field.type, declared.get(field.name))
@@ -77,26 +80,33 @@ def _feature(name: str, arrow: pa.DataType, declared: object) -> Feature:
     names = _names(said)
     if names and pa.types.is_integer(arrow):
         return Feature(kind="classes", names=names)
-    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow):
+    if is_list(arrow):
         if pa.types.is_integer(arrow.value_type):
             return Feature(kind="tags", names=_names(said.get("feature")))
-        return Feature(kind="words" if pa.types.is_string(arrow.value_type) else "other")
+        if pa.types.is_floating(arrow.value_type):
+            return Feature(kind="numbers")
+        return Feature(kind="words" if is_text(arrow.value_type) else "other")
     fields = {field.name for field in arrow} if pa.types.is_struct(arrow) else set()
-    # A struct of bytes and path is how `datasets` stores both pictures and sound.
-    usual = "Audio" if name in AUDIO_NAMES else "Image"
-    if "bytes" in fields and said.get("_type", usual) == "Audio":
-        return Feature(kind="audio")
-    if fields == {"bytes", "path"} and said.get("_type", "Image") == "Image":
-        return Feature(kind="image")
-    if pa.types.is_string(arrow) or pa.types.is_large_string(arrow):
+    stored = _stored(name, said.get("_type"))
+    if stored is not None and "bytes" in fields:
+        return Feature(kind=stored)
+    if is_text(arrow):
         return Feature(kind="text")
     if pa.types.is_integer(arrow) or pa.types.is_boolean(arrow):
         return Feature(kind="integer")
-    if pa.types.is_floating(arrow):
+    if pa.types.is_floating(arrow) or pa.types.is_decimal(arrow):
         return Feature(kind="number")
-    if said.get("_type") == "Image" and pa.types.is_binary(arrow):
-        return Feature(kind="image")
+    if stored is not None and "_type" in said and is_binary(arrow):
+        return Feature(kind=stored)
     return Feature(kind="other")
+
+
+def _stored(name: str, declared: object) -> Kind | None:
+    """The kind of media in a column: as declared, else by its name, else the first kind."""
+    if declared is None:
+        named = (kind for kind, stored in STORED.items() if name in stored.names)
+        return next(named, next(iter(STORED)))
+    return next((kind for kind, stored in STORED.items() if stored.declared == declared), None)
 
 
 def _names(said: object) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""What all kinds of data are cut into before a model sees them: splits, with matched labels."""
+"""Splits with matched labels: what every modality makes its examples from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """Examples of the three splits and what was said about them.
+    """The examples of the three splits, and notes about them.
 
-    `augmented` are the training ones as an epoch sees them, where they are changed at random.
+    `augmented` are the training examples as an epoch sees them, if augmentation is asked for.
     """
 
     train: Examples
@@ -36,10 +36,12 @@ class Ready:
 
 
 def cut(raw: RawData, limit: int | None) -> tuple[Split, Split, Split]:
-    """Train, held-out and test rows; chosen by a fixed seed, kept in the order of the file."""
+    """Train, held-out and test rows; drawn with a fixed seed, in the order of the file."""
     whole, options = raw.splits["train"], raw.options
     if len(whole) < 2:
-        raise DataError(f"{raw.spec}: one training example cannot be split into train and held-out")
+        raise DataError(
+            f"{raw.spec} has one training example, which cannot be split into train and held-out"
+        )
     wanted = min(len(whole), options.limit_train or len(whole))
     held = min(held_of(options, wanted), len(whole) - 1)
     order = torch.randperm(len(whole), generator=generator("held-out")).numpy()
@@ -48,7 +50,7 @@ def cut(raw: RawData, limit: int | None) -> tuple[Split, Split, Split]:
 
 
 def capped(raw: RawData, limit: int | None) -> Split:
-    """The test rows, at most `limit` of them, drawn by a fixed seed."""
+    """The test rows, at most `limit` of them, drawn with a fixed seed."""
     test = raw.splits["test"]
     if limit is None or limit >= len(test):
         return test
@@ -57,11 +59,18 @@ def capped(raw: RawData, limit: int | None) -> Split:
 
 
 def label_tensor(split: Split, match: LabelMatch) -> Tensor | None:
-    """Labels in the head's own numbering: int64 [N], or float32 [N]; None where unmatched."""
+    """Labels as the head numbers them: int64 [N], float32 [N] or [N, C]; None if unmatched."""
     if split.labels is None or not match.matches:
         return None
     labels = torch.from_numpy(split.labels)
-    return labels if match.ids is None else torch.tensor(match.ids)[labels]
+    if match.ids is None:
+        return labels
+    ids = torch.tensor(match.ids)
+    if labels.dim() == 1:
+        return ids[labels]
+    flags = torch.zeros(len(labels), max(match.outputs or 0, int(ids.max()) + 1))
+    flags[:, ids] = labels
+    return flags
 
 
 def held_of(options: DataOptions, examples: int) -> int:
@@ -70,7 +79,7 @@ def held_of(options: DataOptions, examples: int) -> int:
 
 
 def match_of(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
-    """Whether the labels of the data are those of the head."""
+    """Whether the labels of the data match the classes of the head."""
     if checkpoint.task == "features":
         return LabelMatch(
             matches=False,
@@ -83,9 +92,9 @@ def match_of(raw: RawData, checkpoint: Checkpoint) -> LabelMatch:
             note=f"{raw.spec} has no tag for each word; the metrics compare with the dense model "
             "instead.",
         )
-    return match_labels(raw, checkpoint.classes, checkpoint.num_classes)
+    return match_labels(raw, checkpoint.classes, checkpoint.num_classes, checkpoint.head)
 
 
 def accepted_of(checkpoint: Checkpoint) -> frozenset[str]:
-    """Names of the arguments that the model takes."""
+    """Names of the model's arguments."""
     return frozenset(inspect.signature(checkpoint.module.forward).parameters)

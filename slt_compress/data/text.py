@@ -1,276 +1,128 @@
-"""Turn texts into batches: sentences with a label, pairs to translate, and blocks to model."""
+"""Text as model inputs: sentences, pairs or blocks of running text, as the task requires."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from slt_compress.checkpoints.quiet import quiet
-from slt_compress.data.tokens import check_ids
+from slt_compress.data.labels import LabelMatch
+from slt_compress.data.splits import Ready, accepted_of, cut, held_of, label_tensor, match_of
+from slt_compress.data.text_examples import (
+    BlockExamples,
+    Encoder,
+    PairExamples,
+    SentenceExamples,
+    TagExamples,
+    blocks_of,
+    mask_tokens,
+    next_token,
+)
+from slt_compress.data.tokens import (
+    check_ids,
+    length_of,
+    open_tokenizer,
+    text_config,
+    vocabulary_of,
+)
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
-    from slt_compress.data.batches import Batch
-    from slt_compress.data.columns import Columns
-    from slt_compress.data.raw import Split
+    from slt_compress.checkpoints import Checkpoint
+    from slt_compress.data.batches import Examples
+    from slt_compress.data.raw import RawData
 
-IGNORED = -100
-"""The label that every loss of transformers leaves out."""
-MASKED_SHARE = 0.15
-CHUNK_ROWS = 1_000
-Ids = npt.NDArray[np.int64]
-_NOTHING: Ids = np.empty(0, np.int64)
+_RUNNING_TEXT = ("causal-lm", "masked-lm", "image-text-to-text")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
-    """The texts of a split as token ids.
-
-    Attributes:
-        split: the rows.
-        tokenizer: the checkpoint's.
-        length: the most tokens of an example; longer ones are cut.
-        accepted: argument names of the model.
-        vocabulary: token ids that the model knows, None where unknown.
-    """
-
-    split: Split
-    tokenizer: Any = field(repr=False)
-    length: int
-    accepted: frozenset[str]
-    vocabulary: int | None
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def read(self, column: str, positions: Tensor) -> list[str]:
-        """The texts of a column; a missing one is empty, a number is written out."""
-        return read_texts(self.split, column, positions)
-
-    def words(self, column: str, positions: Tensor) -> list[list[str]]:
-        """Lists of words; an empty row has one empty word."""
-        rows = self.split.rows.column(column, positions.numpy())
-        return [[str(word) for word in row or [""]] for row in rows]
-
-    def encode(self, *texts: list[Any], **how: Any) -> Any:
-        """Token ids int64 [N, T] of texts or pairs of texts, padded to the longest."""
-        return self.tokenizer(
-            *texts,
-            truncation=True,
-            max_length=self.length,
-            padding=True,
-            return_tensors="pt",
-            **how,
-        )
-
-    def inputs(self, encoded: Mapping[str, Tensor]) -> Batch:
-        """What the model takes of the tokenizer's output."""
-        check_ids(encoded["input_ids"], self.vocabulary)
-        return {name: tensor for name, tensor in encoded.items() if name in self.accepted}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentenceExamples:
-    """One or two texts a row, padded to the longest of the batch, with the row's label."""
-
-    text: Encoder
-    columns: Columns
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Token ids int64 [N, T] and what else the model takes; labels as they were given."""
-        if self.columns.tags:
-            words = self.text.words(self.columns.inputs[0], positions)
-            batch = self.text.inputs(self.text.encode(words, is_split_into_words=True))
-        else:
-            texts = [self.text.read(name, positions) for name in self.columns.inputs]
-            batch = self.text.inputs(self.text.encode(*texts))
-        if self.labels is not None:
-            batch["labels"] = self.labels[positions]
-        return batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagExamples:
-    """Words with a tag each; the first token of a word carries its tag.
-
-    `ids` are the head's classes of the data's, None where they are equal.
-    """
-
-    text: Encoder
-    columns: Columns
-    ids: tuple[int, ...] | None
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Token ids int64 [N, T]; labels int64 [N, T], -100 at other tokens and padding."""
-        words = self.text.words(self.columns.inputs[0], positions)
-        tags = self.text.split.rows.column(str(self.columns.label), positions.numpy())
-        encoded = self.text.encode(words, is_split_into_words=True)
-        labels = torch.full_like(encoded["input_ids"], IGNORED)
-        for row, row_tags in enumerate(tags):
-            before: int | None = None
-            for place, word in enumerate(encoded.word_ids(row)):
-                if word is not None and word != before and word < len(row_tags or ()):
-                    labels[row, place] = self._class(int(row_tags[word]))
-                before = word
-        return {**self.text.inputs(encoded), "labels": labels}
-
-    def _class(self, tag: int) -> int:
-        if tag < 0:
-            return IGNORED
-        return tag if self.ids is None else self.ids[tag]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairExamples:
-    """A source and a target text a row; with one column the model is to copy its input."""
-
-    text: Encoder
-    columns: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.text)
-
-    def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Source ids int64 [N, T]; labels int64 [N, U], -100 where padded."""
-        source = self.text.read(self.columns[0], positions)
-        target = self.text.read(self.columns[-1], positions)
-        wanted = self.text.encode(text_target=target)
-        hidden = wanted["attention_mask"] == 0
-        labels = wanted["input_ids"].masked_fill(hidden, IGNORED)
-        return {**self.text.inputs(self.text.encode(source)), "labels": labels}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockExamples:
-    """Blocks of running text, the last one padded; `finish` makes the labels.
-
-    Attributes:
-        ids: int64 [blocks, length].
-        sizes: int64 [blocks], tokens of each block that are not padding.
-        finish: (ids, attention mask, chance) to (inputs, labels).
-        accepted: argument names of the model.
-    """
-
-    ids: Tensor = field(repr=False)
-    sizes: Tensor = field(repr=False)
-    finish: Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
-    accepted: frozenset[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batch(self, positions: Tensor, chance: torch.Generator) -> Batch:
-        """Token ids, attention mask and labels, int64 [N, length] each."""
-        ids = self.ids[positions]
-        mask = (torch.arange(ids.shape[1]) < self.sizes[positions, None]).long()
-        inputs, labels = self.finish(ids, mask, chance)
-        batch = {"input_ids": inputs, "labels": labels}
-        if "attention_mask" in self.accepted:
-            batch["attention_mask"] = mask
-        return batch
-
-
-def read_texts(split: Split, column: str, positions: Tensor) -> list[str]:
-    """The texts of a column; a missing one is empty, a number is written out."""
-    values = split.rows.column(column, positions.numpy())
-    return ["" if value is None else str(value) for value in values]
-
-
-def blocks_of(
-    split: Split, column: str, tokenizer: Any, length: int, *, limit: int | None, masked: bool
-) -> tuple[Tensor, Tensor]:
-    """All texts of a split in one stream, cut into (ids [blocks, length], sizes [blocks]).
-
-    Nothing is put between the rows: their own newlines separate them. Masked models get their
-    start and end token around every block. The last block is padded, so that every token counts.
-    At most `limit` blocks are made, from the first rows.
-    """
-    before = [tokenizer.cls_token_id] if masked and tokenizer.cls_token_id is not None else []
-    after = [tokenizer.sep_token_id] if masked and tokenizer.sep_token_id is not None else []
-    room = length - len(before) - len(after)
-    needed = None if limit is None else limit * room
-    stream = np.concatenate([*_stream(split, column, tokenizer, needed), _NOTHING])[:needed]
-    # One token alone predicts nothing.
-    pieces = [stream[i : i + room] for i in range(0, len(stream), room)]
-    pieces = [piece for piece in pieces if len(piece) > 1]
-    ids = torch.full((len(pieces), length), int(tokenizer.pad_token_id))
-    sizes = torch.zeros(len(pieces), dtype=torch.int64)
-    for row, piece in enumerate(pieces):
-        whole = [*before, *piece.tolist(), *after]
-        ids[row, : len(whole)] = torch.tensor(whole)
-        sizes[row] = len(whole)
-    return ids, sizes
-
-
-def _stream(split: Split, column: str, tokenizer: Any, needed: int | None) -> Iterator[Ids]:
-    """Tokens of the rows, without special ones, until at least `needed` have come."""
-    given = 0
-    for start in range(0, len(split), CHUNK_ROWS):
-        positions = torch.arange(start, min(start + CHUNK_ROWS, len(split)))
-        texts = read_texts(split, column, positions)
-        with quiet():  # advice about texts longer than the model: they are cut into blocks
-            rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-        for ids in rows["input_ids"]:
-            given += len(ids)
-            yield np.asarray(ids, np.int64)
-        if needed is not None and given >= needed:
-            return
-
-
-def next_token(ids: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Labels of a causal model: the ids themselves (the model shifts them), padding ignored."""
-    return ids, ids.masked_fill(mask == 0, IGNORED)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskTokens:
-    """Masked language modelling as in BERT (Devlin et al. 2019, section 3.1).
-
-    15 % of the tokens, at least one a block, are to be predicted; of these 80 % read as the mask
-    token, 10 % as a token drawn at random and 10 % as themselves.
-    """
-
-    mask_id: int
-    vocabulary: int
-    special: tuple[int, ...]
-
-    def __call__(self, ids: Tensor, mask: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Inputs and labels, int64 [N, length] each; -100 where nothing is predicted."""
-        fixed = (mask == 0) | torch.isin(ids, torch.tensor(self.special))
-        draw = torch.rand(ids.shape, generator=chance).masked_fill(fixed, 2.0)
-        chosen = (draw < MASKED_SHARE) | (draw == draw.min(dim=1, keepdim=True).values)
-        chosen &= ~fixed
-        how = torch.rand(ids.shape, generator=chance)
-        anything = torch.randint(self.vocabulary, ids.shape, generator=chance)
-        inputs = torch.where(chosen & (how < 0.8), self.mask_id, ids)
-        inputs = torch.where(chosen & (how >= 0.9), anything, inputs)
-        return inputs, ids.masked_fill(~chosen, IGNORED)
-
-
-def mask_tokens(tokenizer: Any, vocabulary: int | None, source: str) -> MaskTokens:
-    """The masking rule of a tokenizer.
+def texts(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    """Examples of text: blocks for language models, pairs for sequence to sequence, or sentences.
 
     Raises:
-        DataError: it has no mask token.
+        DataError: the checkpoint has no tokenizer, or it does not suit the model.
     """
-    if tokenizer.mask_token_id is None:
-        raise DataError(f"the tokenizer of {source} has no mask token, which a masked model needs")
-    return MaskTokens(
-        mask_id=int(tokenizer.mask_token_id),
-        vocabulary=min(len(tokenizer), vocabulary or len(tokenizer)),
-        special=tuple(sorted(set(map(int, tokenizer.all_special_ids)))),
+    if checkpoint.task in _RUNNING_TEXT:
+        return _blocks(raw, checkpoint, limit)
+    make = _pairs if checkpoint.task == "seq2seq" else _sentences
+    return make(raw, checkpoint, limit)
+
+
+def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    tokenizer = open_tokenizer(checkpoint)
+    if checkpoint.task == "text-classification" and not _knows_padding(checkpoint):
+        raise DataError(
+            f"{checkpoint.source} has no pad token, so it cannot classify sentences of different "
+            f"lengths in one batch; set one with --set model.pad_token_id="
+            f"{tokenizer.pad_token_id}"
+        )
+    match = match_of(raw, checkpoint)
+    encoder = _encoder(raw, checkpoint, tokenizer)
+    tagged = checkpoint.task == "token-classification" and raw.columns.tags
+    made: list[Examples] = []
+    for split in cut(raw, limit):
+        text = encoder(split=split)
+        if tagged and match.matches:
+            made.append(TagExamples(text=text, columns=raw.columns, ids=match.ids))
+        else:
+            labels = label_tensor(split, match)
+            made.append(SentenceExamples(text=text, columns=raw.columns, labels=labels))
+    return Ready(train=made[0], held_out=made[1], test=made[2], match=match)
+
+
+def _pairs(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    columns, encoder = raw.columns.inputs, _encoder(raw, checkpoint, open_tokenizer(checkpoint))
+    train, held_out, test = (
+        PairExamples(text=encoder(split=split), columns=columns) for split in cut(raw, limit)
     )
+    notes = (
+        () if len(columns) == 2 else (f"{raw.spec}: the target is a copy of column {columns[0]}.",)
+    )
+    match = LabelMatch(matches=True)
+    return Ready(train=train, held_out=held_out, test=test, match=match, notes=notes)
+
+
+def _encoder(raw: RawData, checkpoint: Checkpoint, tokenizer: Any) -> Callable[..., Encoder]:
+    """An `Encoder` that only lacks its split."""
+    return partial(
+        Encoder,
+        tokenizer=tokenizer,
+        length=length_of(checkpoint, tokenizer, raw.options.max_length),
+        accepted=accepted_of(checkpoint),
+        vocabulary=vocabulary_of(checkpoint),
+    )
+
+
+def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
+    """Blocks of running text; the last blocks of the training text are held out."""
+    options, tokenizer = raw.options, open_tokenizer(checkpoint)
+    length = length_of(checkpoint, tokenizer, options.max_length)
+    masked = checkpoint.task == "masked-lm"
+    vocabulary = vocabulary_of(checkpoint)
+    finish = mask_tokens(tokenizer, vocabulary, checkpoint.source) if masked else next_token
+    wanted = options.limit_train
+    if wanted is not None:
+        wanted += held_of(options, wanted)
+    make = partial(
+        blocks_of, column=raw.columns.inputs[0], tokenizer=tokenizer, length=length, masked=masked
+    )
+    ids, sizes = make(raw.splits["train"], limit=wanted)
+    test = make(raw.splits["test"], limit=limit)
+    if len(ids) < 2 or not len(test[0]):
+        raise DataError(
+            f"{raw.spec} gives {len(ids)} blocks of {length} tokens to search on and "
+            f"{len(test[0])} to measure on; use more text or a smaller data.max_length"
+        )
+    check_ids(ids, vocabulary)
+    check_ids(test[0], vocabulary)
+    held = min(held_of(options, options.limit_train or len(ids)), len(ids) - 1)
+    parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
+    accepted = accepted_of(checkpoint)
+    made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
+    note = f"{raw.spec}: text is read in independent blocks of {length} tokens."
+    match = LabelMatch(matches=True)
+    return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
+
+
+def _knows_padding(checkpoint: Checkpoint) -> bool:
+    return text_config(checkpoint).get("pad_token_id") is not None

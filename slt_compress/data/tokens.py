@@ -1,4 +1,4 @@
-"""The checkpoint's tokenizer, and how long an example may be."""
+"""The tokenizer of a checkpoint, and the length of an example."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def pad_on_the_right_(tokenizer: Any, folder: Path) -> None:
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> int | None:
-    """How many token ids the model knows, where its config says so."""
+    """How many token ids the model knows, if its config says so."""
     known = text_config(checkpoint).get("vocab_size")
     return known if isinstance(known, int) else None
 
@@ -73,12 +73,12 @@ def check_ids(ids: Tensor, vocabulary: int | None) -> None:
     Raises:
         DataError: an id beyond the vocabulary.
     """
-    # Compared by id and not by size: some tokenizers know more tokens than they ever give.
+    # By id and not by size, because some tokenizers have more tokens than they ever produce.
     highest = int(ids.max()) if ids.numel() else 0
     if vocabulary is not None and highest >= vocabulary:
         raise DataError(
             f"the tokenizer gives token id {highest:,} and the model knows {vocabulary:,} tokens; "
-            "the two do not belong together"
+            "they do not belong together"
         )
 
 
@@ -86,7 +86,7 @@ def length_of(checkpoint: Checkpoint, tokenizer: Any, asked: int | None) -> int:
     """Tokens in an example: `asked`, else 128 or the model's context if that is shorter.
 
     Raises:
-        DataError: more tokens asked for than the model can take.
+        DataError: `asked` is more than the model can take.
     """
     context = context_of(checkpoint, tokenizer.model_max_length)
     if asked is not None and context is not None and asked > context:
@@ -97,16 +97,16 @@ def length_of(checkpoint: Checkpoint, tokenizer: Any, asked: int | None) -> int:
 
 
 def context_of(checkpoint: Checkpoint, limit: float = 10**9) -> int | None:
-    """The most tokens that the model, and a tokenizer of this limit, can take; None if any."""
+    """Most tokens that the model and a tokenizer of this limit can take; None if unlimited."""
     config = text_config(checkpoint)
     contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
-    # Tokenizers without a limit of their own give a huge number.
+    # Tokenizers without a limit give a huge number.
     contexts += [limit] if limit < 10**9 else []
     return min((int(context) for context in contexts if context > 0), default=None)
 
 
 def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config, or its text part where a model of several kinds of input has one."""
+    """The config, with the values of its text part if a model of several inputs has one."""
     config = dict(checkpoint.config)
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config

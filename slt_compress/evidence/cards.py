@@ -1,19 +1,19 @@
-"""Model cards: the README.md of a ticket and of an exported folder, from the evidence alone."""
+"""The model card of an exported folder, from the evidence alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from slt_compress.artifacts.onnx_file import OnnxInput
 from slt_compress.evidence.reporting import Report
-from slt_compress.tickets.card import _flips, _front_matter, _metric_table, _own_loading, _title
+from slt_compress.tickets.card import flip_note, front_matter, metric_table, own_loading, title_of
 
 
 def artifact_card(
     report: Report,
     format: str,
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
     folder: str,
     *,
     rounded_to: str | None = None,
@@ -22,8 +22,8 @@ def artifact_card(
     exactly = f", rounded to {rounded_to}." if rounded_to else ", bit for bit."
     sparsity = report.sparsity
     lines = [
-        _front_matter(origin),
-        f"# {_title(origin)}, {sparsity['achieved']:.2%} sparse",
+        front_matter(origin),
+        f"# {title_of(origin)}, {sparsity['achieved']:.2%} sparse",
         "",
         f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
         f"{sparsity['parameters']:,} parameters in all{_pattern_clause(report)}. Every kept weight "
@@ -31,8 +31,8 @@ def artifact_card(
         + (" times the recorded gain of its layer" if origin.get("init") else "")
         + exactly,
         "",
-        *_flips(sparsity.get("flips", 0), sparsity["kept"]),
-        *_metric_table(report.metrics),
+        *flip_note(sparsity.get("flips", 0), sparsity["kept"]),
+        *metric_table(report.metrics),
         "",
         "## How to load it",
         "",
@@ -54,7 +54,7 @@ def _pattern_clause(report: Report) -> str:
     return f". The pattern `{pattern}` keeps {units['kept']:,} of {units['gated']:,} units"
 
 
-def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str]:
+def how_to_load(format: str, origin: Mapping[str, object], folder: str) -> list[str]:
     """Markdown with the code that opens an exported folder."""
     family = origin.get("family")
     if format == "dense" and family == "transformers":
@@ -78,24 +78,22 @@ def how_to_load(format: str, origin: Mapping[str, Any], folder: str) -> list[str
             'logits = session.run(["logits"], inputs)[0]  # inputs: numpy arrays by name',
         ]
     else:
-        code = _own_loading(folder, origin)
+        code = own_loading(folder, origin)
     return ["```python", *code, "```"]
 
 
 def onnx_inputs(
-    inputs: Sequence[Mapping[str, Any]], origin: Mapping[str, Any], folder: str
+    inputs: Sequence[OnnxInput], origin: Mapping[str, object], folder: str
 ) -> list[str]:
-    """Markdown on the inputs of an ONNX model: name, dtype and shape, and who makes them."""
-    names = {str(value["name"]) for value in inputs}
+    """Markdown on the inputs of an ONNX model: name, dtype and shape, and what prepares them."""
+    names = {value.name for value in inputs}
     lines = ["## Inputs", "", "| name | dtype | shape |", "|---|---|---|"]
     for value in inputs:
-        lines.append(
-            f"| {value['name']} | {value['dtype']} | {', '.join(map(str, value['shape']))} |"
-        )
+        lines.append(f"| {value.name} | {value.dtype} | {', '.join(map(str, value.shape))} |")
     lines += ["", "Where the shape has a word, any size will do.", ""]
     if origin.get("family") == "transformers":
         name, example = next(
-            (found for needed, *found in _PREPARING if set(needed) <= names), ("AutoProcessor", "…")
+            (rest for needed, *rest in _PREPARING if set(needed) <= names), ("AutoProcessor", "…")
         )
         lines += [
             "```python",

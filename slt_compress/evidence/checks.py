@@ -11,23 +11,22 @@ import torch
 from torch import Tensor
 
 from slt_compress.anatomy.states import set_buffers, shapes_of, site_weights
-from slt_compress.artifacts import Proof, dtype_of
+from slt_compress.artifacts import Proof
 from slt_compress.artifacts.shrinking import prove
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.pattern_checks import counts_units, pattern_held
 from slt_compress.masks import Masks, count_kept, masked_weight
 from slt_compress.runtime.opening import Opened, apply_masks_
-from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.bits import bits, same_bits
-from slt_compress.storage.files import sha256_tensors
+from slt_compress.storage.files import dtype_name, sha256_tensors
+from slt_compress.storage.probe import Probe
 from slt_compress.tickets.provenance import Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """One thing that was checked, and the outcome."""
 
     name: str
     ok: bool
@@ -36,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """The checks of a folder, in order; `ok` when all of them are."""
+    """The checks of a folder, in order; `ok` if all of them passed."""
 
     path: Path
     checks: tuple[Check, ...]
@@ -51,12 +50,17 @@ class Verification:
         return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
 
 
-def _failed(name: str, detail: str) -> Check:
+def failed(name: str, detail: str) -> Check:
+    """A check that did not pass."""
     return Check(name=name, ok=False, detail=detail)
 
 
 def against_origin(
-    opened: Opened, known: Provenance, source: Checkpoint, absent: Collection[str] = ()
+    opened: Opened,
+    known: Provenance,
+    source: Checkpoint,
+    probe: Probe | None,
+    absent: Collection[str] = (),
 ) -> Iterator[Check]:
     """The checks that need the origin's weights; `absent` are parameters that the folder lacks."""
     weights = site_weights(source.module, opened.shapes)
@@ -75,16 +79,18 @@ def against_origin(
     ok, detail = pattern_held(known, source.module, masks, weights, stored=opened.masks is not None)
     yield Check(name="pattern", ok=ok, detail=detail)
     if opened.proof is not None:
-        yield from _shrunk(opened, opened.proof, known, source)
+        yield from _shrunk(opened, opened.proof, known, source, probe)
         return
     yield _weights(opened, known, masks, weights, unseen)
     yield _others(opened, source, [*masks, *absent])
 
 
-def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint) -> Iterator[Check]:
+def _shrunk(
+    opened: Opened, proof: Proof, known: Provenance, source: Checkpoint, probe: Probe | None
+) -> Iterator[Check]:
     """The checks of a shrunk model, whose tensors are parts of those of the masked origin."""
     here, there = opened.module.state_dict(), source.module.state_dict()
-    for name in source.stored:  # known to the ticket only
+    for name in source.stored:  # only the ticket has these
         if source.init is not None and there[name].shape == here[name].shape:
             there[name].copy_(here[name])
     apply_masks_(source.module, proof.masks, known.gains)
@@ -92,15 +98,14 @@ def _shrunk(opened: Opened, proof: Proof, known: Provenance, source: Checkpoint)
     flips = {name: int(flip.count_nonzero()) for name, flip in proof.masks.flips.items()}
     total = f"{sum(flips.values()):,} kept weights have their sign flipped"
     yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
-    run = forward_of(opened.checkpoint.family, opened.checkpoint.task)
-    probe = {name: value for name, value in stored_probe(opened.path).items() if name != "logits"}
-    forward = (lambda module: run(module, probe)) if probe else None
+    run, inputs = opened.checkpoint.forward, {} if probe is None else probe.inputs
+    forward = (lambda module: run(module, inputs)) if inputs else None
     for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
         yield Check(name=name, ok=ok, detail=detail)
 
 
 def _stored_masks(opened: Opened) -> Masks:
-    """Masks of a dense export, which stores none: whatever is not the +0.0 of a removed weight."""
+    """Masks of a dense export, which stores none: everything but the +0.0 of a removed weight."""
     here = site_weights(opened.module, opened.shapes)
     return Masks({name: bits(weight) != 0 for name, weight in here.items()})
 
@@ -108,9 +113,9 @@ def _stored_masks(opened: Opened) -> Masks:
 def _unseen(
     opened: Opened, known: Provenance, masks: Masks, weights: Mapping[str, Tensor]
 ) -> dict[str, int]:
-    """Kept weights of a dense export that look removed because they are 0 at the origin too.
+    """How many kept weights of a dense export look removed because they are 0 at the origin too.
 
-    Never more at a site than the origin has zeros there; none in a format that stores masks.
+    At most as many per site as the origin has zeros there; none in a format that stores masks.
     """
     unseen = dict.fromkeys(masks, 0)
     for name, mask in masks.items() if opened.masks is None else ():
@@ -123,25 +128,25 @@ def _unseen(
 
 
 def _recorded(opened: Opened, name: str) -> int:
-    kept = opened.entries[name]["kept"]
-    if type(kept) is not int:
-        raise ArtifactError(f"{opened.path} is damaged: it counts {str(kept)[:40]} for {name}")
+    kept = opened.entries[name].kept
+    if kept is None:
+        raise ArtifactError(f"{opened.path} is damaged: it does not count what {name} keeps")
     return kept
 
 
 def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str, int]) -> Check:
-    """The exact count, in all and, as far as it is recorded, at every site."""
+    """The exact count, in total and, where it is recorded, at every site."""
     counts, density = known.counts, known.density
-    # where units are larger, the check of the pattern counts them: the weights are those recorded
-    wanted = counts["kept"] if counts_units(known) else max(1, round(density * counts["gated"]))
+    # Larger units are counted by the check of the pattern: the weights are those recorded.
+    wanted = counts.kept if counts_units(known) else max(1, round(density * counts.gated))
     kept = {name: count_kept(mask) + unseen[name] for name, mask in masks.items()}
     total, zeros = sum(kept.values()), sum(unseen.values())
-    # a shrunk artifact counts what is left of a site, and the masks are of the whole of it
+    # A shrunk artifact counts what is left of a site, but the masks cover all of it.
     counted = bool(opened.entries) and opened.proof is None
     odd = [name for name in kept if counted and _recorded(opened, name) != kept[name]]
     return Check(
         name="count",
-        ok=total == wanted == counts["kept"] and masks.total == counts["gated"] and not odd,
+        ok=total == wanted == counts.kept and masks.total == counts.gated and not odd,
         detail=f"{total:,} of {masks.total:,} gated weights are kept, "
         f"the budget of {density:g} asks for {wanted:,}"
         + (f"; {zeros:,} of them are 0 at the origin" if zeros else "")
@@ -158,18 +163,18 @@ def _weights(
 ) -> Check:
     """Every kept weight has the bits of gain * origin, rounded as stored; every other one is 0.
 
-    Where flips are recorded, as many kept weights have the bits of minus that.
+    Where flips are recorded, that many kept weights have the bits of its negative.
     """
     gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
-    values = {name: entry["values"] for name, entry in opened.entries.items() if "values" in entry}
+    rounded = {n: e.values for n, e in opened.entries.items() if e.values is not None}
     wrong = sorted(known.flips.keys() - masks.keys())
     for name, mask in masks.items():
         expected, hidden = masked_weight(weights[name], mask, gains.get(name, 1.0)), 0
-        if name in values:
-            expected = expected.to(dtype_of(values[name])).to(expected.dtype)
+        if name in rounded:
+            expected = expected.to(rounded[name]).to(expected.dtype)
         if name in known.flips:
             flip = masks.flips.get(name)
-            if flip is None:  # an artifact with values stores none: the signs say what is flipped
+            if flip is None:  # an artifact with values stores none: the signs show what is flipped
                 flip = here[name].signbit() != expected.signbit()
             hidden = known.flips[name] - int(flip.count_nonzero())
             expected = torch.where(flip, -expected, expected)
@@ -177,7 +182,8 @@ def _weights(
         if not 0 <= hidden <= unseen[name] or not same_bits(here[name], expected):
             wrong.append(name)
     times = "the origin's times the recorded gain" if gains else "the origin's"
-    times += "".join(f" rounded to {dtype}" for dtype in sorted(set(values.values())))
+    dtypes = sorted({dtype_name(dtype) for dtype in rounded.values()})
+    times += "".join(f" rounded to {dtype}" for dtype in dtypes)
     signs = f" ({sum(known.flips.values()):,} with their sign flipped)" if known.flips else ""
     good = f"every kept weight is bit-identical to {times}{signs}, every other one is 0"
     bad = f"{len(wrong)} of {len(masks)} sites differ from the origin, first {wrong[:1]}"
@@ -185,11 +191,11 @@ def _weights(
 
 
 def _others(opened: Opened, source: Checkpoint, masks: Collection[str]) -> Check:
-    """Parameters that were not gated are the origin's too."""
+    """Parameters that were not gated have the origin's bits."""
     here: dict[str, Tensor] = dict(opened.module.named_parameters())
     there: dict[str, Tensor] = dict(source.module.named_parameters())
     if source.init is not None and opened.ticket is None:
-        stored = set(source.stored)  # known to the ticket only
+        stored = set(source.stored)  # only the ticket has these
         there = {name: value for name, value in there.items() if name not in stored}
     others = [name for name in there if name not in masks and not _below(name, masks)]
     wrong = [name for name in others if name not in here or not same_bits(here[name], there[name])]
@@ -200,6 +206,6 @@ def _others(opened: Opened, source: Checkpoint, masks: Collection[str]) -> Check
 
 
 def _below(name: str, masks: Collection[str]) -> bool:
-    """Whether a parameter is only read by the parametrization of a site (weight norm's parts)."""
+    """Whether only the parametrization of a site reads a parameter (weight norm's parts)."""
     module, marker, rest = name.partition("parametrizations.")
     return bool(marker) and module + rest.partition(".")[0] in masks

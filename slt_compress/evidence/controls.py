@@ -22,10 +22,9 @@ def control_masks(
 ) -> dict[str, Masks]:
     """Masks in the same pattern that keep the same number of units in each layer.
 
-    `random` is uniform within each layer; `shuffled` permutes the mask within each output row
-    (first dimension), so that row counts stay: its weights, its groups of N:M, or its blocks,
-    and its flips along with it; `magnitude` keeps the units of the largest norm, equal ones in a
-    seeded order.
+    `random` is uniform within each layer. `shuffled` permutes the mask (its weights, groups of N:M
+    or blocks, with their flips) within each output row, the first dimension, so that row counts
+    stay. `magnitude` keeps the units of the largest norm, with ties in a seeded order.
     """
 
     def permuted(kind: str, name: str, units: Tensor) -> Tensor:
@@ -41,10 +40,10 @@ def control_masks(
         return top(competing.reshape(-1), int(units.count_nonzero())).reshape(units.shape)
 
     def control(choose: Callable[[str, Tensor], Tensor], chosen: Mapping[str, Tensor]) -> Masked:
-        found: dict[str, Tensor] = {}
+        masked: dict[str, Tensor] = {}
         for name, mask in chosen.items():
-            found[name] = layouts[name].expand(choose(name, kept_units(layouts[name], mask)))
-        return found
+            masked[name] = layouts[name].expand(choose(name, kept_units(layouts[name], mask)))
+        return masked
 
     random, shuffled = partial(permuted, "random"), partial(permuted, "shuffled")
     return {

@@ -1,10 +1,10 @@
-"""What zeros buy, and where: said before a search by its plan and after it by its report."""
+"""What zeros gain, and where: shown by the plan before a search and by the report after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-# What people run models on, and what it makes of weights that are zero without a pattern.
+# What people run models on, and what it gains from weights that are zero without a pattern.
 _RUNTIMES: tuple[tuple[str, str], ...] = (
     (
         "slt-compress on CPUs",
@@ -35,7 +35,7 @@ _RUNTIMES: tuple[tuple[str, str], ...] = (
 
 
 def expectations(sizes: Mapping[str, int], pattern: str) -> tuple[str, ...]:
-    """A sentence on the file, by its bytes in each format, one on GPUs and one on each runtime."""
+    """A sentence on the file, by its bytes in each format, on GPUs, and on each runtime."""
     smaller = "smaller" if sizes["auto"] < sizes["dense"] else "NOT smaller"
     gpu = "unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels"
     if pattern == "2:4":

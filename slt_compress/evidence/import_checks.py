@@ -11,12 +11,10 @@ from slt_compress.tickets.imported_masks import hashes
 
 def as_imported(opened: Opened) -> Iterator[Check]:
     """One check where a ticket says what was imported; none for any other folder."""
-    extra = opened.ticket.summary.get("extra") if opened.ticket is not None else None
-    record = extra.get("imported") if isinstance(extra, dict) else None
-    wanted = record.get("tensors") if isinstance(record, dict) else None
-    if not isinstance(wanted, dict) or opened.masks is None:
+    imported = opened.ticket.extra.imported if opened.ticket is not None else None
+    if imported is None or opened.masks is None:
         return
-    here = hashes(opened.module, opened.masks)
+    wanted, here = imported["tensors"], hashes(opened.module, opened.masks)
     wrong = sorted(n for n in wanted.keys() | here.keys() if wanted.get(n) != here.get(n))
     detail = f"{len(here) - len(wrong)} of {len(here)} tensors are those of the imported model"
     yield Check(

@@ -1,4 +1,4 @@
-"""Losses of logits: of the labels, of the dense network, and of hidden states."""
+"""Losses of logits against labels and against the dense network, and of hidden states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: metrics of dense, masked and control models on held-out batches."""
+"""Metrics of dense, masked and control models on held-out batches."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from slt_compress.checkpoints.tasks import (
     NEXT_TOKEN_TASKS,
     Batch,
     Forward,
+    Head,
     rows,
     to_device,
 )
+from slt_compress.evidence.head_metrics import HeadSums
 from slt_compress.evidence.losses import divergence, label_loss, relative_error
 
 Metrics = dict[str, float]
@@ -35,6 +37,7 @@ def evaluate(
     task: Task,
     *,
     reference: Reference | None = None,
+    head: Head = "classes",
 ) -> Metrics:
     """Metrics of `module` as it stands, in eval mode, on `batches`.
 
@@ -43,10 +46,17 @@ def evaluate(
     a context in which the module is the dense network, also `agreement` (share of rows with the
     same top class) and `kl` (nats, of the dense rows to these); for task `features` the `loss` is
     the squared error relative to the dense hidden states.
+
+    For a `head` of several classes at once: `f1` (all decisions together), `map` (mean average
+    precision) and `loss` (binary cross entropy), and with `reference` the share of decisions that
+    agree. For a `head` of numbers: `pearson`, `spearman` and `loss`, of the labels or, where there
+    are none, of the dense outputs (`loss` relative to their mean square).
     """
+    if head != "classes":
+        return _of_head(module, batches, forward, task, reference, head)
     sums = _Sums()
     device = next(module.parameters()).device
-    # not inference_mode: a table that a module caches in its first forward is trained with later
+    # Not inference_mode: a table that a module caches in its first forward is used in training.
     with torch.no_grad(), evaluating(module):
         for batch in batches:
             moved = to_device(batch, device)
@@ -61,12 +71,36 @@ def evaluate(
     return sums.metrics(task)
 
 
+def _of_head(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    forward: Forward,
+    task: Task,
+    reference: Reference | None,
+    head: Head,
+) -> Metrics:
+    """As `evaluate`, for a head that is no softmax."""
+    sums, device = HeadSums(head), next(module.parameters()).device
+    with torch.no_grad(), evaluating(module):
+        for batch in batches:
+            moved = to_device(batch, device)
+            logits, known = rows(task, forward(module, moved), moved.get("labels"))
+            if reference is not None:
+                with reference():
+                    dense, _ = rows(task, forward(module, moved), moved.get("labels"))
+                sums.compare(logits, dense)
+            if known is not None:
+                sums.add(logits, known)
+    return sums.metrics()
+
+
 class _Sums:
-    """Running sums over batches; the metrics are read off at the end."""
+    """Running sums over batches; the metrics follow from them at the end."""
 
     def __init__(self) -> None:
         self.rows = self.compared = 0
         self.correct = self.same = 0
+        self.choices = 2
         self.loss = self.kl = 0.0
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
@@ -85,25 +119,27 @@ class _Sums:
         if task == "features":
             self.kl += float(relative_error(logits, dense)) * len(logits)
         elif len(logits):
+            self.choices = logits.shape[-1]
             self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
             self.kl += float(divergence(logits, dense)) * len(logits)
 
     def metrics(self, task: Task) -> Metrics:
-        found: Metrics = {}
+        metrics: Metrics = {}
         if self.pairs:
-            found["pearson"] = _pearson(self.pairs)
+            metrics["pearson"] = _pearson(self.pairs)
         elif self.rows and task not in (*NEXT_TOKEN_TASKS, "seq2seq"):
-            found["accuracy"] = self.correct / self.rows
+            metrics["accuracy"] = self.correct / self.rows
         if self.rows:
-            found["loss"] = self.loss / self.rows
+            metrics["loss"] = self.loss / self.rows
             if task in LANGUAGE_TASKS:
-                found["perplexity"] = exp(min(found["loss"], 700.0))
+                metrics["perplexity"] = exp(min(metrics["loss"], 700.0))
         if self.compared and task == "features":
-            found["loss"] = self.kl / self.compared
+            metrics["loss"] = self.kl / self.compared
         elif self.compared and not self.pairs:
-            found["agreement"] = self.same / self.compared
-            found["kl"] = self.kl / self.compared
-        return found
+            if self.choices > 1:  # with one output all rows agree
+                metrics["agreement"] = self.same / self.compared
+            metrics["kl"] = self.kl / self.compared
+        return metrics
 
 
 def _pearson(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -124,8 +160,8 @@ def reestimate_batchnorm(
 ) -> dict[str, Tensor]:
     """Replace BatchNorm's running statistics by their mean over at most `limit` batches.
 
-    The statistics of the dense network are wrong for a masked one. Only training batches belong
-    here. Gives the new buffers (CPU) by name; empty where the module has no such statistics.
+    The statistics of the dense network are wrong for a masked one. Pass training batches only.
+    Returns the new buffers (CPU) by name; empty where the module has no such statistics.
     """
     norms = {
         name: child

@@ -6,15 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from slt_compress.artifacts import (
-    described,
-    dtype_of,
-    expect_probe,
-    open_manifest,
-)
+from slt_compress.artifacts import Artifact, expect_probe
 from slt_compress.artifacts.onnx_file import (
     answer,
     difference_of,
@@ -22,20 +16,19 @@ from slt_compress.artifacts.onnx_file import (
     read_weights,
     require_onnx,
 )
-from slt_compress.checkpoints.recorded import module_checkpoint
+from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, TicketError
-from slt_compress.evidence.checks import Check, Verification, against_origin
+from slt_compress.evidence.checks import Check, Verification, against_origin, failed
 from slt_compress.runtime.opening import Opened, origin_of
 from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.bits import bits
-from slt_compress.storage.manifests import Manifest
-from slt_compress.tickets.provenance import check_provenance
+from slt_compress.storage.probe import Probe
 
 LARGEST_TOLERANCE = 0.01
-"""Of what an export may have allowed, relative to the largest logit; float16 has 0.002."""
+"""The largest that an export may have allowed, relative to the largest logit; float16 has 0.002."""
 
 
-def verify_onnx(folder: Path, *, origin: str | Path | None = None) -> Verification:
+def verify_onnx(artifact: Artifact, *, origin: str | Path | None = None) -> Verification:
     """Check an ONNX model against the origin that its folder records.
 
     Raises:
@@ -44,14 +37,13 @@ def verify_onnx(folder: Path, *, origin: str | Path | None = None) -> Verificati
     require_onnx()
     step = "files"
     try:
-        manifest = open_manifest(folder)
-        opened = _opened(folder, manifest)
-        known = check_provenance(opened.provenance, folder, ArtifactError)
+        opened = _weights_only(artifact)
+        known, probe = opened.provenance(), stored_probe(opened)
         detail = "version, hashes, sizes, counts and the zeros of every site agree"
         checks = [Check(name="files", ok=True, detail=detail)]
         source = origin_of(opened, origin=origin)
-        step, absent = "origin", manifest.names("absent")
-        for check in against_origin(opened, known, source, absent):
+        step, absent = "origin", artifact.manifest.names("absent")
+        for check in against_origin(opened, known, source, probe, absent):
             if check.name == "ungated" and absent:
                 more = (
                     f"; {len(absent)} more tensors are not in the graph, which does not need them"
@@ -59,43 +51,39 @@ def verify_onnx(folder: Path, *, origin: str | Path | None = None) -> Verificati
                 check = replace(check, detail=check.detail + more)
             checks.append(check)
         step = "logits"
-        checks.append(_logits(folder, manifest))
+        checks.append(_logits(artifact, probe))
     except (TicketError, ArtifactError) as error:
-        failed = Check(name=step, ok=False, detail=str(error))
-        return Verification(path=folder, checks=(failed,))
-    return Verification(path=folder, checks=tuple(checks))
+        return Verification(path=artifact.path, checks=(failed(step, str(error)),))
+    return Verification(path=artifact.path, checks=tuple(checks))
 
 
-def _opened(folder: Path, manifest: Manifest) -> Opened:
-    """The weights that the file holds, as a module that cannot be called.
+def _weights_only(artifact: Artifact) -> Opened:
+    """The weights in the file, in a module that cannot be called.
 
     Raises:
         ArtifactError: a file is missing or changed, or does not hold what the manifest says.
     """
-    entries = described(folder, manifest).entries
-    expect_probe(folder, manifest)
+    folder, manifest = artifact.path, artifact.manifest
+    expect_probe(artifact)
     for name in manifest.object("files"):
         manifest.checked_file(name)
     stored, weights = read_weights(folder), {}
-    for name, entry in entries.items():
-        tensor = stored.get(str(entry.get("initializer")))
-        shape, dtype = tuple(entry["shape"]), dtype_of(entry["dtype"])
-        if tensor is None or tensor.shape != shape or tensor.dtype is not dtype:
+    for name, entry in artifact.entries.items():
+        tensor = stored.get(entry.initializer or "")
+        if tensor is None or tensor.shape != entry.shape or tensor.dtype is not entry.dtype:
             raise manifest.damaged(f"its model does not hold {name} as it says")
-        if "kept" in entry and int(bits(tensor).count_nonzero()) != entry.get("nonzero"):
+        if entry.kept is not None and int(bits(tensor).count_nonzero()) != entry.nonzero:
             raise manifest.damaged(f"{name} does not have its recorded number of zeros")
         weights[name] = tensor
     for alias, name in manifest.object("ties").items():
         if name in weights:
             weights[alias] = weights[name]
-    return Opened(
-        path=folder, checkpoint=module_checkpoint(_shell(weights)), masks=None,
-        provenance=manifest.values.get("provenance"), entries=entries, ticket=None,
-    )  # fmt: skip
+    checkpoint = Checkpoint.of_module(_module_of(weights))
+    return Opened(path=folder, checkpoint=checkpoint, masks=None, artifact=artifact)
 
 
-def _shell(weights: Mapping[str, Tensor]) -> nn.Module:
-    """A module that has tensors under their names and nothing else."""
+def _module_of(weights: Mapping[str, Tensor]) -> nn.Module:
+    """A module that holds tensors under their names and nothing else."""
     root = nn.Module()
     for name, tensor in weights.items():
         owner, (*path, leaf) = root, name.split(".")
@@ -107,16 +95,17 @@ def _shell(weights: Mapping[str, Tensor]) -> nn.Module:
     return root
 
 
-def _logits(folder: Path, manifest: Manifest) -> Check:
-    """What onnxruntime makes of the probe."""
-    probe = stored_probe(folder)
-    wanted, share = probe.pop("logits", torch.empty(0)), manifest.object("onnx").get("tolerance")
-    if not isinstance(share, float) or not 0.0 < share <= LARGEST_TOLERANCE or not wanted.numel():
+def _logits(artifact: Artifact, probe: Probe | None) -> Check:
+    """Compare what onnxruntime gives for the probe with its logits."""
+    manifest = artifact.manifest
+    share = manifest.object("onnx").get("tolerance")
+    if not isinstance(share, float) or not 0.0 < share <= LARGEST_TOLERANCE or probe is None:
         raise manifest.damaged(f"it has no probe, or a tolerance of {str(share)[:40]}")
-    found = answer(open_session(folder), probe)
-    worst, bound = difference_of(found, wanted), share * float(wanted.double().abs().max())
+    logits = probe.logits
+    worst = difference_of(answer(open_session(artifact.path), probe.inputs), logits)
+    bound = share * float(logits.double().abs().max())
     detail = (
-        f"onnxruntime's differ by up to {worst:.2e} on {len(wanted)} probe inputs, within "
+        f"onnxruntime's differ by up to {worst:.2e} on {len(logits)} probe inputs, within "
         f"{share:.0e} of the largest logit is {bound:.2e}"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)

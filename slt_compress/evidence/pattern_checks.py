@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slt_compress.errors import BudgetError, TargetError
 from slt_compress.masks import Masks
-from slt_compress.sites.fitting import fit_again
+from slt_compress.sites.fitting import lay_out_again
 from slt_compress.sites.layouts import Layout, kept_units
 from slt_compress.sites.patterns import Pattern, parse_pattern
 from slt_compress.storage.bits import bits
+from slt_compress.tickets import Units
 from slt_compress.tickets.provenance import Provenance
 
 
@@ -27,18 +27,18 @@ def pattern_held(
 ) -> tuple[bool, str]:
     """Whether the recorded pattern holds in `masks` of the sites of `module`, and a sentence.
 
-    The layout of each site is found anew from the module. Where the masks are not `stored` but
-    read off the zeros of a dense export, a weight that is 0 at the origin may be kept all the same.
+    The layout of each site is derived again from the module. Where the masks are not `stored` but
+    read from the zeros of a dense export, a weight that is 0 at the origin may still be kept.
     """
     unseen = {
         name: torch.zeros_like(mask) if stored else ~mask & (bits(weights[name]) == 0)
         for name, mask in masks.items()
     }
     try:
-        pattern = parse_pattern(str(known.budget.get("pattern", "unstructured")))
+        pattern = parse_pattern(known.pattern)
         if pattern.kind == "unstructured":
             return True, "unstructured: any mask fits"
-        layouts = fit_again(masks, pattern, module).layouts
+        layouts = lay_out_again(masks, pattern, module).layouts
     except (BudgetError, TargetError) as error:
         return False, str(error)
     lost = [name for name in masks if name not in layouts]
@@ -55,7 +55,7 @@ def pattern_held(
 def counts_units(known: Provenance) -> bool:
     """Whether the recorded pattern has units that are larger than a weight."""
     try:
-        return parse_pattern(str(known.budget.get("pattern", "unstructured"))).counts_units
+        return parse_pattern(known.pattern).counts_units
     except BudgetError:
         return False
 
@@ -67,7 +67,7 @@ def _counted(
     unseen: Mapping[str, Tensor],
     layouts: Mapping[str, Layout],
 ) -> tuple[bool, str]:
-    """The exact count of units; one whose weights are all 0 at the origin may be kept or not."""
+    """The exact count of units; a unit whose weights are all 0 at the origin may be kept or not."""
     kept = hidden = gated = 0
     for name, mask in masks.items():
         seen = kept_units(layouts[name], mask)
@@ -75,8 +75,9 @@ def _counted(
         kept, gated = kept + int(seen.count_nonzero()), gated + seen.numel()
         hidden += int(blank.count_nonzero())
     wanted = max(1, round(known.density * gated))
-    recorded: Any = known.counts.get("units")
-    right = recorded == {"kept": wanted, "gated": gated} and kept <= wanted <= kept + hidden
+    right = (
+        known.counts.units == Units(kept=wanted, gated=gated) and kept <= wanted <= kept + hidden
+    )
     return right, (
         f"{kept:,} of {gated:,} units of the pattern {pattern.text} are kept, the budget of "
         f"{known.density:g} asks for {wanted:,}"

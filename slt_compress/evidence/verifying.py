@@ -11,58 +11,63 @@ import torch
 from torch import nn
 
 from slt_compress.anatomy.states import environment
-from slt_compress.artifacts import (
-    ONNX,
-    is_artifact,
-    open_manifest,
-)
+from slt_compress.artifacts import ONNX, Artifact
 from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
-from slt_compress.evidence.checks import Check, Verification, _failed, against_origin
+from slt_compress.evidence.checks import Check, Verification, against_origin, failed
 from slt_compress.evidence.import_checks import as_imported
 from slt_compress.evidence.onnx_checks import verify_onnx
-from slt_compress.runtime.opening import Opened, open_path, origin_of
+from slt_compress.runtime.opening import Opened, describe_folder, open_path, origin_of
 from slt_compress.runtime.probes import stored_probe
-from slt_compress.tickets import read_ticket
-from slt_compress.tickets.provenance import Provenance, check_provenance
+from slt_compress.storage.probe import Probe
+from slt_compress.tickets import Ticket
+from slt_compress.tickets.provenance import Provenance
 
 
-def verify_path(
+def verify_folder(
     path: str | Path, *, origin: str | Path | None = None, model: nn.Module | None = None
 ) -> Verification:
-    """Check a ticket or artifact against its origin.
+    """Check a ticket or an artifact of any format against its origin.
 
-    Damage is a failed check.
+    Damage is a failed check. The manifest and the origin are opened once each.
 
     Raises:
         SltError: the folder does not exist, or the origin cannot be reached.
     """
     folder = Path(path)
-    if not folder.exists():
-        raise SltError(f"there is no {folder}")
-    step = "files"
     try:
-        if not is_artifact(folder):
-            read_ticket(folder)
-            step = "origin"
-        opened = open_path(folder, origin=origin, model=model)
+        described = describe_folder(folder)
+    except (TicketError, ArtifactError) as error:
+        return Verification(path=folder, checks=(failed("files", str(error)),))
+    if isinstance(described, Artifact) and described.format == ONNX:
+        return verify_onnx(described, origin=origin)
+    return _verify_model(described, origin, model)
+
+
+def _verify_model(
+    described: Ticket | Artifact, origin: str | Path | None, model: nn.Module | None
+) -> Verification:
+    """The checks of a folder that opens as a model."""
+    step = "origin" if isinstance(described, Ticket) else "files"
+    try:
+        opened = open_path(described, origin=origin, model=model, keep_origin=True)
         step = "files"
-        known = check_provenance(opened.provenance, folder, ArtifactError)
+        known = opened.provenance()
         checks = [Check(name="files", ok=True, detail="version, hashes, sizes and counts agree")]
         source = origin_of(opened, origin=origin, model=model)
         step = "origin"
-        checks += against_origin(opened, known, source)
+        probe = stored_probe(opened)
+        checks += against_origin(opened, known, source, probe)
         checks += as_imported(opened)
         step = "logits"
-        checks.append(_logits(opened, known))
+        checks.append(_logits(opened, known, probe))
     except (TicketError, ArtifactError) as error:
-        return Verification(path=folder, checks=(_failed(step, str(error)),))
-    return Verification(path=folder, checks=tuple(checks))
+        return Verification(path=described.path, checks=(failed(step, str(error)),))
+    return Verification(path=described.path, checks=tuple(checks))
 
 
 def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verification:
-    """As `verify_path`, in a process of its own that shares nothing with this one.
+    """As `verify_folder`, in a process of its own that shares nothing with this one.
 
     Raises:
         SltError: the folder does not exist, or the origin cannot be reached.
@@ -74,55 +79,33 @@ def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verificatio
     try:
         checks = tuple(Check(**check) for check in json.loads(done.stdout)["checks"])
     except (ValueError, KeyError, TypeError):
-        said = done.stderr.strip().rpartition("error: ")[2]
-        raise SltError(said or f"verify ended with code {done.returncode}") from None
+        message = done.stderr.strip().rpartition("error: ")[2]
+        raise SltError(message or f"verify ended with code {done.returncode}") from None
     return Verification(path=path, checks=checks)
 
 
-def _logits(opened: Opened, known: Provenance) -> Check:
-    probe = stored_probe(opened.path)
-    if not probe:
+def _logits(opened: Opened, known: Provenance, probe: Probe | None) -> Check:
+    """Compare what the model gives for the probe with its logits."""
+    if probe is None:
         return Check(name="logits", ok=True, detail="not tested: no probe was stored")
-    wanted = probe.pop("logits", torch.empty(0))
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    wanted = probe.logits
     try:
         with torch.inference_mode():
-            found = forward(opened.module, probe)
-    except Exception as error:  # the model refuses stored inputs in whatever way it likes
-        return _failed("logits", f"the probe is no input of the model: {type(error).__name__}")
-    if found.shape != wanted.shape:
-        return _failed("logits", f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
-    if torch.equal(found, wanted):
+            logits = opened.checkpoint.forward(opened.module, probe.inputs)
+    except Exception as error:  # a model raises whatever it likes
+        return failed("logits", f"the model does not take the probe: {type(error).__name__}")
+    if logits.shape != wanted.shape:
+        return failed("logits", f"shape {tuple(logits.shape)} instead of {tuple(wanted.shape)}")
+    if torch.equal(logits, wanted):
         return Check(name="logits", ok=True, detail=f"bit-identical on {len(wanted)} probe inputs")
-    worst = float((found.double() - wanted.double()).abs().max())
+    worst = float((logits.double() - wanted.double()).abs().max())
     share = TOLERANCE if opened.proof is None else tolerance_of(opened.module)
     bound = share * float(wanted.double().abs().max())
     if opened.proof is None and environment(opened.module) == known.environment:
-        return _failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
+        return failed("logits", f"differ by up to {worst:.2e} in the environment of the search, "
                        "where they must be bit-identical")  # fmt: skip
     detail = (
         f"differ by up to {worst:.2e}, within {share:.0e} of the largest logit is {bound:.2e} "
-        f"(tested so because {'it is shrunk' if opened.proof else 'the environment differs'})"
+        f"(tolerance used because {'it is shrunk' if opened.proof else 'the environment differs'})"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)
-
-
-def is_onnx(folder: Path) -> bool:
-    """Whether a folder is an exported ONNX model, whole or damaged."""
-    try:
-        return is_artifact(folder) and open_manifest(folder).values.get("format") == ONNX
-    except ArtifactError:  # which of the formats it was in cannot be said
-        return False
-
-
-def verify_folder(
-    path: str | Path, *, origin: str | Path | None = None, model: nn.Module | None = None
-) -> Verification:
-    """Check a ticket or an artifact of any format; `model` as in `verify_path`.
-
-    Raises:
-        SltError: as in `verify_path` and `verify_onnx`.
-    """
-    if is_onnx(Path(path)):
-        return verify_onnx(Path(path), origin=origin)
-    return verify_path(path, origin=origin, model=model)

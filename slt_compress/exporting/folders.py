@@ -1,4 +1,4 @@
-"""Exporting: the masked model of a ticket, with all that a folder needs beside its weights."""
+"""Export the masked model of a ticket, with all that a folder needs beside its weights."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slt_compress.anatomy.states import environment, site_parameters
 from slt_compress.artifacts import (
     MAX_SHARD_SIZE,
     ONNX,
     Artifact,
+    ArtifactContent,
+    Evidence,
     write_artifact,
 )
 from slt_compress.artifacts.formats import VALUES_DTYPES
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
 from slt_compress.exporting.onnx import export_onnx
 from slt_compress.exporting.streaming import rounded_weight, stream_ticket
 from slt_compress.runtime.opening import Opened, open_path
-from slt_compress.tickets import read_probe, read_ticket, ticket_hash
+from slt_compress.storage.probe import Probe
+from slt_compress.tickets import Ticket, read_probe, read_ticket
 from slt_compress.tickets.origin import stored_of
 from slt_compress.tickets.provenance import provenance_of
 
@@ -50,44 +52,49 @@ def export_ticket(
         SltError: the ticket, its origin or the target cannot be used.
     """
     limit, rounded = parse_size(max_shard_size), parse_values_dtype(values_dtype)
-    found, probe = read_ticket(folder, lazily=True), read_probe(folder)
-    made, provenance = make_report(found), provenance_of(found)
+    ticket = read_ticket(folder, lazily=True)
+    probe, report, provenance = read_probe(ticket), make_report(ticket), provenance_of(ticket)
     streamed = None
     if model is None and not (rounded is not None and probe):
-        streamed = stream_ticket(found, format=format, origin=origin, values_dtype=rounded)
+        streamed = stream_ticket(ticket, format=format, origin=origin, values_dtype=rounded)
     if streamed is not None:
         checkpoint, state = streamed.checkpoint, streamed.state
     else:
-        opened = _opened_whole(folder, format, origin=origin, model=model)
+        opened = _opened_whole(ticket, format, origin=origin, model=model)
         checkpoint, state = opened.checkpoint, None
         if rounded is not None:
             round_values_(opened, rounded)
         if rounded is not None and probe:
-            # what the folder proves from here on is the rounded model, as it is on this machine
+            # From here on the folder proves the rounded model, as it is on this machine.
             provenance = replace(provenance, environment=environment(opened.module))
             probe = _answered(opened, probe)
     if rounded is not None:
-        made = replace(made, warnings=(*made.warnings, _lossy(values_dtype)))
-    return write_artifact(
-        target, format=format, checkpoint=checkpoint, module=checkpoint.module, masks=found.masks,
-        state=state, report=made.to_dict(), ticket_hash=ticket_hash(folder),
-        provenance=provenance.to_dict(), probe=probe, values_dtype=rounded, max_shard_size=limit,
-        buffers=found.buffers, stored=stored_of(found),
-        card=artifact_card(made, format, found.origin, target.name, rounded_to=values_dtype),
+        report = replace(report, warnings=(*report.warnings, _lossy(values_dtype)))
+    evidence = Evidence(
+        report=report.to_dict(), ticket_hash=ticket.hash, provenance=provenance.to_dict(),
+        card=artifact_card(report, format, ticket.origin, target.name, rounded_to=values_dtype),
+        probe=probe,
     )  # fmt: skip
+    content = ArtifactContent(
+        checkpoint=checkpoint, module=checkpoint.module, masks=ticket.masks, evidence=evidence,
+        streamed=state, buffers=ticket.buffers, stored=stored_of(ticket),
+    )  # fmt: skip
+    return write_artifact(
+        target, content, format=format, values_dtype=rounded, max_shard_size=limit
+    )
 
 
 def _opened_whole(
-    folder: Path, format: str, *, origin: str | Path | None, model: nn.Module | None
+    ticket: Ticket, format: str, *, origin: str | Path | None, model: nn.Module | None
 ) -> Opened:
-    opened = open_path(folder, origin=origin, model=model)
+    opened = open_path(ticket, origin=origin, model=model)
     if format == "dense":
         refuse_flattened(opened)
     return opened
 
 
 def refuse_flattened(opened: Opened) -> None:
-    """Refuse a model whose library would not write the masked weights but parts of them.
+    """Refuse a model whose library would write parts of the masked weights instead of them.
 
     Raises:
         ArtifactError: a site was computed by a parametrization.
@@ -116,14 +123,14 @@ def parse_size(size: str | int | None) -> int:
     """Bytes of a size such as `2GB`, `500MB` or `1GiB`; None is the default.
 
     Raises:
-        ArtifactError: it is no such size.
+        ArtifactError: it is not such a size.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*([KMG]?I?B?)\s*", str(size).upper())
     if size is None:
         return MAX_SHARD_SIZE
-    if found is None or found[2] not in _UNITS or int(found[1]) == 0:
-        raise ArtifactError(f"{size!r} is no size of a file; say 500MB or 2GB")
-    return int(found[1]) * _UNITS[found[2]]
+    parts = re.fullmatch(r"\s*(\d+)\s*([KMG]?I?B?)\s*", str(size).upper())
+    if parts is None or parts[2] not in _UNITS or int(parts[1]) == 0:
+        raise ArtifactError(f"{size!r} is not a file size; expected one such as 500MB or 2GB")
+    return int(parts[1]) * _UNITS[parts[2]]
 
 
 def round_values_(opened: Opened, dtype: torch.dtype) -> None:
@@ -136,12 +143,11 @@ def round_values_(opened: Opened, dtype: torch.dtype) -> None:
         weight.data = rounded_weight(name, weight.detach(), dtype)
 
 
-def _answered(opened: Opened, probe: dict[str, Tensor]) -> dict[str, Tensor]:
+def _answered(opened: Opened, probe: Probe) -> Probe:
     """The probe with the logits of the model as it is now."""
-    inputs = {name: value for name, value in probe.items() if name != "logits"}
-    forward: Any = forward_of(opened.checkpoint.family, opened.checkpoint.task)
     with torch.inference_mode():
-        return {**inputs, "logits": forward(opened.module, inputs).clone()}
+        logits = opened.checkpoint.forward(opened.module, probe.inputs)
+    return replace(probe, logits=logits.clone())
 
 
 def _lossy(name: str | None) -> str:

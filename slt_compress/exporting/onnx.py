@@ -1,9 +1,8 @@
-"""Interchange: the masked model of a ticket as a folder that other runtimes open."""
+"""Export the masked model of a ticket as ONNX, in a folder that other runtimes open."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,31 +15,29 @@ from slt_compress.artifacts import (
     CONFIG,
     DENSE_MANIFEST,
     ONNX,
-    PROBE,
     Artifact,
+    Entry,
+    Evidence,
     describe_artifact,
+    entry_dicts,
     manifest_head,
+    new_folder,
     state_of,
     weight_files,
+    write_evidence,
+    write_probe,
 )
 from slt_compress.artifacts.onnx_file import require_onnx
-from slt_compress.checkpoints.companions import copy_companions
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.cards import artifact_card, onnx_inputs
 from slt_compress.evidence.reporting import make_report
 from slt_compress.exporting.onnx_conversion import Converted, convert
-from slt_compress.masks import Masks
+from slt_compress.masks import Masks, count_kept
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.bits import bits
-from slt_compress.storage.files import (
-    atomic_folder,
-    dtype_name,
-    sha256_file,
-    write_json,
-    write_safetensors,
-)
-from slt_compress.tickets import ticket_hash
+from slt_compress.storage.files import dtype_name, sha256_file, write_json
+from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
 
 _EXPECTATIONS = (
@@ -73,18 +70,14 @@ def export_onnx(
         raise ArtifactError("an ONNX model has one file of weights: leave out --max-shard-size")
     require_onnx()
     opened = open_path(folder, origin=origin, model=model)
-    if opened.ticket is None or opened.masks is None:
+    ticket = opened.ticket
+    if ticket is None:
         raise TicketError(f"{folder} is not a ticket")
     inputs = _inputs(opened)
     _refuse_dtypes(opened.module)
-    try:
-        with atomic_folder(target) as part:
-            _write(part, opened, opened.masks, convert(part, opened, opened.masks, inputs),
-                   target.name)  # fmt: skip
-    except FileExistsError as cause:
-        raise ArtifactError(f"cannot export: {cause}") from cause
-    except OSError as cause:
-        raise ArtifactError(f"cannot export to {target}: {cause}") from cause
+    with new_folder(target) as part:
+        converted = convert(part, opened, ticket.masks, inputs)
+        _write(part, opened, ticket, converted, target.name)
     return describe_artifact(target)
 
 
@@ -94,14 +87,16 @@ def _inputs(opened: Opened) -> dict[str, Tensor]:
     Raises:
         ArtifactError: there are none.
     """
-    left_out = {"logits"} if opened.checkpoint.task == "seq2seq" else {"logits", "labels"}
-    probe = {k: v for k, v in stored_probe(opened.path).items() if k not in left_out}
-    if not probe:
+    probe = stored_probe(opened)
+    stored = {} if probe is None else dict(probe.inputs)
+    if opened.checkpoint.task != "seq2seq":
+        stored.pop("labels", None)
+    if not stored:
         raise ArtifactError(
             f"{opened.path} stores no inputs to trace its model on: only a search of a transformers"
             " or timm model or of a reference net does, not import, merge or a module of your own"
         )
-    return probe
+    return stored
 
 
 def _refuse_dtypes(module: nn.Module) -> None:
@@ -113,45 +108,56 @@ def _refuse_dtypes(module: nn.Module) -> None:
         )
 
 
-def _write(part: Path, opened: Opened, masks: Masks, made: Converted, name: str) -> None:
-    """Write all that the folder has beside the model."""
-    ticket, checkpoint = opened.ticket, opened.checkpoint
-    if ticket is None:
-        raise TicketError(f"{opened.path} is not a ticket")
+def _write(part: Path, opened: Opened, ticket: Ticket, made: Converted, name: str) -> None:
+    """Write everything that the folder holds beside the model."""
+    checkpoint, masks = opened.checkpoint, ticket.masks
     facts = {
-        "inputs": made.inputs, "difference": made.difference, "tolerance": made.tolerance,
-        "runs": made.runs, "onnxruntime": version("onnxruntime"), "torch": str(torch.__version__),
+        "inputs": [asdict(value) for value in made.inputs], "difference": made.difference,
+        "tolerance": made.tolerance, "runs": made.runs, "onnxruntime": version("onnxruntime"),
+        "torch": str(torch.__version__),
     }  # fmt: skip
     state = state_of(opened.module, shapes_of(masks))
     files = {file.name: sha256_file(file) for file in weight_files(part)}
-    nbytes = sum((part / file).stat().st_size for file in files)
-    report = make_report(ticket)
-    report = replace(report, expectations=_EXPECTATIONS, sizes={**report.sizes, ONNX: nbytes})
-    write_safetensors(part / PROBE, made.probe)
+    evidence = _evidence(ticket, made, facts, name, nbytes=sum(
+        (part / file).stat().st_size for file in files
+    ))  # fmt: skip
+    entries = {
+        key: _entry(key, tensor, masks, made.placed[key])
+        for key, tensor in state.tensors.items()
+        if key in made.placed
+    }
     manifest = manifest_head(
-        checkpoint, format=ONNX, ticket_hash=ticket_hash(opened.path), ties=state.ties,
-        provenance=provenance_of(ticket).to_dict(), dense_nbytes=state.nbytes,
+        checkpoint, evidence, format=ONNX, dense_nbytes=state.nbytes, ties=state.ties
     ) | {
-        "probe": sha256_file(part / PROBE), "files": files, "onnx": facts,
-        "entries": {key: _entry(key, t, masks, made.placed) for key, t in state.tensors.items()
-                    if key in made.placed},
+        "probe": write_probe(part, evidence),
+        "files": files,
+        "onnx": facts,
+        "entries": entry_dicts(entries),
         "absent": sorted(state.tensors.keys() - made.placed.keys()),
-    }  # fmt: skip
+    }
     write_json(part / DENSE_MANIFEST, manifest)
     write_json(part / CONFIG, checkpoint.config)
-    copy_companions(checkpoint.folder, part)
-    write_json(part / "report.json", report.to_dict() | {"onnx": facts})
+    write_evidence(part, checkpoint, evidence)
+
+
+def _evidence(
+    ticket: Ticket, made: Converted, facts: dict[str, Any], name: str, *, nbytes: int
+) -> Evidence:
+    report = make_report(ticket)
+    report = replace(report, expectations=_EXPECTATIONS, sizes={**report.sizes, ONNX: nbytes})
     card = artifact_card(report, ONNX, ticket.origin, name)
-    inputs = onnx_inputs(made.inputs, ticket.origin, name)
-    (part / "README.md").write_bytes("\n".join([card, *inputs]).encode())
+    return Evidence(
+        report=report.to_dict() | {"onnx": facts},
+        card="\n".join([card, *onnx_inputs(made.inputs, ticket.origin, name)]),
+        ticket_hash=ticket.hash,
+        provenance=provenance_of(ticket).to_dict(),
+        probe=made.probe,
+    )
 
 
-def _entry(name: str, tensor: Tensor, masks: Masks, placed: Mapping[str, str]) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype), "format": "dense",
-        "initializer": placed[name],
-    }  # fmt: skip
-    if name in masks:
-        facts["kept"] = int(masks[name].count_nonzero())
-        facts["nonzero"] = int(bits(tensor).count_nonzero())
-    return facts
+def _entry(name: str, tensor: Tensor, masks: Masks, initializer: str) -> Entry:
+    entry = Entry.whole(tensor, initializer=initializer)
+    if name not in masks:
+        return entry
+    nonzero = int(bits(tensor).count_nonzero())
+    return replace(entry, kept=count_kept(masks[name]), nonzero=nonzero)

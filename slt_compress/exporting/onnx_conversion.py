@@ -1,4 +1,4 @@
-"""Convert a masked model to ONNX with as many open axes as can be had, and compare the two."""
+"""Convert a masked model to ONNX with as many free axes as possible, and compare the two."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from slt_compress.anatomy.states import shapes_of
 from slt_compress.artifacts import state_of
 from slt_compress.artifacts.onnx_file import (
     Axes,
+    OnnxInput,
     answer,
-    described,
     difference_of,
     drop_unread_,
+    inputs_of,
     open_session,
     store_unread_,
     trace,
@@ -25,11 +26,11 @@ from slt_compress.artifacts.onnx_file import (
     write_onnx,
 )
 from slt_compress.artifacts.shrinking import tolerance_of
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import Masks
 from slt_compress.runtime.opening import Opened
 from slt_compress.storage.bits import bits, same_bits
+from slt_compress.storage.probe import Probe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +38,17 @@ class Converted:
     """A model that was written, and what was seen of it.
 
     Attributes:
-        probe: inputs, and `logits` of the masked model on them.
+        probe: inputs, and the logits of the masked model.
         placed: the initializer that holds a tensor of the model, by the name of the tensor.
-        inputs: name, dtype and shape of each.
-        difference: largest one between logits of onnxruntime and of torch.
+        inputs: of the ONNX model.
+        difference: the largest between logits of onnxruntime and of torch.
         tolerance: the largest allowed, relative to the largest logit.
-        runs: how many batches were compared, of other sizes where an axis has a name.
+        runs: how many batches were compared, of other sizes where an axis is free.
     """
 
-    probe: Mapping[str, Tensor]
+    probe: Probe
     placed: Mapping[str, str]
-    inputs: list[dict[str, Any]]
+    inputs: tuple[OnnxInput, ...]
     difference: float
     tolerance: float
     runs: int
@@ -57,9 +58,9 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
     """Write the model with as many free axes as the exporter can give it, and run it.
 
     Raises:
-        ArtifactError: there is no way to write it; the message has the reason of the first try.
+        ArtifactError: it cannot be written; the message has the reason of the first attempt.
     """
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     examples = {k: torch.cat((v, v)) if len(v) == 1 else v for k, v in inputs.items()}
     failed: list[ArtifactError] = []
     for axes in _choices(inputs):
@@ -77,7 +78,8 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
             continue
         left = program.model.graph.initializers
         return Converted(
-            probe={**inputs, "logits": wanted}, inputs=described(session), difference=difference,
+            probe=Probe(inputs=inputs, logits=wanted), inputs=tuple(inputs_of(session)),
+            difference=difference,
             tolerance=tolerance_of(opened.module), runs=runs,
             placed={name: where for name, where in placed.items() if where in left},
         )  # fmt: skip
@@ -85,7 +87,7 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
 
 
 def _choices(inputs: Mapping[str, Tensor]) -> Iterator[Axes]:
-    """What may be left open, the most first: batch and sequence, batch alone, nothing."""
+    """The axes that may be free, most first: batch and sequence, batch alone, none."""
     batch = {name: {0: "batch"} for name in inputs}
     sequences = {
         name: {1: "target_sequence" if name == "labels" else "sequence"}
@@ -106,16 +108,15 @@ def _compared(
     Raises:
         ArtifactError: onnxruntime does not give what torch gives.
     """
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
+    forward = opened.checkpoint.forward
     share, largest, first, runs = tolerance_of(opened.module), 0.0, torch.empty(0), 0
     for batch in _batches(inputs, axes):
         try:
             with torch.inference_mode():
                 wanted = forward(opened.module, batch).clone()
-        except Exception as cause:  # whatever a model raises on inputs of another size
+        except Exception as cause:  # a model raises whatever it likes on inputs of another size
             raise ArtifactError(f"the model does not take such inputs: {cause}") from cause
-        found = answer(session, batch)
-        worst = difference_of(found, wanted)
+        worst = difference_of(answer(session, batch), wanted)
         if not worst <= share * float(wanted.double().abs().max()):
             raise ArtifactError(
                 f"onnxruntime gives other outputs than torch: they differ by up to {worst:.2e}, "
@@ -126,7 +127,7 @@ def _compared(
 
 
 def _batches(inputs: Mapping[str, Tensor], axes: Axes) -> Iterator[Mapping[str, Tensor]]:
-    """The inputs, and others of every size that is left open."""
+    """The inputs, and others of another size along every free axis."""
     yield inputs
     if axes:
         yield {k: v[:1] if len(v) > 1 else torch.cat((v, v)) for k, v in inputs.items()}
@@ -138,10 +139,10 @@ def _batches(inputs: Mapping[str, Tensor], axes: Axes) -> Iterator[Mapping[str, 
 def _placed(
     stored: Mapping[str, Tensor], state: Mapping[str, Tensor], masks: Masks
 ) -> dict[str, str]:
-    """Under which name the model holds each tensor of the module, every bit as it was.
+    """The name under which the ONNX model holds each tensor of the module, bit for bit.
 
     Raises:
-        ArtifactError: a gated weight is not there, or is not masked.
+        ArtifactError: a gated weight is missing, or is not masked.
     """
     placed: dict[str, str] = {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""Push: a ticket or an exported folder goes up to the hub, with the card that it has."""
+"""Push: upload a ticket or an exported folder to the hub, with its card."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PRIVATE = ["run.json"]  # paths and machine
 
 
 def push(folder: Path, repo: str) -> str:
-    """Upload a folder as a model repository, made if need be; gives its address.
+    """Upload a folder as a model repository, created if necessary; returns its address.
 
-    Everything goes but `run.json`. HF_ENDPOINT and HF_TOKEN are respected.
+    Everything but `run.json` is uploaded. HF_ENDPOINT and HF_TOKEN are respected.
 
     Raises:
-        SltError: the hub cannot be reached or does not let this user write there; `folder` is as
-            it was.
+        SltError: the hub cannot be reached or does not let this user write there; `folder` is
+            unchanged.
     """
     try:
         with quiet():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.states import module_nbytes
 from slt_compress.artifacts import (
     SHRUNK,
     Artifact,
+    Evidence,
     Proof,
-    describe_artifact,
     write_shrunk,
 )
 from slt_compress.artifacts.shrinking import Shrinking, shrink
-from slt_compress.checkpoints.tasks import forward_of
+from slt_compress.checkpoints.tasks import Forward
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
 from slt_compress.runtime.opening import Opened, open_path
-from slt_compress.tickets import read_probe, ticket_hash
+from slt_compress.runtime.probes import stored_probe
+from slt_compress.storage.probe import Probe
+from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
 
 _EXPECTATIONS = (
@@ -52,58 +56,63 @@ def export_shrunk(
     if format != "dense":
         raise ArtifactError(f"--shrink goes with the format dense, not with {format}")
     opened = open_path(folder, origin=origin, model=model)
-    found = opened.ticket
-    if found is None or opened.masks is None:
+    ticket = opened.ticket
+    if ticket is None:
         raise TicketError(f"{folder} is not a ticket")
-    probe = _probe(opened, read_probe(folder), inputs)
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
-    asked = {name: value for name, value in probe.items() if name != "logits"}
-    shrinking = shrink(opened.module, partial(_call, forward, asked), opened.masks)
-    lines, sizes = _lines(opened.module, shrinking), _sizes(opened.module, shrinking)
-    report = make_report(found)
+    probe = _probe(opened, inputs)
+    forward = partial(_call, opened.checkpoint.forward, probe.inputs)
+    shrinking = shrink(opened.module, forward, ticket.masks)
+    sizes = _sizes(opened.module, shrinking)
+    return write_shrunk(
+        target, _evidence(ticket, probe, sizes, _lines(opened.module, shrinking), target.name),
+        checkpoint=opened.checkpoint, module=shrinking.module,
+        proof=Proof(shrunk=shrinking.shrunk, masks=ticket.masks, buffers=ticket.buffers),
+        dense_nbytes=sizes["bytes"][0],
+    )  # fmt: skip
+
+
+def _evidence(
+    ticket: Ticket, probe: Probe, sizes: dict[str, Any], lines: list[str], name: str
+) -> Evidence:
+    report = make_report(ticket)
     report = replace(
         report,
         warnings=(*report.warnings, *lines),
         expectations=_EXPECTATIONS,
         sizes={**report.sizes, SHRUNK: sizes["bytes"][1]},
     )
-    card = artifact_card(report, SHRUNK, found.origin, target.name)
-    write_shrunk(
-        target, checkpoint=opened.checkpoint, module=shrinking.module,
-        proof=Proof(shrunk=shrinking.shrunk, masks=opened.masks, buffers=found.buffers),
-        dense_nbytes=sizes["bytes"][0], report=report.to_dict() | {"shrunk": sizes},
+    card = artifact_card(report, SHRUNK, ticket.origin, name)
+    return Evidence(
+        report=report.to_dict() | {"shrunk": sizes},
         card="\n".join([card, "## What was cut", "", *(f"- {line}" for line in lines), ""]),
-        ticket_hash=ticket_hash(folder), provenance=provenance_of(found).to_dict(), probe=probe,
-    )  # fmt: skip
-    return describe_artifact(target)
+        ticket_hash=ticket.hash,
+        provenance=provenance_of(ticket).to_dict(),
+        probe=probe,
+    )
 
 
-def _probe(
-    opened: Opened, stored: dict[str, Tensor], inputs: tuple[Tensor, ...] | None
-) -> dict[str, Tensor]:
-    """Inputs by name and the masked model's logits on them.
-
-    A ticket of a module of the user's own has none: they are made of `inputs`.
+def _probe(opened: Opened, inputs: tuple[Tensor, ...] | None) -> Probe:
+    """The stored probe; or, as a ticket of the user's own module has none, one from `inputs`.
 
     Raises:
-        ArtifactError: there are none.
+        ArtifactError: there is neither.
     """
-    if stored:
+    stored = stored_probe(opened)
+    if stored is not None:
         return stored
     if not inputs:
         raise ArtifactError(
-            "a module of your own is shrunk on inputs that it takes: hand some over as "
+            "a module of your own is shrunk on inputs that it takes: pass some as "
             "inputs=(tensor, ...)"
         )
     named = {str(index): value for index, value in enumerate(inputs)}
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
     with torch.inference_mode():
-        return {**named, "logits": forward(opened.module, named).clone()}
+        logits = opened.checkpoint.forward(opened.module, named)
+    return Probe(inputs=named, logits=logits.clone())
 
 
-def _call(forward: Any, inputs: dict[str, Tensor], module: nn.Module) -> Tensor:
-    outputs: Tensor = forward(module, inputs)
-    return outputs
+def _call(forward: Forward, inputs: Mapping[str, Tensor], module: nn.Module) -> Tensor:
+    return forward(module, inputs)
 
 
 def _lines(module: nn.Module, made: Shrinking) -> list[str]:
@@ -129,16 +138,10 @@ def _sizes(module: nn.Module, made: Shrinking) -> dict[str, Any]:
         "layers": {name: asdict(note) for name, note in made.layers.items()},
         "folds": sorted(made.shrunk.folds),
         "parameters": [_count(m) for m in (module, made.module)],
-        "bytes": [_nbytes(m) for m in (module, made.module)],
+        "bytes": [module_nbytes(m) for m in (module, made.module)],
         "difference": made.difference,
     }
 
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _nbytes(module: nn.Module) -> int:
-    """Bytes of everything a module saves, what is tied once."""
-    tensors = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
-    return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""The masked model of a ticket, one tensor at a time: for models that memory does not hold."""
+"""The masked model of a ticket, one tensor at a time: for models that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from slt_compress.checkpoints import Checkpoint, stream_origin
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import masked_weight
 from slt_compress.storage.files import sha256_tensors
-from slt_compress.storage.lazy import Made
+from slt_compress.storage.lazy import LazyMapping
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamedModel:
-    """A masked model: its module is on the meta device, its tensors are made at every look."""
+    """A masked model whose module is on the meta device; its tensors are computed on demand."""
 
     checkpoint: Checkpoint
     state: State
@@ -33,43 +33,45 @@ def stream_ticket(
     origin: str | Path | None = None,
     values_dtype: torch.dtype | None = None,
 ) -> StreamedModel | None:
-    """The masked model of a ticket without ever having more of it than one tensor.
+    """The masked model of a ticket, of which no more than one tensor is in memory.
 
-    None where it takes the whole model: its library does more than copy tensors from their files,
+    None where the whole model is needed: its library does more than copy tensors from their files,
     or writes the dense layout itself.
 
     Raises:
-        SltError: the ticket is damaged, or its origin cannot be had.
+        SltError: the ticket is damaged, or its origin cannot be opened.
     """
     family, kind = ticket.origin.get("family"), ticket.origin.get("kind")
     if kind == "module" or (format == "dense" and family != "transformers"):
         return None
-    found = stream_origin(ticket.origin, ticket.stored, override=origin)
-    if found is None:
+    stream = stream_origin(ticket.origin, ticket.stored, override=origin)
+    if stream is None:
         return None
-    module = found.checkpoint.module
-    sites = {name: tuple(site["shape"]) for name, site in ticket.summary["sites"].items()}
+    module = stream.checkpoint.module
+    sites = {name: site.shape for name, site in ticket.sites.items()}
     try:
         shells = state_of(module, sites)
-    except ArtifactError:  # a site that the library computes, or that it has no more
+    except ArtifactError:  # a site that the library computes, or no longer has
         return None
-    if format == "dense" and (found.renamed or not streams_dense(module, shells.ties)):
+    if format == "dense" and (stream.renamed or not streams_dense(module, shells.ties)):
         return None
-    weights = Made(sites, lambda name: found.tensors[name])
+    weights = LazyMapping(sites, lambda name: stream.tensors[name])
     if sha256_tensors(weights) != provenance_of(ticket).weights_hash:
-        return None  # the whole model says what is wrong, or is not what was taken for it here
+        return None  # the whole model shows what is wrong, or is not what was streamed here
     buffers = {name: ticket.buffers[name] for name in dict(module.named_buffers())
                if name in ticket.buffers}  # fmt: skip
 
     def make(name: str) -> Tensor:
         if name in sites:
-            return _masked(found.tensors[name], name, ticket, values_dtype)
+            return _masked(stream.tensors[name], name, ticket, values_dtype)
         if name in buffers:
             return buffers[name].to(shells.tensors[name].dtype)
-        return found.tensors[name]
+        return stream.tensors[name]
 
-    state = State(tensors=Made(shells.tensors, make), ties=shells.ties, shells=shells.tensors)
-    return StreamedModel(checkpoint=found.checkpoint, state=state)
+    state = State(
+        tensors=LazyMapping(shells.tensors, make), ties=shells.ties, shells=shells.tensors
+    )
+    return StreamedModel(checkpoint=stream.checkpoint, state=state)
 
 
 def _masked(weight: Tensor, name: str, ticket: Ticket, values_dtype: torch.dtype | None) -> Tensor:
@@ -79,10 +81,10 @@ def _masked(weight: Tensor, name: str, ticket: Ticket, values_dtype: torch.dtype
 
 
 def rounded_weight(name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight rounded to a narrower dtype, in its own; itself where it is as narrow.
+    """A weight rounded to a narrower dtype, kept in its own; unchanged if its own is as narrow.
 
     Raises:
-        ArtifactError: it has values that are too large for it.
+        ArtifactError: it has values that are too large for the narrower dtype.
     """
     if not weight.is_floating_point() or dtype.itemsize >= weight.dtype.itemsize:
         return weight

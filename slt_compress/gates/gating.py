@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.anatomy.copies import own_class_
-from slt_compress.anatomy.gradient_paths import reached
-from slt_compress.anatomy.memory_formats import plain_layouts
+from slt_compress.anatomy.gradient_paths import grads_from_embeddings
+from slt_compress.anatomy.memory_formats import contiguous_convolutions
 from slt_compress.anatomy.remembering import Remembered, freeze_, remember_state, unchanged
 from slt_compress.anatomy.states import kept_buffers
 from slt_compress.gates.base import Learned, Phase, Sample, sample_key
@@ -55,7 +55,7 @@ class Gate(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gates:
-    """The gates that are on a module, by the name of their site; `dense` is it with them open."""
+    """The gates that are on a module, by the name of their site."""
 
     by_name: Mapping[str, Gate]
     module: nn.Module
@@ -147,7 +147,7 @@ def gated(
                 own_class_(owner)
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
-        with plain_layouts(module), reached(module):
+        with contiguous_convolutions(module), grads_from_embeddings(module):
             buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
             dense = remember_state(module)
             yield Gates(by_name=gates, module=module, dense=dense, dense_buffers=buffers)

@@ -1,4 +1,4 @@
-"""Base: several tickets on one loaded model, put on and taken off like adapters."""
+"""Base: several tickets on one loaded model, applied and removed like adapters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from slt_compress.anatomy.states import set_buffers, site_parameters
-from slt_compress.artifacts import MASK_FORMAT, describe_artifact, is_artifact, read_mask_artifact
+from slt_compress.artifacts import MASK_FORMAT, read_mask_artifact
 from slt_compress.errors import SltError, TicketError
 from slt_compress.masks import masked_weight
-from slt_compress.runtime.opening import MaskOfOrigin, mask_of
+from slt_compress.runtime.opening import MaskOfOrigin, describe_folder, mask_of
 from slt_compress.storage.files import sha256_tensors
-from slt_compress.tickets import Ticket, read_ticket
+from slt_compress.tickets import Ticket
 
 
 class Base:
-    """A module whose frozen weights masks are put on, in place; not a module itself.
+    """A module on whose frozen weights masks are put in place; not a module itself.
 
-    It keeps the weights and buffers that a mask changes, as long as one is on, and gives them back
+    While a mask is on, it keeps the weights and buffers that the mask changed, and restores them
     bit for bit.
 
     Example::
@@ -54,12 +54,11 @@ class Base:
         """Put a ticket, or an artifact of the format `mask`, on the module.
 
         Raises:
-            SltError: one is on already, or it is of other weights than the module's; nothing is
-                changed then.
+            SltError: one is on already, or the ticket is of other weights; nothing is changed then.
         """
         if self._applied is not None:
             raise SltError(f"{self._applied} is on already; use swap, or remove it first")
-        self._put_on(_found(ticket))
+        self._put_on(_mask_in(ticket))
         return self
 
     def swap(self, ticket: Ticket | str | Path) -> Base:
@@ -68,13 +67,13 @@ class Base:
         Raises:
             SltError: the other is of other weights; what was on stays on.
         """
-        found, before = _found(ticket), self._applied
+        mask, before = _mask_in(ticket), self._applied
         self.remove()
         try:
-            self._put_on(found)
+            self._put_on(mask)
         except BaseException:
             if before is not None:
-                self._put_on(_found(before))
+                self._put_on(_mask_in(before))
             raise
         return self
 
@@ -115,14 +114,13 @@ class Base:
         self._applied = mask.recorded.path
 
 
-def _found(ticket: Ticket | str | Path) -> MaskOfOrigin:
-    if isinstance(ticket, Ticket):
-        return mask_of(ticket)
-    if is_artifact(ticket):
-        if describe_artifact(ticket).format != MASK_FORMAT:
-            raise SltError(f"{ticket} holds weights; only a ticket or a mask can be put on a model")
-        return mask_of(read_mask_artifact(ticket))
-    return mask_of(read_ticket(ticket))
+def _mask_in(ticket: Ticket | str | Path) -> MaskOfOrigin:
+    holder = ticket if isinstance(ticket, Ticket) else describe_folder(ticket)
+    if isinstance(holder, Ticket):
+        return mask_of(holder)
+    if holder.format != MASK_FORMAT:
+        raise SltError(f"{ticket} holds weights; only a ticket or a mask can be put on a model")
+    return mask_of(read_mask_artifact(holder))
 
 
 def _check_place(module: nn.Module, name: str) -> None:

@@ -17,15 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import local_folder
-from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import SltError
-from slt_compress.runtime.kernel_choice import in_turns
+from slt_compress.runtime.kernel_choice import time_interleaved
 from slt_compress.runtime.opening import Opened, open_path, origin_of
 from slt_compress.runtime.probes import example_inputs
-from slt_compress.runtime.sparse import RUNTIMES, Fitting, fit_opened
+from slt_compress.runtime.sparse import RUNTIMES, KernelPlan, fit_opened
 
 ORIGIN = "origin"
-# Seconds for one batch size, after which no further round is begun.
+# Seconds for one batch size, after which no further round begins.
 _PATIENCE = 60.0
 
 
@@ -62,11 +61,11 @@ class Bench:
     rows: tuple[Row, ...]
     layers: Mapping[str, Mapping[str, str]]
     notes: tuple[str, ...]
-    machine: Mapping[str, Any]
+    machine: Mapping[str, object]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but what the layers say, which is counted."""
-        counts = {runtime: dict(Counter(said.values())) for runtime, said in self.layers.items()}
+        """Everything; the reasons of the layers are counted."""
+        counts = {name: dict(Counter(reasons.values())) for name, reasons in self.layers.items()}
         return {
             "rows": [asdict(row) for row in self.rows],
             "layers": counts,
@@ -82,28 +81,28 @@ def bench_path(
     origin: str | Path | None = None,
     rounds: int = 15,
 ) -> Bench:
-    """Run the model of a ticket or artifact, and its origin, in turns on the same inputs.
+    """Time the model of a ticket or artifact and its origin, interleaved, on the same inputs.
 
     Args:
         path: a folder, or the id of a hub repository.
         batches: sizes of batches, each at least 1.
         origin: where the origin's weights are read from instead of the recorded place.
-        rounds: at most; the median is of these.
+        rounds: at most this many; the median is taken over them.
 
     Raises:
         SltError: the folder cannot be used, or no inputs can be made for it.
     """
     if not batches or min(batches) < 1 or rounds < 1:
         raise SltError(f"batches {list(batches)} and rounds {rounds} must be at least 1")
-    folder = local_folder(path)
-    opened = open_path(folder, origin=origin)
+    opened = open_path(local_folder(path), origin=origin, keep_origin=True)
     sides, notes = _sides(opened, origin)
     rows = [
         row
         for batch in batches
-        for row in _rows(sides, example_inputs(folder, opened.checkpoint, batch), batch, rounds)
+        for row in _rows(sides, example_inputs(opened, batch), batch, rounds)
     ]
-    layers = {side.runtime: side.fitting.said for side in sides if side.fitting.said}
+    layers = {side.runtime: side.plan.reasons for side in sides if side.plan.reasons}
+    notes += tuple(side.plan.warning for side in sides if side.plan.warning is not None)
     return Bench(rows=tuple(rows), layers=layers, notes=notes, machine=machine())
 
 
@@ -113,25 +112,25 @@ class Side:
 
     runtime: str
     module: nn.Module
-    fitting: Fitting
+    plan: KernelPlan
     forward: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 
 
 def _sides(opened: Opened, origin: str | Path | None) -> tuple[list[Side], tuple[str, ...]]:
-    """The origin, where it can be had, and the runtimes."""
+    """The origin, where it can be opened, and the runtimes."""
     plain = fit_opened(opened, "dense")
     sides = [_side(runtime, opened.checkpoint, fit_opened(opened, runtime)) for runtime in RUNTIMES]
     try:
         source = origin_of(opened, origin=origin)
     except SltError as error:
-        note = f"the origin was not measured, `dense` takes the time that it takes: {error}"
+        note = f"the origin was not measured; `dense` takes the same time: {error}"
         return sides, (note,)
     return [_side(ORIGIN, source, plain), *sides], ()
 
 
-def _side(runtime: str, checkpoint: Checkpoint, fitting: Fitting) -> Side:
-    forward = forward_of(checkpoint.family, checkpoint.task)
-    return Side(runtime=runtime, module=checkpoint.module.eval(), fitting=fitting, forward=forward)
+def _side(runtime: str, checkpoint: Checkpoint, plan: KernelPlan) -> Side:
+    forward = checkpoint.forward
+    return Side(runtime=runtime, module=checkpoint.module.eval(), plan=plan, forward=forward)
 
 
 def _rows(
@@ -141,8 +140,8 @@ def _rows(
 
     def turn_to(side: Side) -> None:
         for other in sides:
-            other.fitting.take_off()
-        side.fitting.put_on()
+            other.plan.take_off()
+        side.plan.put_on()
 
     runs = {
         side.runtime: (partial(turn_to, side), partial(side.forward, side.module, inputs))
@@ -150,12 +149,12 @@ def _rows(
     }
     try:
         with torch.inference_mode():
-            taken = in_turns(runs, rounds, _PATIENCE)
+            seconds = time_interleaved(runs, rounds, _PATIENCE)
             peaks = {side.runtime: _peak(side, *runs[side.runtime]) for side in sides}
     finally:
         for side in sides:
-            side.fitting.take_off()
-    return [_row(name, batch, taken[name], peaks[name]) for name in runs]
+            side.plan.take_off()
+    return [_row(name, batch, seconds[name], peaks[name]) for name in runs]
 
 
 def _row(runtime: str, batch: int, seconds: Sequence[float], peak: int) -> Row:
@@ -171,7 +170,7 @@ def _row(runtime: str, batch: int, seconds: Sequence[float], peak: int) -> Row:
 
 
 def _peak(side: Side, prepare: Callable[[], Any], run: Callable[[], Any]) -> int:
-    """Bytes of a module on a runtime, with the most that torch allocates in a run."""
+    """Bytes of a module on a runtime, plus the most that torch allocates during a run."""
     prepare()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
@@ -183,7 +182,7 @@ def _peak(side: Side, prepare: Callable[[], Any], run: Callable[[], Any]) -> int
         most = max(most, used)
     tensors = [*side.module.parameters(), *side.module.buffers()]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values()) + side.fitting.nbytes + most
+    return sum(storages.values()) + side.plan.nbytes + most
 
 
 def machine() -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The door for `AutoModel….from_pretrained(DIR)`: transformers' public interface of quantizers.
+"""Open artifacts with `AutoModel….from_pretrained(DIR)`, through transformers' quantizer interface.
 
-This is imported in the middle of transformers' own import: what reads artifacts is imported later.
+This module is imported during transformers' own import, so it imports what reads artifacts later.
 
 The weights of a sparse artifact are checked and decoded before transformers asks for the first of
-them, so that what it loads is right or an error. A model that was opened is an ordinary dense one:
-it forgets how it was stored, and saving it writes what saving any other model writes.
+them, so that it loads the right weights or fails. An opened model is an ordinary dense one: it does
+not remember how it was stored, and saving it writes what saving any other model writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from slt_compress.artifacts.formats import FORMATS
+from slt_compress.artifacts.formats import FORMATS, MASK_FORMAT
 from slt_compress.errors import ArtifactError
 
 METHOD = "slt-compress"
@@ -28,7 +28,7 @@ WEIGHTS, INDEX = "weights.slt.safetensors", "weights.slt.safetensors.index.json"
 
 
 class SltConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What `quantization_config` in the config.json of an artifact says."""
+    """The `quantization_config` in the config.json of an artifact."""
 
     def __init__(
         self,
@@ -42,20 +42,20 @@ class SltConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.format = format
         self.version = version
         self.weights = weights
-        self.dequantize = True  # transformers then takes all traces off the opened model
+        self.dequantize = True  # transformers then removes every trace from the opened model
 
 
 class Decoded(ConversionOps):  # type: ignore[misc]
-    """A conversion of some parts into a weight that is known already."""
+    """A conversion of some parts into a weight that was decoded already."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
     def __deepcopy__(self, memo: object) -> Decoded:
-        return self  # transformers copies conversions, which must not copy the weight
+        return self  # transformers copies conversions; the weight must not be copied with them
 
     def convert(self, *args: Any, full_layer_name: str, **kwargs: Any) -> dict[str, Tensor]:
-        """Give the weight, whatever parts there are."""
+        """Return the weight, whatever the parts are."""
         return {full_layer_name: self.tensor}
 
 
@@ -84,7 +84,7 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
         """Refuse what this version cannot open, before anything is built.
 
         Raises:
-            ArtifactError: an unknown format, or a file that is none of an artifact.
+            ArtifactError: an unknown format, or a file that no artifact has.
         """
         config = self.quantization_config
         if config.format == "shrunk":
@@ -105,33 +105,33 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
         return dtype
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Name the file, in memory only: the last hook before transformers looks for it."""
+        """Set the file name, in memory only, in the last hook before transformers looks for it."""
         config.transformers_weights = self.quantization_config.weights
         return config
 
     def update_tp_plan(self, config: Any) -> Any:
-        """Name the file for transformers before 5.20, which has this hook in that place."""
+        """Set the file name for transformers before 5.20, which calls this hook instead."""
         return self.update_attn_implementation(config)
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Read the artifact; one that is a mask alone sends transformers to its origin's files."""
+        """Read the artifact; for a mask alone, point transformers to the files of its origin."""
         from slt_compress.artifacts import read_mask_artifact, read_site_tensors
         from slt_compress.artifacts.origin import origin_of_artifact
 
         files: list[str] = kwargs["checkpoint_files"]
         folder = Path(files[0]).parent
-        if self.quantization_config.format == "mask":
+        if self.quantization_config.format == MASK_FORMAT:
             self._mask = read_mask_artifact(folder)
-            recorded = origin_of_artifact(folder, self._mask.manifest.get("provenance"), self._mask)
+            recorded = origin_of_artifact(self._mask.artifact, self._mask)
             files[:] = map(str, recorded.files())
             return model
-        with torch.device("cpu"):  # transformers builds models without memory around this
+        with torch.device("cpu"):  # transformers builds models on the meta device here
             self._tensors, self._keys = read_site_tensors(folder, _shapes_of(model))
         self._cast()
         return model
 
     def _cast(self) -> None:
-        """Decoded weights as the caller wants them: as they are, or in the dtype of the model."""
+        """Cast the decoded weights to the dtype that was asked for, if any."""
         dtype = self._dtype
         floats = {t.dtype for t in self._tensors.values() if t.is_floating_point()}
         if dtype is not None and floats and dtype not in floats:
@@ -141,13 +141,13 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
             }
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> Any:
-        """Parts of a weight stay what they are; anything else gets the dtype of the model."""
+        """Parts of a weight keep their dtype; anything else gets the dtype of the model."""
         if any(isinstance(op, Decoded) for op in getattr(converter, "operations", ())):
             return None
         return super().get_new_dtype(converter, param, dtype)
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> Any:
-        """The parts of a site become its weight; names are those of the model already."""
+        """Convert the parts of a site to its weight; their names are already those of the model."""
         if self._mask is not None:
             return weight_conversions
         return [
@@ -158,12 +158,12 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
         ]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Put the mask on, and leave nothing in the config that belongs to the artifact."""
+        """Put the mask on, and remove from the config what belongs to the artifact."""
         config: Any = model.config
         if "transformers_weights" in vars(config):
             del config.transformers_weights
         self._tensors = {}
-        # these were for this artifact's parts; saving goes by the conversions of the model's kind
+        # These were for the parts in this artifact; saving uses the conversions of the model class.
         vars(model).pop("_weight_conversions", None)
         if self._mask is not None:
             from slt_compress.runtime.opening import mask_of
@@ -173,7 +173,7 @@ class SltQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def _shapes_of(model: nn.Module) -> Callable[[str], tuple[int, ...] | None]:
-    """The shape that a model has for a name, which may be that of one with another head."""
+    """The shape that a model has for a name, which may come from a model with another head."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 

@@ -1,7 +1,7 @@
-"""The one side effect of importing slt_compress: transformers learns to open its artifacts.
+"""Register with transformers, so that it can open artifacts: the one side effect of our import.
 
-Importing this imports neither torch nor transformers. If transformers' table of quantizers is there
-already, ours goes into it; else a finder waits until somebody imports that table.
+Importing this module imports neither torch nor transformers. If transformers' table of quantizers
+was imported already, ours is added to it; otherwise a finder waits until the table is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def register() -> None:
     if any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
     table = sys.modules.get(TABLE)
-    if table is not None and hasattr(table, "register_quantizer"):  # else half imported
+    if table is not None and hasattr(table, "register_quantizer"):  # otherwise half imported
         _add(table)
     else:
         sys.meta_path.insert(0, _Finder())
@@ -37,7 +37,7 @@ def _add(table: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module, once, as Python would, and hands it a loader that registers afterwards."""
+    """Finds one module, once, as Python would, and gives it a loader that registers afterwards."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -52,7 +52,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Registering(Loader):
-    """A loader that does what another does, and then registers."""
+    """A loader that does what another loader does, and then registers."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader

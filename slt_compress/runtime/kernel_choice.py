@@ -1,4 +1,4 @@
-"""Choose between a layer's own computation and its kernels, by measuring them in turns."""
+"""Choose between a layer's own computation and its kernels, by timing them interleaved."""
 
 from __future__ import annotations
 
@@ -13,36 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.runtime.sparse_layers import Choice, Kernel, is_conv1d, tokens_of
+from slt_compress.anatomy.parameters import is_conv1d
+from slt_compress.runtime.sparse_layers import Choice, Kernel, tokens_of
 
-# A kernel is taken where it needs less than this share of the time of the dense computation: what
-# is measured is noisy, and a model must not become slower.
+# A kernel is used if it takes less than this share of the time of the dense computation: timings
+# are noisy, and a model must not become slower.
 MARGIN = 0.85
-# Two rounds are enough where a kernel needs less than this share in both, or more than all of it.
+# Two rounds are enough if a kernel takes less than this share in both, or more than all of it.
 CLEAR = 0.6
-# Token counts that are always looked at: a vector, a few, a tile of the compiled kernel, many.
+# Token counts that are always timed: a vector, a few, a tile of the compiled kernel, many.
 COUNTS = (1, 8, 64, 512)
-# A dense computation of more multiply-adds than this is not measured: a longer one goes the same.
+# Larger dense computations (in multiply-adds) are not timed: they turn out as this one does.
 _LONGEST = 1 << 30
 _ROUNDS = 5
 # Seconds after which the rounds of a measurement end early.
 _PATIENCE = 0.25
-# What is shorter than this many seconds is run more often, at most so many times, and averaged.
+# A run shorter than this many seconds is repeated, at most so many times, and averaged.
 _SHORT, _MOST = 0.001, 50
-# Layers of one shape are measured once where their counts of weights are within this factor.
+# Layers of one shape are timed once if their counts of weights are within this factor.
 _ALIKE = 1.5
 
 Run = Callable[[], Any]
 
 
-def in_turns(
+def time_interleaved(
     runs: Mapping[str, tuple[Run, Run]], rounds: int, patience: float
 ) -> dict[str, list[float]]:
-    """Seconds of each run, one after the other in every round; the round before is not counted.
+    """Seconds of each run by name; every round times all runs, after a round of warming up.
 
     Args:
-        runs: by name: what prepares one, and the run itself.
-        rounds: at most; two are done in any case.
+        runs: by name: what prepares a run, and the run itself.
+        rounds: at most this many; at least two.
         patience: seconds after which no further round is begun.
     """
     order, seconds = list(runs), {name: [_timed(*runs[name], 1)] for name in runs}
@@ -51,7 +52,7 @@ def in_turns(
     for number in range(rounds):
         if number > 1 and time.perf_counter() - started > patience:
             break
-        # to and fro: what ran before a run leaves its own data in the caches
+        # Forwards and backwards in turn, as each run finds the caches that the one before left.
         order.reverse()
         for name in order:
             seconds[name].append(_timed(*runs[name], times))
@@ -59,12 +60,12 @@ def in_turns(
 
 
 def ratios_of(taken: Mapping[str, Sequence[float]], one: str, other: str) -> list[float]:
-    """Seconds of one run over those of the other in the same round, when the load was the same."""
+    """Seconds of one run over those of the other, round by round, as the load changes over time."""
     return [a / b for a, b in zip(taken[one], taken[other], strict=True)]
 
 
 def _timed(prepare: Run, run: Run, times: int) -> float:
-    """Mean seconds of a run that is done some times."""
+    """Mean seconds of a run that is repeated."""
     prepare()
     before = time.perf_counter()
     for _ in range(times):
@@ -74,7 +75,7 @@ def _timed(prepare: Run, run: Run, times: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A layer with kernels, and the shapes [batch, …] of the inputs that it was seen to get."""
+    """A layer with kernels, and the shapes [batch, …] of the inputs that it got."""
 
     layer: nn.Module
     kernels: Mapping[str, Kernel]
@@ -82,15 +83,15 @@ class Candidate:
 
 
 def choose(candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-    """The choice for each layer by name; layers that are alike are measured once."""
+    """The choice for each layer by name; similar layers are timed once."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, candidate in candidates.items():
         groups.setdefault(_likeness(candidate), []).append(name)
     choices: dict[str, Choice] = {}
     for names in groups.values():
-        # the densest stands for all of them, so that none does worse than what was measured
-        longest = max(names, key=lambda name: _kept(candidates[name].layer))
-        choice = _measured(candidates[longest])
+        # The densest stands for all of them, so that none does worse than what was timed.
+        densest = max(names, key=lambda name: _kept(candidates[name].layer))
+        choice = _measured(candidates[densest])
         choices.update(dict.fromkeys(names, choice))
     return choices
 
@@ -118,18 +119,18 @@ def _is_convolution(layer: nn.Module) -> bool:
 
 
 def _measured(candidate: Candidate) -> Choice:
-    """The winner at every count of tokens that is worth a look."""
+    """The fastest at every token count that matters."""
     layer, points = candidate.layer, {}
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for shape in _shapes(candidate):
-            inputs = torch.randn(shape, generator=chance)
+            inputs = torch.randn(shape, generator=generator)
             points[tokens_of(layer, inputs)] = _winner(candidate, inputs)
     return Choice(points)
 
 
 def _shapes(candidate: Candidate) -> Iterable[tuple[int, ...]]:
-    """Shapes of inputs to measure at, none of them longer than is needed."""
+    """Shapes of inputs to time, none of them larger than necessary."""
     layer, weight = candidate.layer, _weight(candidate.layer)
     if _is_convolution(layer):
         return candidate.seen
@@ -141,7 +142,7 @@ def _shapes(candidate: Candidate) -> Iterable[tuple[int, ...]]:
 
 
 def _nothing() -> None:
-    """Needed before a run."""
+    """What a run needs that needs no preparation."""
 
 
 def _winner(candidate: Candidate, inputs: Tensor) -> str | None:
@@ -150,11 +151,11 @@ def _winner(candidate: Candidate, inputs: Tensor) -> str | None:
         "": (_nothing, lambda: type(layer).forward(layer, inputs)),
         **{name: (_nothing, partial(k, inputs)) for name, k in candidate.kernels.items()},
     }
-    quick = in_turns(runs, 2, 0.0)
+    quick = time_interleaved(runs, 2, 0.0)
     best = min(candidate.kernels, key=lambda name: min(quick[name]))
     ratios = ratios_of(quick, best, "")
     if max(ratios) < CLEAR or min(ratios) > 1.0:
         return best if max(ratios) < CLEAR else None
-    longer = in_turns({"": runs[""], best: runs[best]}, _ROUNDS, _PATIENCE)
+    longer = time_interleaved({"": runs[""], best: runs[best]}, _ROUNDS, _PATIENCE)
     least = min(longer[best]) / min(longer[""])
     return best if max(least, median(ratios_of(longer, best, ""))) < MARGIN else None

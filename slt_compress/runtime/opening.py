@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.copies import flatten_, private_copy
+from slt_compress.anatomy.copies import copy_of, flatten_
 from slt_compress.anatomy.states import (
     kept_buffers,
     set_buffers,
@@ -21,6 +20,8 @@ from slt_compress.anatomy.states import (
 )
 from slt_compress.artifacts import (
     MASK_FORMAT,
+    Artifact,
+    Entry,
     MaskArtifact,
     Proof,
     describe_artifact,
@@ -29,7 +30,7 @@ from slt_compress.artifacts import (
     read_mask_artifact,
     read_proof,
 )
-from slt_compress.artifacts.origin import origin_of_artifact, recorded_init
+from slt_compress.artifacts.origin import init_of_artifact, origin_of_artifact
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import RecordedOrigin
 from slt_compress.errors import ArtifactError, SltError
@@ -48,12 +49,11 @@ class Opened:
         path: the folder.
         checkpoint: the model and what data preparation needs.
         masks: which weights survive; None for a dense export, which stores no mask.
-        provenance: where the weights come from, as the folder says; not checked for an artifact,
-            which can be used without it.
-        entries: stored tensors of an artifact; empty for a ticket.
         ticket: None for an artifact.
+        artifact: None for a ticket.
         proof: of a shrunk artifact, what it is proved from; `masks` are of the model before.
         recorded: the whole origin, for a ticket and for an artifact that is a mask alone.
+        source: the origin with its weights untouched, where it was opened and asked to be kept.
         flattened: sites of a ticket whose weight the origin computes by a parametrization (weight
             norm); in this module it is a plain parameter.
     """
@@ -61,20 +61,40 @@ class Opened:
     path: Path
     checkpoint: Checkpoint
     masks: Masks | None
-    provenance: object
-    entries: Mapping[str, Mapping[str, Any]]
-    ticket: Ticket | None
+    ticket: Ticket | None = None
+    artifact: Artifact | None = None
     proof: Proof | None = None
     recorded: RecordedOrigin | None = None
+    source: Checkpoint | None = None
     flattened: tuple[str, ...] = ()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every site."""
-        if self.masks is not None:
-            return shapes_of(self.masks)
-        sites = {name: entry for name, entry in self.entries.items() if "kept" in entry}
-        return {name: tuple(entry["shape"]) for name, entry in sites.items()}
+        """Shape of every site; of a shrunk model, before the cut."""
+        return self.shapes_now if self.masks is None else shapes_of(self.masks)
+
+    @property
+    def shapes_now(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every site in this module."""
+        if self.artifact is None or self.artifact.format == MASK_FORMAT:
+            return shapes_of(self.masks or Masks({}))
+        return {name: e.shape for name, e in self.entries.items() if e.kept is not None}
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """What an artifact stores, by name; empty for a ticket."""
+        return {} if self.artifact is None else self.artifact.entries
+
+    def provenance(self) -> Provenance:
+        """Where the weights come from; not checked before, as an artifact can be used without it.
+
+        Raises:
+            SltError: the folder does not say, or what it says is damaged.
+        """
+        if self.ticket is not None:
+            return provenance_of(self.ticket)
+        given = None if self.artifact is None else self.artifact.provenance
+        return check_provenance(given, self.path, ArtifactError)
 
     @property
     def module(self) -> nn.Module:
@@ -82,37 +102,54 @@ class Opened:
         return self.checkpoint.module
 
 
-def open_path(
-    path: str | Path, *, origin: str | Path | None = None, model: nn.Module | None = None
-) -> Opened:
-    """Open a ticket or an artifact; `origin` and `model` as in `load`.
+def describe_folder(path: str | Path) -> Ticket | Artifact:
+    """Read a ticket, or what an artifact says it is: its manifest is opened here and nowhere else.
 
     Raises:
-        SltError: the folder is neither, or damaged, or its origin cannot be had.
+        SltError: the folder is neither, or damaged.
     """
     folder = Path(path)
     if not folder.exists():
         raise SltError(f"there is no {folder}")
-    if not is_artifact(folder):
-        return mask_of(read_ticket(folder)).open(origin=origin, model=model)
-    if describe_artifact(folder).format == MASK_FORMAT:
-        return mask_of(read_mask_artifact(folder)).open(origin=origin, model=model)
-    copy = None if model is None else private_copy(model).cpu()
-    loaded = read_artifact(folder, model=copy)
-    provenance, proof = loaded.manifest.get("provenance"), read_proof(loaded)
-    # pictures are made for the size that a random init was built for, not its processor's
-    checkpoint = replace(loaded.checkpoint, init=recorded_init(provenance))
+    return describe_artifact(folder) if is_artifact(folder) else read_ticket(folder)
+
+
+def open_path(
+    path: Ticket | Artifact | str | Path,
+    *,
+    origin: str | Path | None = None,
+    model: nn.Module | None = None,
+    keep_origin: bool = False,
+) -> Opened:
+    """Open a ticket or an artifact; `origin` and `model` as in `load`.
+
+    With `keep_origin` an origin that is opened for its weights is kept beside the masked copy, so
+    that `origin_of` need not open it again.
+
+    Raises:
+        SltError: the folder is neither, or damaged, or its origin cannot be opened.
+    """
+    holder = describe_folder(path) if isinstance(path, str | Path) else path
+    if isinstance(holder, Ticket):
+        return mask_of(holder).open(origin=origin, model=model, keep_origin=keep_origin)
+    if holder.format == MASK_FORMAT:
+        mask = mask_of(read_mask_artifact(holder))
+        return mask.open(origin=origin, model=model, keep_origin=keep_origin)
+    copy = None if model is None else copy_of(model).cpu()
+    loaded, proof = read_artifact(holder, model=copy), read_proof(holder)
+    # Images are prepared for the size that a random init was built for, not for its processor's.
+    checkpoint = replace(loaded.checkpoint, init=init_of_artifact(holder))
+    masks = loaded.masks if proof is None else proof.masks
     return Opened(
-        path=folder, checkpoint=checkpoint, masks=loaded.masks if proof is None else proof.masks,
-        provenance=provenance, entries=loaded.artifact.entries, ticket=None, proof=proof,
-    )  # fmt: skip
+        path=holder.path, checkpoint=checkpoint, masks=masks, artifact=holder, proof=proof
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskOfOrigin:
-    """A mask and the origin it is for, out of a ticket or of an artifact of the format `mask`.
+    """A mask and the origin it is for, from a ticket or from an artifact of the format `mask`.
 
-    `masks` are unpacked only after the origin was seen to have weights of these `shapes`.
+    `masks` unpacks them; it is called only after the origin was found to have these `shapes`.
     """
 
     recorded: RecordedOrigin
@@ -120,26 +157,31 @@ class MaskOfOrigin:
     shapes: Mapping[str, tuple[int, ...]]
     masks: Callable[[], Masks]
     buffers: Mapping[str, Tensor]
-    entries: Mapping[str, Mapping[str, Any]]
-    ticket: Ticket | None
+    ticket: Ticket | None = None
+    artifact: Artifact | None = None
 
-    def open(self, *, origin: str | Path | None, model: nn.Module | None) -> Opened:
-        """The origin under the mask."""
+    def open(
+        self, *, origin: str | Path | None, model: nn.Module | None, keep_origin: bool = False
+    ) -> Opened:
+        """The origin under the mask, and with `keep_origin` the untouched origin beside it."""
         checkpoint = self.recorded.open(origin=origin, model=model)
+        source = checkpoint if keep_origin else None
+        if keep_origin:
+            checkpoint = replace(checkpoint, module=copy_of(checkpoint.module))
         masks, flattened = self.put_on_(checkpoint.module, str(origin) if origin else None)
         return Opened(
             path=self.recorded.path,
             checkpoint=checkpoint,
             masks=masks,
-            provenance=self.provenance.to_dict(),
-            entries=self.entries,
             ticket=self.ticket,
+            artifact=self.artifact,
             recorded=self.recorded,
+            source=source,
             flattened=flattened,
         )
 
     def put_on_(self, module: nn.Module, named: str | None = None) -> tuple[Masks, tuple[str, ...]]:
-        """Mask a module in place, its frozen weights proven to be the ones of the search."""
+        """Mask a module in place, once its frozen weights are proven to be those of the search."""
         recorded = self.recorded
         weights = site_weights(module, self.shapes)
         if sha256_tensors(weights) != self.provenance.weights_hash:
@@ -153,56 +195,58 @@ class MaskOfOrigin:
         return masks, flattened
 
 
-def mask_of(found: Ticket | MaskArtifact) -> MaskOfOrigin:
+def mask_of(holder: Ticket | MaskArtifact) -> MaskOfOrigin:
     """What a ticket or an artifact of the format `mask` puts on its origin.
 
     Raises:
         SltError: it does not say what its origin is.
     """
-    if isinstance(found, Ticket):
+    if isinstance(holder, Ticket):
         return MaskOfOrigin(
-            recorded=origin_of_ticket(found),
-            provenance=provenance_of(found),
-            shapes=shapes_of(found.masks),
-            masks=lambda: found.masks,
-            buffers=found.buffers,
-            entries={},
-            ticket=found,
+            recorded=origin_of_ticket(holder),
+            provenance=provenance_of(holder),
+            shapes=shapes_of(holder.masks),
+            masks=lambda: holder.masks,
+            buffers=holder.buffers,
+            ticket=holder,
         )
-    given = found.manifest.get("provenance")
+    artifact = holder.artifact
     return MaskOfOrigin(
-        recorded=origin_of_artifact(found.path, given, found),
-        provenance=check_provenance(given, found.path, ArtifactError),
-        shapes=found.shapes,
-        masks=found.masks,
-        buffers=found.buffers,
-        entries=found.entries,
-        ticket=None,
+        recorded=origin_of_artifact(artifact, holder),
+        provenance=check_provenance(artifact.provenance, artifact.path, ArtifactError),
+        shapes=holder.shapes,
+        masks=holder.masks,
+        buffers=holder.buffers,
+        artifact=artifact,
     )
 
 
 def origin_of(
     opened: Opened, *, origin: str | Path | None = None, model: nn.Module | None = None
 ) -> Checkpoint:
-    """The origin of an opened folder, its weights untouched; a ticket folder may stand in for it.
+    """The origin of an opened folder, its weights untouched; `origin` may be a ticket of it.
 
     Raises:
-        SltError: it is not recorded, or cannot be had.
+        SltError: it is not recorded, or cannot be opened.
     """
+    if opened.source is not None:
+        return opened.source
     recorded = opened.recorded
     if recorded is None and origin is not None and (Path(origin) / "ticket.json").is_file():
         return origin_of_ticket(read_ticket(origin)).open(model=model)
+    if recorded is None and opened.artifact is not None:
+        recorded = origin_of_artifact(opened.artifact)
     if recorded is None:
-        recorded = origin_of_artifact(opened.path, opened.provenance)
+        raise SltError(f"{opened.path} does not record its origin")
     return recorded.open(origin=origin, model=model)
 
 
 @contextmanager
 def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
-    """The opened module with the weights and buffers of its origin, as long as the block lasts."""
+    """Give the opened module the weights and buffers of its origin for the length of the block."""
     if opened.proof is not None:
         raise ArtifactError(
-            f"{opened.path} is shrunk, so it cannot be compared with its origin on data that has "
+            f"{opened.path} is shrunk, so it cannot be compared with its origin on data with "
             "other labels: evaluate the ticket"
         )
     dense = site_weights(source.module, opened.shapes)
@@ -220,9 +264,9 @@ def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
 
 
 def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) -> tuple[str, ...]:
-    """Turn the weights of the sites into ±fl(gain * weight) where kept and 0 elsewhere, in place.
+    """Set the weights of the sites to ±fl(gain * weight) where kept and to 0 elsewhere, in place.
 
-    A weight under a parametrization becomes a plain parameter; gives the names of those.
+    A weight under a parametrization becomes a plain parameter; returns the names of these.
     """
     flattened: list[str] = []
     with torch.no_grad():
@@ -238,9 +282,9 @@ def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) ->
     return tuple(flattened)
 
 
-def _versions_note(record: Mapping[str, Any]) -> str:
-    from_versions = record.get("versions")
-    if not isinstance(from_versions, Mapping):
+def _versions_note(record: Mapping[str, object]) -> str:
+    versions = record.get("versions")
+    if not isinstance(versions, Mapping):
         return ""
-    listed = ", ".join(f"{name} {value}" for name, value in sorted(from_versions.items()) if value)
+    listed = ", ".join(f"{name} {value}" for name, value in sorted(versions.items()) if value)
     return f" (with {listed}); --origin PATH says where those are" if listed else ""

@@ -1,66 +1,70 @@
-"""Inputs of the model in a ticket or artifact: the stored probe, or others like it."""
+"""Inputs of the model in a ticket or artifact: the stored probe, or generated ones."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from slt_compress.artifacts import PROBE, is_artifact
+from slt_compress.artifacts import PROBE
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.data import modalities_of
-from slt_compress.data.images import pipeline_of
+from slt_compress.data.image_pipelines import pipeline_of
 from slt_compress.data.tokens import DEFAULT_LENGTH, context_of, vocabulary_of
 from slt_compress.errors import ArtifactError, DataError
+from slt_compress.runtime.opening import Opened
 from slt_compress.storage.files import read_safetensors
+from slt_compress.storage.probe import Probe
 from slt_compress.tickets import read_probe
 
 
-def stored_probe(folder: Path) -> dict[str, Tensor]:
-    """Inputs by argument name, and `logits` of the masked model on them; empty where none is.
+def stored_probe(opened: Opened) -> Probe | None:
+    """The probe of an opened ticket or artifact; None where none is stored.
 
     Raises:
         TicketError: that of a ticket is missing or damaged.
         ArtifactError: that of an artifact is damaged.
     """
-    if not is_artifact(folder):
-        return read_probe(folder)
-    path = folder / PROBE
-    return read_safetensors(path, ArtifactError) if path.is_file() else {}
+    if opened.ticket is not None:
+        return read_probe(opened.ticket)
+    file = opened.path / PROBE
+    if not file.is_file():
+        return None
+    return Probe.parse(read_safetensors(file, ArtifactError), file, ArtifactError)
 
 
-def example_inputs(folder: Path, checkpoint: Checkpoint, batch: int) -> dict[str, Tensor]:
-    """Inputs of `batch` examples: the stored probe's, over and over, or else made-up ones.
+def example_inputs(opened: Opened, batch: int) -> dict[str, Tensor]:
+    """Inputs of `batch` examples: those of the stored probe, repeated, or else generated ones.
 
-    Made up are pictures of noise, and random tokens: 128 of them, or as many as the model takes.
+    Generated are images of noise, or random tokens: 128 of them, or as many as the model takes.
 
     Raises:
         TicketError, ArtifactError: the probe is damaged.
-        DataError: there is none, and the model reads neither pictures nor text.
+        DataError: there is none, and the model reads neither images nor text.
     """
-    stored = {name: value for name, value in stored_probe(folder).items() if name != "logits"}
-    if not stored:
-        return _made_up(checkpoint, batch)
-    examples = min((len(value) for value in stored.values() if value.dim()), default=0)
+    probe = stored_probe(opened)
+    if probe is None:
+        return _generated(opened.checkpoint, batch)
+    examples = min((len(value) for value in probe.inputs.values() if value.dim()), default=0)
     if not examples:
-        raise DataError(f"the probe in {folder} holds no example")
+        raise DataError(f"the probe in {opened.path} holds no example")
     rows = torch.arange(batch) % examples
-    return {name: value[rows] if value.dim() else value for name, value in stored.items()}
+    return {name: value[rows] if value.dim() else value for name, value in probe.inputs.items()}
 
 
-def _made_up(checkpoint: Checkpoint, batch: int) -> dict[str, Tensor]:
-    chance = torch.Generator().manual_seed(0)
+def _generated(checkpoint: Checkpoint, batch: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     kind = None if checkpoint.family == "module" else modalities_of(checkpoint)[0]
     if kind == "image":
-        return {"pixel_values": torch.randn(batch, *pipeline_of(checkpoint).size, generator=chance)}
+        return {
+            "pixel_values": torch.randn(batch, *pipeline_of(checkpoint).size, generator=generator)
+        }
     vocabulary = vocabulary_of(checkpoint)
     if kind != "text" or vocabulary is None:
         raise DataError(
-            f"no probe was stored, and inputs of {checkpoint.source} cannot be made up: only "
-            "pictures and text can"
+            f"no probe was stored, and inputs of {checkpoint.source} cannot be generated: only "
+            "images and text can"
         )
     length = min(DEFAULT_LENGTH, context_of(checkpoint) or DEFAULT_LENGTH)
-    tokens = torch.randint(vocabulary, (batch, length), generator=chance)
+    tokens = torch.randint(vocabulary, (batch, length), generator=generator)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     return {**inputs, "labels": tokens} if checkpoint.task == "seq2seq" else inputs

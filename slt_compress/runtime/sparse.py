@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,44 +13,47 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.anatomy.states import site_parameters
-from slt_compress.checkpoints.tasks import forward_of
-from slt_compress.errors import SltError
-from slt_compress.runtime.kernel_choice import Candidate, choose, in_turns, ratios_of
+from slt_compress.errors import DataError, SltError
+from slt_compress.runtime.kernel_choice import Candidate, choose, ratios_of, time_interleaved
+from slt_compress.runtime.kernels import has_team
 from slt_compress.runtime.opening import Opened
 from slt_compress.runtime.probes import example_inputs
-from slt_compress.runtime.sparse_layers import Choice, SparseForward, kernels_of, unsuited
+from slt_compress.runtime.sparse_layers import Choice, SparseForward, kernels_of, why_dense
 
 RUNTIMES = ("dense", "sparse", "auto")
 # The batch sizes for which `auto` chooses.
 BATCHES = (1, 8)
 # A model on inputs of some batch sizes, in their order.
 Runs = Mapping[int, Callable[[], Any]]
-# A model is left dense where it takes more than this share of the dense time with its kernels; at
-# batch sizes where no layer uses one, the two are the same but for the noise.
+# A model stays dense if its kernels take more than this share of the dense time. At batch sizes
+# where no layer uses a kernel, the two differ by noise only.
 _SLOWER = 1.02
-# Rounds, and seconds, in which the whole model is compared; not with more examples above the last.
+# Rounds and seconds for comparing the whole model; above the last, larger batches are not timed.
 _ROUNDS, _PATIENCE, _LONG = 15, 0.5, 0.1
+_NOT_COMPARED = "auto chose kernels layer by layer and did not compare the model as a whole"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitting:
+class KernelPlan:
     """The forwards of layers that compute with kernels; they are put on a module and taken off.
 
     Attributes:
         forwards: by name of the layer.
-        said: what each layer with a site computes with, and why where that is dense.
+        reasons: what each layer with a site computes with, and why where that is dense.
+        warning: why the model as a whole was not compared; None where it was, or need not be.
     """
 
     forwards: Mapping[str, SparseForward]
-    said: Mapping[str, str]
+    reasons: Mapping[str, str]
+    warning: str | None = None
 
     def put_on(self) -> None:
-        """Let the layers use their kernels."""
+        """Make the layers use their kernels."""
         for forward in self.forwards.values():
             forward.put_on()
 
     def take_off(self) -> None:
-        """Let the layers be what they were."""
+        """Give the layers their own forwards back."""
         for forward in self.forwards.values():
             forward.take_off()
 
@@ -59,13 +63,17 @@ class Fitting:
         return sum(forward.nbytes for forward in self.forwards.values())
 
 
-def as_runtime(opened: Opened, runtime: str, device: str | torch.device = "cpu") -> nn.Module:
+def run_on(opened: Opened, runtime: str, device: str | torch.device = "cpu") -> nn.Module:
     """The model of an opened folder on a runtime and a device.
 
-    `dense` is torch's own kernels on weights with zeros. With `sparse` every layer that has a
-    sparse kernel and is sparse uses it; with `auto` those where it was measured to be faster, for
-    the counts of tokens where it was. Both are for inference: parameters want no gradients. What
-    each layer computes with is in the attribute `slt_runtime` of the module, by name of the layer.
+    `dense` is torch's own kernels on weights with zeros. With `sparse`, every sparse layer that has
+    a sparse kernel uses it; with `auto`, every layer whose kernel was measured to be faster, for
+    the token counts where it was. Both are for inference: parameters require no gradients. The
+    attribute `slt_runtime` of the module says what each layer computes with, by name of the layer;
+    under the empty name it says why `auto` could not compare the model as a whole.
+
+    Warns:
+        RuntimeWarning: `auto` could not compare the model as a whole.
 
     Raises:
         SltError: an unknown runtime, or `sparse` on another device than the CPU.
@@ -79,43 +87,52 @@ def as_runtime(opened: Opened, runtime: str, device: str | torch.device = "cpu")
             "nothing there; load with runtime='dense'"
         )
     if runtime != "dense" and on_cpu:
-        fitting = fit_opened(opened, runtime)
-        fitting.put_on()
+        plan = fit_opened(opened, runtime)
+        plan.put_on()
         module.requires_grad_(False)
-        vars(module)["slt_runtime"] = dict(fitting.said)
+        vars(module)["slt_runtime"] = dict(plan.reasons)
+        if plan.warning is not None:
+            vars(module)["slt_runtime"][""] = plan.warning
+            warnings.warn(plan.warning, RuntimeWarning, stacklevel=3)
     return module.to(device)
 
 
-def fit_opened(opened: Opened, runtime: str) -> Fitting:
-    """As `fit`, for the model of an opened folder on its example inputs."""
-    runs = _runs(opened) if runtime == "auto" else {}
-    return fit(opened.module, opened.shapes, runtime, runs)
+def fit_opened(opened: Opened, runtime: str) -> KernelPlan:
+    """As `fit`, for the model of an opened folder on its example inputs.
+
+    Raises:
+        TicketError, ArtifactError: the stored probe is damaged.
+    """
+    if runtime != "auto":
+        return fit(opened.module, opened.shapes_now, runtime, {})
+    runs, warning = _runs(opened)
+    return replace(fit(opened.module, opened.shapes_now, runtime, runs), warning=warning)
 
 
 def fit(
     module: nn.Module, shapes: Mapping[str, tuple[int, ...]], runtime: str, runs: Runs
-) -> Fitting:
+) -> KernelPlan:
     """Find kernels for the layers of a model, and with `auto` measure which of them are used.
 
     Args:
         module: the masked model; it is not changed.
         shapes: of its sites, by name.
         runtime: one of `RUNTIMES`.
-        runs: for `auto`, the model on some inputs by batch size: what its layers see, and whether
-            it is faster as a whole. Without them layers are measured on their own.
+        runs: for `auto`, the model on some inputs by batch size. They show what its layers get,
+            and whether the model as a whole is faster. Without them each layer is measured alone.
     """
     if runtime == "dense":
-        return Fitting(forwards={}, said={})
+        return KernelPlan(forwards={}, reasons={})
     layers = _layers(module, shapes)
-    reasons = {name: unsuited(layer) for name, layer in layers.items()}
+    obstacles = {name: why_dense(layer) for name, layer in layers.items()}
     candidates = {
         name: Candidate(layer=layer, kernels=kernels_of(layer, every=runtime == "auto"), seen=())
         for name, layer in layers.items()
-        if reasons[name] is None
+        if obstacles[name] is None
     }
-    found = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs)
-    dense = {name: f"dense: {reason}" for name, reason in reasons.items() if reason is not None}
-    return Fitting(forwards=found.forwards, said=dict(sorted({**found.said, **dense}.items())))
+    plan = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs)
+    dense = {name: f"dense: {why}" for name, why in obstacles.items() if why is not None}
+    return replace(plan, reasons=dict(sorted({**plan.reasons, **dense}.items())))
 
 
 def _layers(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Module]:
@@ -128,63 +145,72 @@ def _layers(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     }
 
 
-def _all(candidates: Mapping[str, Candidate]) -> Fitting:
+def _all(candidates: Mapping[str, Candidate]) -> KernelPlan:
     """Every layer with its first kernel."""
     choices = {name: Choice({1: next(iter(c.kernels))}) for name, c in candidates.items()}
-    return _fitting(candidates, choices)
+    return _planned(candidates, choices)
 
 
-def _fitting(candidates: Mapping[str, Candidate], choices: Mapping[str, Choice]) -> Fitting:
-    return Fitting(
+def _planned(candidates: Mapping[str, Candidate], choices: Mapping[str, Choice]) -> KernelPlan:
+    return KernelPlan(
         forwards={
             name: SparseForward(candidate.layer, candidate.kernels, choices[name])
             for name, candidate in candidates.items()
             if choices[name].used
         },
-        said={name: _said(choice) for name, choice in choices.items()},
+        reasons={name: _reason(choice) for name, choice in choices.items()},
     )
 
 
-def _said(choice: Choice) -> str:
+def _reason(choice: Choice) -> str:
     if not choice.points:
         return "dense: the shape of its inputs is not known"
     if not choice.used:
         return "dense: no kernel was faster"
     least = f", from {choice.least} tokens on" if choice.least > 1 else ""
-    return f"{' and '.join(choice.used)}{least}"
+    alone = "compiled" in choice.used and not has_team()
+    threads = ", on one thread: torch's OpenMP library is not GNU's" if alone else ""
+    return f"{' and '.join(choice.used)}{least}{threads}"
 
 
-def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> Fitting:
+def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> KernelPlan:
     """Every layer with what is fastest for it, if that makes the whole model faster."""
     if runs:
         seen = _seen(candidates, runs)
         candidates = {name: replace(c, seen=seen[name]) for name, c in candidates.items()}
-    fitting = _fitting(candidates, choose(candidates))
-    if fitting.forwards and _is_slower(fitting, runs):
+    plan = _planned(candidates, choose(candidates))
+    if plan.forwards and _is_slower(plan, runs):
         reason = "dense: the model as a whole was slower with kernels"
-        return Fitting(forwards={}, said=dict.fromkeys(candidates, reason))
-    return fitting
+        return KernelPlan(forwards={}, reasons=dict.fromkeys(candidates, reason))
+    return plan
 
 
-def _runs(opened: Opened) -> Runs:
-    """The model on example inputs, by batch size; none where none can be made."""
-    forward = forward_of(opened.checkpoint.family, opened.checkpoint.task)
-    found: dict[int, Callable[[], Any]] = {}
+def _runs(opened: Opened) -> tuple[Runs, str | None]:
+    """The model on example inputs by batch size; or none, and a sentence that says why.
+
+    Raises:
+        TicketError, ArtifactError: the stored probe is damaged.
+    """
+    runs: dict[int, Callable[[], Any]] = {}
     try:
         for batch in BATCHES:
-            inputs = example_inputs(opened.path, opened.checkpoint, batch)
-            found[batch] = partial(forward, opened.module, inputs)
+            inputs = example_inputs(opened, batch)
+            runs[batch] = partial(opened.checkpoint.forward, opened.module, inputs)
+    except DataError as error:
+        return {}, f"{_NOT_COMPARED}: {error}"
+    try:
         with torch.no_grad():
-            found[BATCHES[0]]()
-    except Exception:  # of the folder, or the model's own: it is only not compared as a whole
-        return {}
-    return found
+            runs[BATCHES[0]]()
+    except Exception as error:  # a model raises whatever it likes
+        text = " ".join(str(error).split())[:200]
+        return {}, f"{_NOT_COMPARED}: it does not run on its probe ({type(error).__name__}: {text})"
+    return runs, None
 
 
 def _seen(
     candidates: Mapping[str, Candidate], runs: Runs
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The shapes of the inputs of each layer in the shortest run, and in longer ones."""
+    """The shapes of the inputs of each layer in the shortest run, scaled to the longer ones."""
     least = min(runs)
     shapes: dict[str, dict[tuple[int, ...], None]] = {name: {} for name in candidates}
 
@@ -203,20 +229,20 @@ def _seen(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: tuple(found) for name, found in shapes.items()}
+    return {name: tuple(of_layer) for name, of_layer in shapes.items()}
 
 
-def _is_slower(fitting: Fitting, runs: Runs) -> bool:
+def _is_slower(plan: KernelPlan, runs: Runs) -> bool:
     """Whether the whole model takes longer with the kernels, for any batch size."""
     for run in runs.values():
-        turns = {"dense": (fitting.take_off, run), "kernels": (fitting.put_on, run)}
+        turns = {"dense": (plan.take_off, run), "kernels": (plan.put_on, run)}
         try:
             with torch.no_grad():
-                taken = in_turns(turns, _ROUNDS, _PATIENCE)
+                seconds = time_interleaved(turns, _ROUNDS, _PATIENCE)
         finally:
-            fitting.take_off()
-        if median(ratios_of(taken, "kernels", "dense")) > _SLOWER:
+            plan.take_off()
+        if median(ratios_of(seconds, "kernels", "dense")) > _SLOWER:
             return True
-        if median(taken["dense"]) > _LONG:
+        if median(seconds["dense"]) > _LONG:
             return False
     return False

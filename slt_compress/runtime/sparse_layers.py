@@ -1,4 +1,4 @@
-"""Layers that may compute with their kept weights alone, and when they do."""
+"""Layers that can compute with their kept weights alone, and when they do."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slt_compress.anatomy.parameters import is_conv1d
 from slt_compress.runtime.kernels import (
     Convolution,
     CsrLinear,
@@ -19,28 +20,28 @@ from slt_compress.runtime.kernels import (
     sparse_rows,
 )
 
-# The largest share of kept weights that is worth a try; dense kernels win above it.
+# Above this share of kept weights dense kernels win.
 DENSEST = 0.5
 # Rows and places are int32.
-_FAR = 1 << 31
+_TOO_LARGE = 1 << 31
 
 
 class Kernel(Protocol):
-    """Computes what a layer does from the inputs of the layer."""
+    """Computes the outputs of a layer from its inputs."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what it holds beside the layer's own weights."""
+        """Bytes that it holds beside the layer's own weights."""
 
     def __call__(self, inputs: Tensor, /) -> Tensor:
         """The layer's outputs."""
 
 
 class Choice:
-    """Which kernel a layer uses for how many tokens, by what was measured at some counts.
+    """Which kernel a layer uses for how many tokens, from timings at some token counts.
 
-    Between two counts a kernel is used where one won at both; below and above all counts, where it
-    won at the nearest. A token is a row of the inputs of a linear layer, or a place in the outputs
+    Between two counts a kernel is used if kernels won at both; below or above all counts, if it won
+    at the nearest. A token is a row of the inputs of a linear layer, or a position in the outputs
     of a convolution.
     """
 
@@ -49,7 +50,7 @@ class Choice:
         self._counts = list(self.points)
 
     def kernel(self, tokens: int) -> str | None:
-        """The name of a kernel; None for the layer's own."""
+        """The name of a kernel; None for the layer's own computation."""
         if tokens < 1 or not self._counts:
             return None
         place = bisect_left(self._counts, tokens)
@@ -59,23 +60,23 @@ class Choice:
 
     @property
     def least(self) -> int:
-        """The smallest count of tokens that a kernel is used for."""
+        """The smallest token count for which a kernel is used."""
         won = [count for count in self._counts if self.points[count]]
         return 1 if not won or won[0] == self._counts[0] else won[0]
 
     @property
     def used(self) -> list[str]:
-        """The kernels that it may name."""
+        """The names of the kernels that it can choose."""
         return sorted({name for name in self.points.values() if name})
 
 
 class SparseForward:
-    """The forward of a layer: a kernel where it may be used, and else what the class does.
+    """The forward of a layer: a kernel where one can be used, otherwise that of the class.
 
-    The layer's own, dense computation is done for everything but plain float32 tensors on the CPU,
-    whenever gradients are wanted, under autocast, torch.compile and tracing, and as soon as weight
-    or bias are others than those that the kernels were made of (moved, loaded, edited in place;
-    edits through `.data` cannot be seen).
+    The layer computes densely for everything but plain float32 tensors on the CPU, when gradients
+    are required, under autocast, torch.compile and tracing, and once its weight or bias are not
+    those that the kernels were made from (moved, loaded, edited in place; edits through `.data`
+    cannot be detected).
     """
 
     def __init__(self, layer: nn.Module, kernels: Mapping[str, Kernel], choice: Choice) -> None:
@@ -84,10 +85,10 @@ class SparseForward:
         self.choice = choice
         self._parameters = layer._parameters
         self._columns = 0 if isinstance(layer, nn.Conv2d) else _columns(layer)
-        # Below this many elements no kernel is used, which a linear layer finds out first: a small
-        # one takes no longer than all the other questions.
+        # Below this many elements no kernel is used. A linear layer checks that first: a small one
+        # takes no longer than all the other checks.
         self._least = choice.least * self._columns if type(layer) is nn.Linear else 0
-        # aliases: they keep the memory from being used anew, and share the count of edits
+        # Aliases keep the memory from being reused, and share the count of edits.
         self._seen = {
             name: (value.detach(), value._version) for name, value in _tensors(layer).items()
         }
@@ -98,15 +99,15 @@ class SparseForward:
         return sum(kernel.nbytes for kernel in self.kernels.values())
 
     def put_on(self) -> None:
-        """Let the layer use it; hooks, state and class of the layer stay what they are."""
+        """Make the layer use it; hooks, state and class of the layer stay as they are."""
         vars(self.layer)["forward"] = self.forward
 
     def take_off(self) -> None:
-        """Let the layer be what it was."""
+        """Give the layer its own forward back."""
         vars(self.layer).pop("forward", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the layer gives."""
+        """Compute the outputs of the layer."""
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             inputs = args[0]
             weight = self._parameters.get("weight")
@@ -127,8 +128,8 @@ class SparseForward:
         if not plain or inputs.dtype != torch.float32 or not inputs.is_cpu:
             return False
         now = {name: value for name, value in self._parameters.items() if value is not None}
-        wants = inputs.requires_grad or any(value.requires_grad for value in now.values())
-        if (wants and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
+        trained = inputs.requires_grad or any(value.requires_grad for value in now.values())
+        if (trained and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
             return False
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() or inputs.is_neg():
             return False
@@ -139,14 +140,8 @@ class SparseForward:
 
 
 def _tensors(layer: nn.Module) -> dict[str, Tensor]:
-    found = {name: layer._parameters.get(name) for name in ("weight", "bias")}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is transformers' Conv1D: a linear layer whose weight is [inputs, outputs]."""
-    # told by name: the import costs seconds
-    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+    tensors = {name: layer._parameters.get(name) for name in ("weight", "bias")}
+    return {name: value for name, value in tensors.items() if value is not None}
 
 
 def _columns(layer: nn.Module) -> int:
@@ -156,13 +151,13 @@ def _columns(layer: nn.Module) -> int:
 
 
 def _rows(inputs: Tensor, columns: int) -> int:
-    """Rows of this many columns; 0 where the inputs are none."""
+    """How many rows of this many columns; 0 where the inputs do not have them."""
     fits = columns > 0 and inputs.dim() > 0 and inputs.shape[-1] == columns
     return inputs.numel() // columns if fits else 0
 
 
-def unsuited(layer: nn.Module) -> str | None:
-    """Why a layer has no sparse kernel; None where it has."""
+def why_dense(layer: nn.Module) -> str | None:
+    """Why a layer has no sparse kernel; None where it has one."""
     weight = layer._parameters.get("weight")
     if type(layer) not in (nn.Linear, nn.Conv2d) and not is_conv1d(layer):
         return f"{type(layer).__name__} has no sparse kernel"
@@ -171,33 +166,33 @@ def unsuited(layer: nn.Module) -> str | None:
     if weight.is_inference():
         return "its weight was made in inference mode, so that edits cannot be seen"
     if "forward" in vars(layer):
-        return "its forward is another's already"
-    if weight.numel() >= _FAR:
+        return "its forward was replaced already"
+    if weight.numel() >= _TOO_LARGE:
         return "it is too large"
     density = int(weight.count_nonzero()) / max(1, weight.numel())
     if density > DENSEST:
         return f"{density:.0%} of its weights are kept, sparse kernels pay below {DENSEST:.0%}"
     if isinstance(layer, nn.Conv2d):
-        return _unsuited_convolution(layer)
+        return _why_dense_convolution(layer)
     return None
 
 
-def _unsuited_convolution(layer: nn.Conv2d) -> str | None:
+def _why_dense_convolution(layer: nn.Conv2d) -> str | None:
     if not can_compile():
         return "convolutions need: pip install 'slt-compress[fast]'"
     if layer.groups != 1:
         return "it has groups"
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return "its padding is of another kind than a number of zeros"
+        return "its padding is not a number of zeros"
     if layer.stride[0] != layer.stride[1]:
         return "its strides differ"
     return None
 
 
 def kernels_of(layer: nn.Module, *, every: bool = True) -> dict[str, Kernel]:
-    """The kernels that can compute a layer for which nothing is `unsuited`, the fastest first.
+    """The kernels of a layer for which `why_dense` gives no reason, the fastest first.
 
-    Without `every` only that one is made.
+    Without `every` only the first is made.
     """
     values = {name: value.detach() for name, value in _tensors(layer).items()}
     weight, bias = values["weight"], values.get("bias")
@@ -205,12 +200,12 @@ def kernels_of(layer: nn.Module, *, every: bool = True) -> dict[str, Kernel]:
         rows = sparse_rows(weight.flatten(1), bias)
         return {"compiled": Convolution(rows, _geometry(layer))}
     matrix = weight.t() if is_conv1d(layer) else weight
-    found: dict[str, Kernel] = {}
+    kernels: dict[str, Kernel] = {}
     if can_compile():
-        found["compiled"] = Linear(sparse_rows(matrix, bias))
-    if every or not found:
-        found["csr"] = CsrLinear(matrix, bias)
-    return found
+        kernels["compiled"] = Linear(sparse_rows(matrix, bias))
+    if every or not kernels:
+        kernels["csr"] = CsrLinear(matrix, bias)
+    return kernels
 
 
 def _geometry(layer: nn.Conv2d) -> Geometry:
@@ -222,7 +217,7 @@ def _geometry(layer: nn.Conv2d) -> Geometry:
 
 
 def tokens_of(layer: nn.Module, inputs: Tensor) -> int:
-    """How many tokens the inputs are; 0 where the layer would refuse them."""
+    """How many tokens the inputs have; 0 where the layer would refuse them."""
     if not isinstance(layer, nn.Conv2d):
         return _rows(inputs, _columns(layer))
     if inputs.dim() != 4 or inputs.shape[1] != layer.in_channels:
@@ -231,6 +226,6 @@ def tokens_of(layer: nn.Module, inputs: Tensor) -> int:
     height, width = geometry.outputs(*inputs.shape[-2:])
     stride, (down, right) = geometry.stride[0], geometry.padding
     padded = (inputs.shape[-2] + 2 * down + stride) * (inputs.shape[-1] + 2 * right + stride)
-    if height < 1 or width < 1 or padded * layer.in_channels >= _FAR:
+    if height < 1 or width < 1 or padded * layer.in_channels >= _TOO_LARGE:
         return 0
     return inputs.shape[0] * height * width

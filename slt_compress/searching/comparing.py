@@ -1,4 +1,4 @@
-"""Comparing: one search by several methods, sparsities and seeds, row by row in one file."""
+"""Comparisons: searches by several methods, sparsities and seeds, row by row in one file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from slt_compress.errors import DataError, RecipeError, SltError, SourceError, TicketError
 from slt_compress.gates import METHODS, Method
-from slt_compress.searching.recipe_keys import merged
+from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import Recipe, method_section, parse_recipe
 from slt_compress.storage.files import json_text, parse_json, read_json, write_json
 from slt_compress.tickets import Ticket, free_path
 
 FILE = "compare.json"
-# The first one that every row has is compared.
-METRICS = ("accuracy", "pearson", "perplexity", "agreement", "loss")
+# The first metric that every row has is compared.
+METRICS = ("accuracy", "f1", "pearson", "perplexity", "agreement", "loss")
 LESS_IS_BETTER = ("perplexity", "loss")
 
 RunSearch = Callable[[Recipe, Path], Ticket]
@@ -29,7 +29,7 @@ Key = tuple[str, float, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one search gave: the `hard` metrics, or the `error` that ended it."""
+    """The result of one search: its `hard` metrics, or the `error` that ended it."""
 
     method: str
     sparsity: float
@@ -41,22 +41,22 @@ class Row:
 
     @property
     def key(self) -> Key:
-        """What tells the rows of a comparison apart."""
+        """Identifies the row within its comparison."""
         return self.method, self.sparsity, self.seed
 
     def to_dict(self) -> dict[str, Any]:
-        """The row as JSON holds it: `error` is there only where the search failed."""
+        """The row as JSON; `error` is present only if the search failed."""
         content = asdict(self)
         return {key: value for key, value in content.items() if key != "error" or self.error}
 
 
-# Called with each new row, its number in the plan, and how many the plan has.
+# Called with each new row, its number, and the number of all planned rows.
 OnRow = Callable[[Row, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The rows of a comparison, in order of the plan, and the folder they are kept in."""
+    """The rows of a comparison in planned order, and the folder that stores them."""
 
     folder: Path
     rows: tuple[Row, ...]
@@ -69,13 +69,15 @@ class Comparison:
     @property
     def metric(self) -> str | None:
         """The first of `METRICS` that every finished row has."""
-        found = [row.hard for row in self.rows if row.hard is not None]
-        return next((name for name in METRICS if found and all(name in m for m in found)), None)
+        finished = [row.hard for row in self.rows if row.hard is not None]
+        shared = (name for name in METRICS if all(name in metrics for metrics in finished))
+        return next(shared, None) if finished else None
 
     def summary(self) -> list[dict[str, Any]]:
-        """Per method and sparsity: how many seeds finished, mean and standard deviation.
+        """Number of finished seeds, mean and standard deviation, per method and sparsity.
 
-        The deviation is that of a sample (n - 1), None with one seed; the mean is None with none.
+        The deviation is that of a sample (n - 1). It is None with one seed, and the mean is None
+        with no finished seed.
         """
         metric = self.metric or ""
         groups: dict[tuple[str, float], list[float]] = {}
@@ -94,7 +96,7 @@ class Comparison:
         ]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """`rows` and `summary`, as JSON holds them."""
+        """`rows` and `summary`, ready for JSON."""
         return {"rows": [row.to_dict() for row in self.rows], "summary": self.summary()}
 
 
@@ -103,23 +105,23 @@ def planned(
 ) -> tuple[Recipe, ...]:
     """The recipe of every search: all methods and sparsities with one seed, then with the next.
 
-    The options in the `method` section of `recipe` are for the method of that name alone. The
-    seeds are `training.seed` and those that follow it.
+    The options in the `method` section of `recipe` apply only to the method of that name. The
+    seeds count up from `training.seed`.
 
     Raises:
-        SltError: a method or sparsity that cannot be, or nothing to compare.
+        SltError: a method or sparsity is invalid, or there is nothing to compare.
     """
     if not methods or not sparsities or seeds < 1:
         raise RecipeError("a comparison needs at least one method, one sparsity and one seed")
     if recipe.training.max_time is not None:
         raise RecipeError(
-            f"training.max_time is {recipe.training.max_time}, and a comparison gives every method "
-            "the same steps: set training.max_time=null and give steps or epochs"
+            f"training.max_time is {recipe.training.max_time}, but a comparison gives every method "
+            "the same steps: use --set training.max_time=null with --steps or --epochs"
         )
     sections = [method_section(method) for method in dict.fromkeys(methods)]
     names = [section["name"] for section in sections]
     if len(set(names)) < len(names):
-        raise RecipeError(f"each method can be compared once, not {', '.join(names)}")
+        raise RecipeError(f"each method can be compared only once, not {', '.join(names)}")
     content, first = recipe.to_dict(), recipe.training.seed
     own = {section["name"] for section in sections} - METHODS.keys()
 
@@ -145,11 +147,11 @@ def compare_all(
     search: RunSearch,
     on_row: OnRow | None = None,
 ) -> Comparison:
-    """Run `search(recipe, ticket path)` for every recipe that `folder` has no finished row of.
+    """Run `search(recipe, ticket path)` for every recipe without a finished row in `folder`.
 
-    `compare.json` is written after every row. A search that fails gives a row with its error,
-    and is tried again by the next comparison in this folder; a source or data set that cannot be
-    used ends the comparison, as it would fail every search.
+    `compare.json` is written after every row. A failed search gives a row with its error, and
+    the next comparison in this folder tries it again. A source or data set that cannot be used
+    ends the comparison, because every search would fail.
 
     Raises:
         SourceError, DataError: the source or the data set cannot be used.
@@ -178,7 +180,7 @@ def compare_all(
 
 
 def _row(key: Key, recipe: Recipe, path: Path, search: RunSearch) -> Row:
-    """One search, and what it gave."""
+    """Run one search, and describe its result or its error."""
     method, sparsity, seed = key
     row = Row(method=method, sparsity=sparsity, seed=seed, hard=None, seconds=0.0, ticket=None)
     started = time.monotonic()
@@ -186,7 +188,7 @@ def _row(key: Key, recipe: Recipe, path: Path, search: RunSearch) -> Row:
         ticket = search(recipe, path)
     except (SourceError, DataError):
         raise
-    except Exception as error:  # out of memory in one method is no reason to lose the others
+    except Exception as error:  # one method that runs out of memory must not lose the others
         seconds = round(time.monotonic() - started, 3)
         reason = " ".join(str(error).split())
         known = isinstance(error, SltError)
@@ -194,7 +196,7 @@ def _row(key: Key, recipe: Recipe, path: Path, search: RunSearch) -> Row:
             row, seconds=seconds, error=reason if known else f"{type(error).__name__}: {reason}"
         )
     seconds = round(time.monotonic() - started, 3)
-    hard = dict(ticket.metrics["hard"])
+    hard = dict(ticket.metrics["hard"] or {})
     return replace(row, hard=hard, seconds=seconds, ticket=str(ticket.path))
 
 
@@ -203,7 +205,7 @@ def _key(recipe: Recipe) -> Key:
 
 
 def _settings(source: str, recipes: Sequence[Recipe]) -> dict[str, Any]:
-    """What all rows of a folder have in common, as JSON gives it back."""
+    """The settings that all rows of a folder share, as they are read back from JSON."""
     shared = recipes[0].to_dict()
     for name in ("target_sparsity", "method"):
         del shared[name]
@@ -231,7 +233,7 @@ def _before(file: Path, settings: dict[str, Any]) -> tuple[tuple[Row, ...], dict
     then = {**earlier, "methods": {**methods, **_mapping(earlier["methods"])}}
     if now != then:
         raise TicketError(
-            f"{file} is of another comparison ({_difference(then, now)}): choose another folder"
+            f"{file} is from another comparison ({_difference(then, now)}): choose another folder"
         )
     return rows, now
 
@@ -241,7 +243,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _difference(then: Any, now: Any, path: str = "") -> str:
-    """The first key in which two JSON values differ, with both values."""
+    """The first key at which two JSON values differ, with both values."""
     if isinstance(then, dict) and isinstance(now, dict):
         key = next(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
         return _difference(then.get(key), now.get(key), f"{path}.{key}" if path else key)

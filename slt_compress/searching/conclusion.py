@@ -18,6 +18,7 @@ from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.sites.sites import SitePlan
+from slt_compress.storage.probe import Probe
 
 # What a mask is selected by on the held-out slice: the first of these that is measured, smallest.
 _SELECTED_BY = ("loss", "kl")
@@ -34,10 +35,10 @@ class SearchResult:
     gains: Mapping[str, float]
     buffers: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
-    history: tuple[Mapping[str, Any], ...]
+    history: tuple[Mapping[str, object], ...]
     metrics: Mapping[str, Metrics | None]
     controls: Mapping[str, Metrics]
-    probe: Mapping[str, Tensor]
+    probe: Probe | None
     notes: tuple[str, ...] = ()
 
 
@@ -69,7 +70,7 @@ class Measuring:
         scores: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
         dense: Metrics,
-        history: tuple[Mapping[str, Any], ...],
+        history: tuple[Mapping[str, object], ...],
     ) -> SearchResult:
         """The mask of the scores, the controls beside it, and what all of them achieve."""
         setup, masks = self.setup, self.setup.binarize(scores)
@@ -125,14 +126,14 @@ class Measuring:
             self.setup.module, workload.train, workload.forward, limit=limit
         )
 
-    def _probe(self) -> dict[str, Tensor]:
+    def _probe(self) -> Probe | None:
         """A few inputs and the masked network's outputs on them, computed on the CPU."""
         module, workload = self.setup.module, self.setup.workload
         if not workload.probe:
-            return {}
+            return None
         module.cpu()
         inputs = {key: value[:_PROBE_EXAMPLES] for key, value in workload.probe.items()}
         module.eval()
         with torch.no_grad():
             logits = workload.forward(module, inputs)
-        return {**inputs, "logits": logits.contiguous()}
+        return Probe(inputs=inputs, logits=logits.contiguous())

@@ -1,4 +1,4 @@
-"""Forecasts: how long a search will take, by running a few steps of it."""
+"""Forecasts: how long a search will take, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from slt_compress.searching.settings import Training, with_defaults
 from slt_compress.searching.workloads import checkpoint_workload, is_at_hand, open_source
 from slt_compress.sites.sites import SitePlan
 
-# A plan is a quick look: it loads no search that needs more than this.
+# A plan must stay quick: it times no search that needs more memory than this.
 _LIMIT_GIB = 8
 
 
 def forecast(
     plan: Plan, sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Method
 ) -> Forecast:
-    """Measure two steps of the search where weights and data are on this machine.
+    """Time two steps of the search if weights and data are on this machine.
 
-    Nothing is downloaded, and whatever goes wrong is the note of a forecast without figures.
+    Nothing is downloaded. An error becomes the note of a forecast without figures.
 
     Args:
-        plan: of the search, for its memory.
-        sketch: what was planned, on the meta device.
-        sites: of the sketch.
-        recipe, method: of the search.
+        plan: the plan of the search, for its memory.
+        sketch: the planned checkpoint, on the meta device.
+        sites: the sites of the sketch.
+        recipe, method: the recipe and the method of the search.
     """
     try:
         missing = _missing(plan, sketch, recipe, method)
@@ -38,14 +38,14 @@ def forecast(
             return Forecast(note=f"not measured: {missing}")
         with quiet():
             return _measured(sketch, sites, recipe, method)
-    except Exception as error:  # of the data, the model's own code or the device's memory
+    except Exception as error:  # from the data, the model's own code or a lack of memory
         return Forecast(note=f"not measured: {' '.join(str(error).split()) or repr(error)}")
 
 
 def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe, method: Method) -> str | None:
-    """Why no step can be run here and now; None where it can be tried."""
+    """Why no step can be timed here; None if one can be tried."""
     if sketch.kind == "module":
-        return "a module of your own comes without batches"
+        return "no batches are given for a module of your own"
     if not isinstance(method, Learned):
         return f"{method.name} takes no steps"
     if missing_weights(sketch):
@@ -53,13 +53,13 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe, method: Method) -> 
     if sketch.kind == "hub":
         return "the weights are on the hub"
     if recipe.dataset is None:
-        return "no data set is named (--dataset)"
+        return "no data set is given (--dataset)"
     if not is_at_hand(recipe.dataset):
         return f"the data set {recipe.dataset} is not on this machine"
     optimizer = _training_of(recipe, method).optimizer or "adam"
     needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
     if needed > _LIMIT_GIB:
-        return f"it needs {needed:.1f} GiB, and a plan takes {_LIMIT_GIB} at most"
+        return f"it needs {needed:.1f} GiB, and a plan uses at most {_LIMIT_GIB} GiB"
     return None
 
 
@@ -71,7 +71,7 @@ def _training_of(recipe: Recipe, method: Method) -> Training:
 
 
 def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Method) -> Forecast:
-    # the folder instead of a hub id, which would be asked for news
+    # the local folder: a hub id would make the hub be asked for a newer revision
     source = sketch.folder or sketch.source
     checkpoint, data = open_source(source, replace(recipe, revision=None))
     random_init, training = checkpoint.init is not None, _training_of(recipe, method)
@@ -85,5 +85,5 @@ def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Metho
         seconds_per_step=pace,
         steps=steps,
         seconds=min(pace * steps, training.max_time or inf),
-        note=f"by two steps of {training.batch_size} examples on this machine",
+        note=f"from two steps of {training.batch_size} examples on this machine",
     )

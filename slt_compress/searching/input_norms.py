@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from slt_compress.anatomy.parameters import is_conv1d
 from slt_compress.gates import Inputs
 from slt_compress.sites.sites import Site, SitePlan
 
@@ -120,8 +121,7 @@ def _measure_of(owner: nn.Module, site: Site) -> Callable[[Tensor], _Energy] | N
         return lambda value: _channels(value, owner.weight.dim() - 2)
     if isinstance(owner, _ConvNd):
         return lambda value: _windows(value, owner)
-    # transformers' Conv1D: the only other linear weight of two dimensions with its inputs first
-    if isinstance(owner, nn.Linear) or (site.kind == "linear" and site.input_dim == 0):
+    if isinstance(owner, nn.Linear) or is_conv1d(owner):
         return _features
     return None
 

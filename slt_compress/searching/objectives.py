@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.blocks import Hidden, caught
+from slt_compress.anatomy.blocks import BlockOutputs, capture_outputs
 from slt_compress.checkpoints import Task
-from slt_compress.checkpoints.tasks import Batch, Forward, rows
+from slt_compress.checkpoints.tasks import Batch, Forward, Head, rows
 from slt_compress.errors import RecipeError
-from slt_compress.evidence.losses import divergence, label_loss, relative_error
+from slt_compress.evidence.head_losses import head_divergence, head_loss, head_score
+from slt_compress.evidence.losses import relative_error
 
 ObjectiveName = Literal["auto", "task", "distill", "lm"]
 
@@ -64,7 +65,7 @@ class Answer:
     """The dense network's output on a batch, and its hidden states by block."""
 
     output: Tensor
-    hidden: Hidden
+    hidden: BlockOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,16 @@ class Objective:
     target: Callable[[nn.Module, Batch], Answer] | None = None
 
 
-def task_objective(forward: Forward, task: Task, *, label_smoothing: float = 0.0) -> Objective:
+def task_objective(
+    forward: Forward, task: Task, *, label_smoothing: float = 0.0, head: Head = "classes"
+) -> Objective:
     """The task's own loss on the labels of the batch."""
 
     def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
         logits, labels = rows(task, forward(module, batch), batch["labels"])
         wanted = batch["labels"] if labels is None else labels
-        return Outcome(label_loss(logits, wanted, label_smoothing), _watched(logits, wanted))
+        value = head_loss(head, logits, wanted, label_smoothing)
+        return Outcome(value, head_score(head, logits, wanted))
 
     return Objective(loss)
 
@@ -97,6 +101,7 @@ def distill_objective(
     label_weight: float = 0.0,
     blocks: tuple[str, ...] = (),
     hidden_weight: float = 0.0,
+    head: Head = "classes",
 ) -> Objective:
     """Divergence from the same network with its gates open, mixed with the labels.
 
@@ -107,13 +112,15 @@ def distill_objective(
     watched = blocks if hidden_weight > 0.0 else ()
 
     def answer(module: nn.Module, batch: Batch) -> Answer:
-        with caught(module, watched) as hidden:
+        with capture_outputs(module, watched) as hidden:
             return Answer(forward(module, batch), hidden)
 
     def loss(module: nn.Module, batch: Batch, target: Answer | None) -> Outcome:
         student = answer(module, batch)
         dense = Answer(student.output.detach(), {}) if target is None else target
-        outcome = _distilled(task, batch, student.output, dense.output, temperature, label_weight)
+        outcome = _distilled(
+            task, batch, student.output, dense.output, temperature, label_weight, head
+        )
         errors = [
             relative_error(state, dense.hidden[name]) for name, state in student.hidden.items()
             if name in dense.hidden
@@ -126,7 +133,13 @@ def distill_objective(
 
 
 def _distilled(
-    task: Task, batch: Batch, output: Tensor, dense: Tensor, temperature: float, label_weight: float
+    task: Task,
+    batch: Batch,
+    output: Tensor,
+    dense: Tensor,
+    temperature: float,
+    label_weight: float,
+    head: Head,
 ) -> Outcome:
     """The loss of the outputs alone."""
     if task == "features":
@@ -134,21 +147,15 @@ def _distilled(
     labels = batch.get("labels")
     student, known = rows(task, output, labels)
     teacher, _ = rows(task, dense, labels)
-    value = divergence(student, teacher, temperature)
+    value = head_divergence(head, student, teacher, temperature)
     if known is None:
-        return Outcome(value, _watched(student, teacher.argmax(-1)))
+        wanted = teacher.sigmoid() if head == "flags" else teacher.argmax(-1)
+        return Outcome(value, head_score(head, student, wanted))
     if label_weight > 0.0:
-        value = (1.0 - label_weight) * value + label_weight * label_loss(student, known)
-    return Outcome(value, _watched(student, known))
+        value = (1.0 - label_weight) * value + label_weight * head_loss(head, student, known)
+    return Outcome(value, head_score(head, student, known))
 
 
 def own_objective(loss_fn: Callable[[nn.Module, Batch], Tensor]) -> Objective:
     """The user's own loss: `loss_fn(module, batch)` returns a scalar tensor."""
     return Objective(lambda module, batch, target: Outcome(loss_fn(module, batch)))
-
-
-def _watched(logits: Tensor, labels: Tensor) -> float | None:
-    """Share of rows whose top class is the label; none for regression."""
-    if labels.is_floating_point() or labels.numel() == 0:
-        return None
-    return float((logits.detach().argmax(-1) == labels).float().mean())

@@ -1,16 +1,20 @@
-"""Plans: what a search would gate, need and give, from the names and shapes of weights alone."""
+"""Plans: what a search would gate, need and produce, from names and shapes of weights alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from math import prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
+from slt_compress.anatomy.states import module_nbytes, tensors_nbytes
 from slt_compress.artifacts.formats import FORMATS, NmPattern
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.timm_models import hub_id
@@ -18,29 +22,29 @@ from slt_compress.checkpoints.weight_files import weight_files
 from slt_compress.errors import SourceError
 from slt_compress.evidence.expectations import expectations
 from slt_compress.gates import Learned, Method
-from slt_compress.searching.recipe_keys import search_command
+from slt_compress.searching.recipe_keys import FLAG_OF
 from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import Grouped
 from slt_compress.sites.sites import Site, SitePlan
 
-# Bytes that an optimiser keeps for one score: Adam two moments in fp32, SGD its momentum.
+# Bytes of optimizer state per score: Adam has two moments in fp32, SGD has its momentum.
 _OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adam": 8, "sgd": 4})
-# Bytes of one weight in the copy that autocast makes of it, by the precision of the search.
+# Bytes of one weight in the copy that autocast makes, by precision of the search.
 _CAST: Mapping[str, int] = MappingProxyType({"no": 0, "bf16": 2, "fp16": 2})
 _SCORE = 4  # bytes of a score, of its gradient, and of the best score so far: fp32
-_TRANSIENT = 3  # fp32 tensors of the size of the largest site that one gate works with
+_TRANSIENT = 3  # temporary fp32 tensors of a gate, each of the size of its site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """How long a search takes, from two measured steps; None where nothing was measured, and why.
+    """How long a search takes, from two timed steps. Its figures are None if none was timed.
 
     Attributes:
         seconds_per_step: at the recipe's batch size, on the device of the search.
-        steps: optimiser steps of the search.
-        seconds: of all steps; the measurements before and after them come on top.
-        note: how it was measured, or why it was not.
+        steps: optimizer steps of the search.
+        seconds: time of all steps, without the measurements before and after them.
+        note: how the time was measured, or why it was not.
     """
 
     seconds_per_step: float | None = None
@@ -51,19 +55,19 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a search would do; its fields are the keys of the JSON.
+    """What a search would do. The fields are the keys of the JSON.
 
     Attributes:
-        source: what was opened: `kind`, `source`, `revision`, `family`, `task`.
-        sparsity: `target`, `gated` weights and all `parameters`.
-        sites: per site `name`, `shape`, `kind`, in the order of the model.
+        source: the opened source: `kind`, `source`, `revision`, `family`, `task`.
+        sparsity: `target`, the number of `gated` weights and of all `parameters`.
+        sites: for each site `name`, `shape`, `kind`, in the order of the model.
         skipped: parameters that are not gated, with the reason.
-        memory: bytes that the search needs beside activations, by precision and optimiser.
-        sizes: bytes of the result in each format, with the target met in every layer alike.
-        forecast: how long it takes.
-        warnings: what stands in the way of the search.
-        expectations: what this sparsity buys where.
-        command: what to type to run the search.
+        memory: bytes that the search needs besides activations, by precision and optimizer.
+        sizes: bytes of the result in each format, as if every layer met the target exactly.
+        forecast: how long the search takes.
+        warnings: what would prevent the search.
+        expectations: what this sparsity saves, and where.
+        command: the shell command that runs the search.
     """
 
     source: Mapping[str, Any]
@@ -93,7 +97,7 @@ def make_plan(
     method: Method,
     warnings: Sequence[str] = (),
 ) -> Plan:
-    """The plan of a search; no weight of the checkpoint is looked at, so they may be on meta."""
+    """The plan of a search. It reads no weight, so the checkpoint may be on the meta device."""
     module, budget = checkpoint.module, recipe.budget()
     sizes = _sizes(module, sites, budget)
     return Plan(
@@ -125,16 +129,16 @@ def _sizes(module: nn.Module, sites: SitePlan, budget: Budget) -> dict[str, int]
         (site.shape, round(budget.density * site.numel), weight.dtype, _grouping(site))
         for site, weight in zip(sites.sites, _weights(module, sites).values(), strict=True)
     ]
-    dense = _nbytes(module.state_dict(keep_vars=True).values())
+    dense = module_nbytes(module)
     return {name: format.model_nbytes(dense, shapes) for name, format in FORMATS.items()}
 
 
 def _grouping(site: Site) -> NmPattern | None:
-    """The N:M pattern of a site, as formats know it."""
-    found = site.layout
-    if not isinstance(found, Grouped):
+    """The N:M pattern of a site, as the formats describe it."""
+    layout = site.layout
+    if not isinstance(layout, Grouped):
         return None
-    return NmPattern(kept=found.kept, group=found.size, axis=found.dim)
+    return NmPattern(kept=layout.kept, group=layout.size, axis=layout.dim)
 
 
 def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
@@ -143,30 +147,24 @@ def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
     }
 
 
-def _nbytes(tensors: Any) -> int:
-    """Bytes of all tensors, each once however many names it has."""
-    once = {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
-    return sum(tensor.numel() * tensor.element_size() for tensor in once.values())
-
-
 def _memory(
     module: nn.Module, sites: SitePlan, recipe: Recipe, method: Method
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Bytes by precision and optimiser; a one-shot method has scores only and no optimiser.
+    """Bytes by precision and optimizer. A one-shot method has scores only and no optimizer.
 
-    `weights` are those of the model, `scores` with the best ones so far and their running mean,
-    `effective` the weights times their gates, which live from forward to backward, and autocast's
-    copies of them.
+    `weights` counts the weights of the model. `scores` includes the best scores so far and the
+    running mean. `effective` counts the weights times their gates, which live from forward to
+    backward, and autocast's copies of them.
     """
     scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
     gated, largest = sites.gated, max(site.numel for site in sites.sites)
-    stored = _nbytes([*module.parameters(), *module.buffers()])
-    effective = _nbytes(_weights(module, sites).values())
+    stored = tensors_nbytes([*module.parameters(), *module.buffers()])
+    effective = tensors_nbytes(_weights(module, sites).values())
     copies = 3 if recipe.training.ema else 2
     if not isinstance(method, Learned):
         parts = {"weights": stored, "scores": _SCORE * scored}
         return {"no": {"none": {**parts, "total": sum(parts.values())}}}
-    found: dict[str, dict[str, dict[str, int]]] = {}
+    memory: dict[str, dict[str, dict[str, int]]] = {}
     for precision, cast in _CAST.items():
         for name, moments in _OPTIMIZERS.items():
             parts = {
@@ -177,12 +175,43 @@ def _memory(
                 "effective": effective + cast * gated,
                 "transient": _TRANSIENT * torch.float32.itemsize * largest,
             }
-            found.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
-    return found
+            memory.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
+    return memory
+
+
+def search_command(source: str | Path, recipe: Recipe) -> str:
+    """The shell command that searches `source` by `recipe`; defaults are left out."""
+    words = ["slt-compress", "search", str(source)]
+    default = dict(_flat(Recipe().to_dict()))
+    given = dict(_flat(recipe.to_dict()))
+    if given.get("training.steps") is not None:  # steps override epochs
+        given.pop("training.epochs")
+    always = {"target_sparsity", *(["method.name"] if len(recipe.method) > 1 else [])}
+    for key, value in given.items():
+        if (key in always and value is not None) or value != default.get(key):
+            flag = FLAG_OF.get(key)
+            words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
+    return shlex.join(words)
+
+
+def _flat(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a mapping whose own keys have dots stays whole."""
+    for key, value in content.items():
+        if not isinstance(value, Mapping) or any("." in str(below) for below in value):
+            yield f"{path}{key}", value
+        else:
+            yield from _flat(value, f"{path}{key}.")
+
+
+def _yaml(value: Any) -> str:
+    """A value as `--set` reads it: YAML on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def missing_weights(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Why a search could not start from this source as it is; empty where nothing is known."""
+    """Why a search could not start from this source; empty where no reason is known."""
     if checkpoint.kind not in ("folder", "hub", "file") or checkpoint.weights is not None:
         return ()
     if checkpoint.folder is not None:

@@ -1,111 +1,118 @@
-"""Keys of a recipe: set one, merge two recipes, and the flags that stand for keys."""
+"""The recipe keys that have a command-line flag, in one literal table.
+
+`search`, `compare` and `plan` make their options and help from it, and the command that a plan
+prints is made from it too. Every other key is set by `--set KEY=VALUE`. This module imports nothing
+heavy, because `--help` reads it.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
-
-import yaml
-
-from slt_compress.errors import RecipeError
-from slt_compress.searching.recipes import Recipe
 
 
-def set_key(content: Mapping[str, Any], assignment: str) -> dict[str, Any]:
-    """`content` with one `KEY=VALUE` applied; KEY is a dotted path, VALUE is YAML.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeKey:
+    """A key of a recipe and the flag that sets it.
 
-    Raises:
-        RecipeError: there is no `=`, or a key on the path holds no mapping.
+    Attributes:
+        key: dotted path of the key in a recipe.
+        flag: the flag, such as `--lr`.
+        type: what the flag's value is parsed as.
+        help: one line for `--help`; `{names}` stands for the names in the table `names_of`.
+        commands: the commands that take the flag.
+        metavar: how `--help` shows the value; None shows the type.
+        names_of: file in the package and name of the literal table whose keys are the values.
     """
-    key, separator, text = assignment.partition("=")
-    if not separator or not all(key.split(".")):
-        raise RecipeError(f"--set takes KEY=VALUE, such as data.label=coarse, not {assignment!r}")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    return merged(content, _nested(key.split("."), value))
+
+    key: str
+    flag: str
+    type: type[str] | type[int] | type[float]
+    help: str
+    commands: tuple[str, ...] = ("search", "plan", "compare")
+    metavar: str | None = None
+    names_of: tuple[str, str] | None = None
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over` laid over it, section by section."""
-    result = dict(base)
-    for key, value in over.items():
-        below = result.get(key)
-        if key in ("method", "objective") and isinstance(below, str):
-            below = {"name": below}
-        if key == "method" and _another_method(below, value):
-            below = None  # its options are not those of the method that goes first
-        if isinstance(value, Mapping) and isinstance(below, Mapping):
-            value = merged(below, value)
-        result[key] = value
-    return result
+_ONE = ("search", "plan")  # the commands about a single search
+
+# In the order in which `--help` lists them.
+RECIPE_KEYS: tuple[RecipeKey, ...] = (
+    RecipeKey(
+        key="target_sparsity", flag="--target-sparsity", type=float, commands=_ONE,
+        help="Share of the gated weights to remove, in [0, 1).",
+    ),
+    RecipeKey(
+        key="method.name", flag="--method", type=str, commands=_ONE,
+        help="One of: {names}.", names_of=("gates/__init__.py", "METHODS"),
+    ),
+    RecipeKey(
+        key="pattern", flag="--pattern", type=str, commands=_ONE,
+        help="unstructured, N:M (such as 2:4), block:RxC, neuron, channel or head.",
+    ),
+    RecipeKey(
+        key="scope", flag="--scope", type=str, commands=_ONE,
+        help="Which layers compete: global (all), type (similar ones) or layer (each on its own).",
+    ),
+    RecipeKey(
+        key="inside", flag="--inside", type=str, commands=_ONE, metavar="TICKET",
+        help="Search only the weights that this ticket kept.",
+    ),
+    RecipeKey(
+        key="objective.name", flag="--objective", type=str, commands=_ONE,
+        help="auto, task, distill or lm.",
+    ),
+    RecipeKey(
+        key="training.seed", flag="--seed", type=int, commands=("compare",),
+        help="The first seed.",
+    ),
+    RecipeKey(
+        key="dataset", flag="--dataset", type=str,
+        help="digits, a hub id (name or name:config), a file or a folder.",
+    ),
+    RecipeKey(
+        key="init", flag="--init", type=str,
+        help="Search a random network: random (signed-constant), kaiming-normal, "
+        "kaiming-uniform, uniform:A or default (the library's own).",
+    ),
+    RecipeKey(
+        key="weights", flag="--weights", type=str,
+        help="Load the weights from this .safetensors file.",
+    ),
+    RecipeKey(
+        key="revision", flag="--revision", type=str,
+        help="Commit, tag or branch of a hub id.",
+    ),
+    RecipeKey(key="training.steps", flag="--steps", type=int, help="Number of optimizer steps."),
+    RecipeKey(
+        key="training.epochs", flag="--epochs", type=float,
+        help="Number of passes over the training split.",
+    ),
+    RecipeKey(
+        key="training.batch_size", flag="--batch-size", type=int,
+        help="Number of examples in a batch.",
+    ),
+    RecipeKey(key="training.lr", flag="--lr", type=float, help="Learning rate of the scores."),
+    RecipeKey(
+        key="training.seed", flag="--seed", type=int, commands=_ONE,
+        help="Seed of everything random.",
+    ),
+    RecipeKey(key="training.device", flag="--device", type=str, help="cpu, cuda, …"),
+    RecipeKey(
+        key="training.precision", flag="--precision", type=str, commands=_ONE,
+        help="no, bf16 or fp16.",
+    ),
+    RecipeKey(
+        key="training.max_time", flag="--max-time", type=float, commands=_ONE,
+        help="Longest time to search, in seconds.",
+    ),
+)  # fmt: skip
+
+# The flag of each key, for the command that a plan prints.
+FLAG_OF: Mapping[str, str] = MappingProxyType({row.key: row.flag for row in RECIPE_KEYS})
 
 
-def _another_method(below: Any, value: Any) -> bool:
-    if not isinstance(below, Mapping) or not isinstance(value, Mapping) or "name" not in value:
-        return False
-    return bool(below.get("name", "relaxed") != value["name"])
-
-
-def _nested(path: list[str], value: Any) -> dict[str, Any]:
-    return {path[0]: value if len(path) == 1 else _nested(path[1:], value)}
-
-
-# Keys of a recipe that have a flag of their own; every other one goes through --set.
-_FLAGS: Mapping[str, str] = MappingProxyType(
-    {
-        "target_sparsity": "--target-sparsity",
-        "method.name": "--method",
-        "pattern": "--pattern",
-        "scope": "--scope",
-        "inside": "--inside",
-        "objective.name": "--objective",
-        "dataset": "--dataset",
-        "init": "--init",
-        "weights": "--weights",
-        "revision": "--revision",
-        "training.steps": "--steps",
-        "training.epochs": "--epochs",
-        "training.batch_size": "--batch-size",
-        "training.lr": "--lr",
-        "training.seed": "--seed",
-        "training.device": "--device",
-        "training.precision": "--precision",
-        "training.max_time": "--max-time",
-    }
-)
-
-
-def search_command(source: str | Path, recipe: Recipe) -> str:
-    """What to type in a shell to search `source` by `recipe`: what is default is left out."""
-    words = ["slt-compress", "search", str(source)]
-    default = dict(_flat(Recipe().to_dict()))
-    given = dict(_flat(recipe.to_dict()))
-    if given.get("training.steps") is not None:  # goes before the epochs
-        given.pop("training.epochs")
-    spoken = {"target_sparsity", *(["method.name"] if len(recipe.method) > 1 else [])}
-    for key, value in given.items():
-        if (key in spoken and value is not None) or value != default.get(key):
-            flag = _FLAGS.get(key)
-            words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
-    return shlex.join(words)
-
-
-def _flat(content: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values; a mapping whose own keys have dots stays whole."""
-    for key, value in content.items():
-        if not isinstance(value, Mapping) or any("." in str(below) for below in value):
-            yield f"{path}{key}", value
-        else:
-            yield from _flat(value, f"{path}{key}.")
-
-
-def _yaml(value: Any) -> str:
-    """A value as `--set` reads it: YAML on one line."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text: str = yaml.safe_dump(plain, default_flow_style=True, width=float("inf"))
-    return text.removesuffix("\n").removesuffix("\n...")
+def keys_of(command: str) -> tuple[RecipeKey, ...]:
+    """The rows of the table that a command takes, in order."""
+    return tuple(row for row in RECIPE_KEYS if command in row.commands)

@@ -1,4 +1,4 @@
-"""Recipes: everything a search is told, as YAML, with errors that name the path of a bad key."""
+"""Recipes: all settings of a search, as YAML. Errors name the path of the bad key."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything a search is told beside its source.
+    """All settings of a search except its source.
 
     Attributes:
-        target_sparsity: share of the gated weights to remove, in [0, 1); None takes what the
-            pattern fixes, else 0.9.
+        target_sparsity: share of the gated weights to remove, in [0, 1); None uses the share
+            that the pattern fixes, else 0.9.
         method: name of the method and its options.
-        pattern, scope, floor, densities, normalise: of the budget.
+        pattern, scope, floor, densities, normalise: settings of the budget.
         init: scheme of a random init (`random`, `default`, `kaiming-normal`, …); None: pretrained.
-        revision, weights: of the source.
-        model: free configuration or timm arguments for the architecture.
-        dataset: specification of the data set; None takes a default by task.
-        inside: folder of a ticket; what it removed stays removed.
-        save_scores: keep the scores in the ticket.
+        revision, weights: revision and weight file of the source.
+        model: configuration keys or timm arguments that override those of the architecture.
+        dataset: specification of the data set; None uses the default of the task.
+        inside: folder of a ticket; only the weights that it kept are searched.
+        save_scores: store the scores in the ticket.
     """
 
     target_sparsity: float | None = None
@@ -71,10 +71,10 @@ class Recipe:
 
     @property
     def sparsity(self) -> float:
-        """`target_sparsity`, or what it is by default.
+        """`target_sparsity`, or its default.
 
         Raises:
-            BudgetError: there is no such pattern.
+            BudgetError: the pattern is unknown.
         """
         if self.target_sparsity is not None:
             return self.target_sparsity
@@ -84,16 +84,16 @@ class Recipe:
     def budget(self) -> Budget:
         """The budget, in densities."""
         return Budget(
-            # 1 - 0.9 is 0.0999…98: the user's decimal is what was meant
+            # 1 - 0.9 is 0.0999…98; rounding gives the decimal that the user meant
             density=round(1.0 - self.sparsity, 12), scope=self.scope, pattern=self.pattern,
             floor=self.floor, densities=self.densities, normalise=self.normalise,
         )  # fmt: skip
 
     def method_instance(self) -> Method:
-        """The method with its options.
+        """An instance of the method, with its options.
 
         Raises:
-            RecipeError: an unknown name or option.
+            RecipeError: the name or an option is unknown.
         """
         options = {key: value for key, value in self.method.items() if key != "name"}
         name = self.method.get("name", "relaxed")
@@ -103,7 +103,7 @@ class Recipe:
         return method
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings with every key resolved, as YAML and the ticket hold them."""
+        """Plain mappings with every key resolved, as YAML and tickets store them."""
         return asdict(replace(self, target_sparsity=self.sparsity))
 
     def to_yaml(self) -> str:
@@ -115,7 +115,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     """A recipe from plain mappings; missing keys take their defaults.
 
     Raises:
-        RecipeError: an unknown key or a wrong value, named by its path.
+        RecipeError: a key is unknown or a value is wrong; the message names its path.
     """
     method = content.get("method")
     if isinstance(method, str):
@@ -128,7 +128,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         content = {**content, "pattern": "{}:{}".format(*divmod(content["pattern"], 60))}
     recipe: Recipe = _build(Recipe, content, "")
     if not 0.0 <= recipe.sparsity < 1.0:
-        raise RecipeError(f"target_sparsity is {recipe.sparsity}; it lies in [0, 1)")
+        raise RecipeError(f"target_sparsity must be in [0, 1), not {recipe.sparsity}")
     recipe.budget()
     recipe.method_instance()
     return recipe
@@ -141,7 +141,7 @@ def with_arguments(
     objective: ObjectiveName | None,
     training: Training | None,
 ) -> Recipe:
-    """The recipe with instances laid over its sections; None leaves a section as it is."""
+    """The recipe, overridden by the instances that are given."""
     if budget is not None:
         recipe = replace(
             recipe, target_sparsity=round(1.0 - budget.density, 12), pattern=budget.pattern,
@@ -158,11 +158,11 @@ def with_arguments(
 def recorded_recipe(content: Mapping[str, Any], data: str | None = None) -> Recipe:
     """The recipe that a ticket or report records; with `data`, for that data set.
 
-    The `data` section of another data set is left out, and so is a method of the user's own, which
-    no name stands for.
+    The `data` section of another data set is left out. So is a user's own method, because no
+    name stands for it.
 
     Raises:
-        RecipeError: an unknown key or a wrong value.
+        RecipeError: a key is unknown or a value is wrong.
     """
     left_out = set[str]()
     if data is not None and data != content.get("dataset"):
@@ -175,7 +175,7 @@ def recorded_recipe(content: Mapping[str, Any], data: str | None = None) -> Reci
 
 
 def method_section(method: str | Method) -> dict[str, Any]:
-    """The `method` section for a name, which takes the default options, or an instance.
+    """The `method` section for an instance, or for a name with its default options.
 
     Raises:
         RecipeError: the instance is not a method, or has options that JSON cannot hold.
@@ -189,16 +189,16 @@ def method_section(method: str | Method) -> dict[str, Any]:
         json.dumps(section)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"the options of the method {method.name} go into the ticket as JSON: {error}"
+            f"the options of the method {method.name} must fit into JSON, for the ticket: {error}"
         ) from None
     return section
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The content of a recipe: a file, or the name of one that comes with the package.
+    """The content of a recipe: that of a file, or of a recipe that comes with the package.
 
     Raises:
-        RecipeError: there is none, or it is not a YAML mapping.
+        RecipeError: no such recipe exists, or it is not a YAML mapping.
     """
     path = Path(name)
     if not path.is_file():
@@ -214,12 +214,12 @@ def read_recipe(name: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {reason}") from None
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds no mapping of keys")
+        raise RecipeError(f"{path} must hold a YAML mapping, not {type(content).__name__}")
     return content
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package, sorted by name."""
+    """The recipes that come with the package: name -> file, sorted by name."""
     package = Path(__file__).parents[1]
     folders = (package / "_recipes", package.parent / "recipes")  # in the wheel, in the checkout
     folder = next((folder for folder in folders if folder.is_dir()), None)

@@ -1,4 +1,4 @@
-"""Recording: put together everything that a search leaves behind, as a ticket."""
+"""Recording: write the result of a search as a ticket."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ from typing import Any
 
 from torch import nn
 
-from slt_compress.anatomy.states import environment
+from slt_compress.anatomy.states import environment, module_nbytes
 from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
-from slt_compress.sites.dead_weights import silenced
+from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import kept_units
-from slt_compress.storage.files import sha256_tensors
-from slt_compress.tickets import Ticket, check_target, free_path, write_ticket
+from slt_compress.storage.files import dtype_name, sha256_tensors
+from slt_compress.tickets import (
+    Extra,
+    SiteFacts,
+    Ticket,
+    TicketContent,
+    Units,
+    check_target,
+    free_path,
+    write_ticket,
+)
 from slt_compress.tickets.card import ticket_card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where a ticket goes: `parent/stem`, with a number behind it where that is taken and `free`.
+    """The folder that a ticket is written to: `parent/stem`.
 
-    Two searches may run at once, so a free name is chosen when the ticket is written.
+    With `free`, a number is appended if that folder exists. Two searches may run at once, so the
+    name is chosen when the ticket is written.
     """
 
     parent: Path
@@ -37,15 +47,15 @@ class Target:
     free: bool
 
     def check(self) -> None:
-        """Refuse a place that cannot be written, before the search and not after it.
+        """Refuse a folder that cannot be written, before the search instead of after it.
 
         Raises:
-            TicketError: it is taken, or there is no right to write there.
+            TicketError: the folder exists, or it cannot be written.
         """
         check_target(self.path())
 
     def path(self) -> Path:
-        """The folder as things stand now."""
+        """The folder that would be written now."""
         return free_path(self.parent, self.stem) if self.free else self.parent / self.stem
 
 
@@ -60,7 +70,7 @@ def target_of(
 
 
 def model_name(source: str | Path | nn.Module) -> str:
-    """What folders are called after a source: the last part of a path, a hub id with dashes."""
+    """What a source adds to a folder name: the last part of a path, or a hub id with dashes."""
     if isinstance(source, nn.Module):
         name = type(source).__name__
     else:
@@ -81,88 +91,98 @@ def record(
     """Write the ticket of a search that began at `started` (monotonic seconds).
 
     Raises:
-        TicketError: the target was taken or cannot be written.
+        TicketError: the target exists or cannot be written.
     """
-    parts = _parts(checkpoint, prepared, recipe, result)
+    content = _content(checkpoint, prepared, recipe, result)
     while True:
         path = target.path()
         try:
-            return write_ticket(path, run=_run_facts(started, path), **parts)
+            return write_ticket(path, content, run=_run_facts(started, path))
         except TicketError as error:
             taken = target.free and isinstance(error.__cause__, OSError) and path.exists()
             if not taken:  # else another search took the name in the meantime
                 raise
 
 
-def _parts(
+def _content(
     checkpoint: Checkpoint, prepared: SearchData | None, recipe: Recipe, result: SearchResult
-) -> dict[str, Any]:
-    """Everything of a ticket that is equal for equal runs."""
+) -> TicketContent:
+    """The parts of a ticket that are equal for equal runs."""
     module, origin = checkpoint.module, origin_record(checkpoint)
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
     stored = {name: state[name].clone() for name in checkpoint.stored}
     all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
-    return {
-        "origin": origin,
-        "masks": result.masks,
-        "gains": result.gains,
-        "buffers": result.buffers,
-        "stored": {} if all_stored else stored,
-        "origin_tensors": stored if all_stored else None,
-        "budget": asdict(recipe.budget()),
-        "recipe": recipe.to_dict(),
-        "metrics": result.metrics,
-        "controls": result.controls,
-        "skipped": result.plan.skipped,
-        "weights_hash": sha256_tensors(result.weights),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "units": _unit_counts(result) if recipe.budget().shape.counts_units else None,
-        "probe": result.probe,
-        "history": result.history,
-        "sites": _site_facts(result),
-        "scores": result.scores if recipe.save_scores else None,
-        "extra": {
-            "environment": environment(module),
-            "dense_nbytes": _nbytes(module),
-            "data": _data_facts(prepared),
-            "notes": [*_notes(prepared), *result.notes],
-            **_silenced(module, recipe, result),
-        },
-        "card": ticket_card(
+    return TicketContent(
+        origin=origin,
+        masks=result.masks,
+        gains=result.gains,
+        buffers=result.buffers,
+        stored={} if all_stored else stored,
+        origin_tensors=stored if all_stored else None,
+        budget=asdict(recipe.budget()),
+        recipe=recipe.to_dict(),
+        metrics=result.metrics,
+        controls=result.controls,
+        skipped=result.plan.skipped,
+        weights_hash=sha256_tensors(result.weights),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        units=_unit_counts(result) if recipe.budget().shape.counts_units else None,
+        probe=result.probe,
+        history=result.history,
+        sites=_site_facts(result),
+        scores=result.scores if recipe.save_scores else None,
+        extra=_extra(module, prepared, recipe, result),
+        card=ticket_card(
             origin,
             result.masks,
             result.metrics,
             method=str(recipe.method["name"]),
             pattern=recipe.pattern,
         ),
-    }
+    )
 
 
-def _site_facts(result: SearchResult) -> dict[str, Mapping[str, Any]]:
-    def dtype(name: str) -> str:
-        return str(result.weights[name].dtype).removeprefix("torch.")
-
+def _site_facts(result: SearchResult) -> dict[str, SiteFacts]:
+    dtypes = {name: dtype_name(weight.dtype) for name, weight in result.weights.items()}
     return {
-        site.name: {"index": index, "kind": site.kind, "dtype": dtype(site.name)}
+        site.name: SiteFacts(index=index, kind=site.kind, dtype=dtypes[site.name])
         for index, site in enumerate(result.plan.sites)
     }
 
 
-def _unit_counts(result: SearchResult) -> dict[str, tuple[int, int]]:
-    """Kept and gated units of each site."""
+def _unit_counts(result: SearchResult) -> dict[str, Units]:
+    """Numbers of kept and of gated units of each site."""
     return {
-        site.name: (int(kept_units(site.layout, result.masks[site.name]).sum()), site.units)
+        site.name: Units(
+            kept=int(kept_units(site.layout, result.masks[site.name]).sum()), gated=site.units
+        )
         for site in result.plan.sites
     }
 
 
-def _silenced(module: nn.Module, recipe: Recipe, result: SearchResult) -> dict[str, Any]:
-    """Kept weights without effect, of patterns that remove whole outputs or heads."""
+def _extra(
+    module: nn.Module, prepared: SearchData | None, recipe: Recipe, result: SearchResult
+) -> Extra:
+    dead, unknown = _dead_weights(module, recipe, result)
+    return Extra(
+        environment=environment(module),
+        dense_nbytes=module_nbytes(module),
+        data=_data_facts(prepared),
+        notes=(*_notes(prepared), *result.notes),
+        silenced=dead,
+        neighbours_unknown=unknown,
+    )
+
+
+def _dead_weights(
+    module: nn.Module, recipe: Recipe, result: SearchResult
+) -> tuple[Mapping[str, int] | None, tuple[str, ...] | None]:
+    """Kept weights without effect, for patterns that remove whole outputs or heads."""
     pattern = recipe.budget().shape
     if not pattern.silences:
-        return {}
-    found, unknown = silenced(module, result.plan, result.masks, heads=pattern.kind == "head")
-    return {"silenced": found, "neighbours_unknown": unknown}
+        return None, None
+    dead, unknown = dead_weights(module, result.plan, result.masks, heads=pattern.kind == "head")
+    return dead, tuple(unknown)
 
 
 def _data_facts(prepared: SearchData | None) -> dict[str, Any] | None:
@@ -181,14 +201,8 @@ def _notes(prepared: SearchData | None) -> list[str]:
     return [note for note in notes if note]
 
 
-def _nbytes(module: nn.Module) -> int:
-    """Bytes of all tensors of the state dict, shared ones once."""
-    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def _run_facts(started: float, path: Path) -> dict[str, Any]:
-    """What may differ between equal runs."""
+    """Facts that may differ between equal runs."""
     return {
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ def search_folder(path: Path, about: Mapping[str, Any], *, fresh: bool) -> Itera
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made where it is missing."""
+    lone = not path.parent.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         stream = (path / _LOCK).open("ab")
@@ -162,6 +163,9 @@ def _locked(path: Path) -> Iterator[None]:
         finally:
             if not (path / _STATE).exists():  # nothing to go on from
                 shutil.rmtree(path, ignore_errors=True)
+                if lone:
+                    with suppress(OSError):  # somebody else put something there
+                        path.parent.rmdir()
 
 
 def _refuse_another(path: Path, about: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From plain YAML values to the dataclasses of a recipe, and errors that name the key."""
+"""Build the dataclasses of a recipe from plain YAML values. Errors name the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slt_compress.errors import RecipeError
 
 
 def _build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
-    """An instance of a dataclass from plain mappings, checked by pydantic."""
+    """An instance of a dataclass, built from plain mappings and checked by pydantic."""
     try:
         checked = _schema(cls).model_validate(dict(content))
     except ValidationError as error:
@@ -21,7 +21,7 @@ def _build(cls: type[Any], content: Mapping[str, Any], path: str) -> Any:
 
 
 def _schema(cls: type[Any]) -> type[BaseModel]:
-    """A pydantic model with the fields of a dataclass; unknown keys are refused."""
+    """A pydantic model with the fields of a dataclass; it refuses unknown keys."""
     hints = get_type_hints(cls)
     definitions: dict[str, Any] = {}
     for entry in fields(cls):
@@ -56,7 +56,7 @@ def _comma_separated(value: Any) -> Any:
 
 
 def _sentence(error: ValidationError, path: str) -> str:
-    """The first problem, with its path; how many more there are."""
+    """The first problem with its path, and the number of further ones."""
     problems = error.errors()
     first = problems[0]
     where = ".".join([path] * bool(path) + [str(part) for part in first["loc"]])

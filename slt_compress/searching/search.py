@@ -145,11 +145,12 @@ class Search(SearchSetup):
         for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
             state = _step(engine, state, drawn, folder)
             history.append(_record(state.latest))
-            if on_step is not None:
-                on_step(state.latest)
             if is_due(self.training, state.selected, state.latest.progress):
                 passed = replace(state.selected, points=state.selected.points + 1)
                 state = _measured(replace(state, selected=passed), measuring, history)
+            if on_step is not None:
+                with _kept(folder, now):
+                    on_step(state.latest)
             if self._ends(state):
                 break
             if folder is not None and folder.due():
@@ -161,6 +162,17 @@ class Search(SearchSetup):
 
     def _ends(self, state: SearchState) -> bool:
         return state.over or is_exhausted(self.training, state.selected)
+
+
+@contextmanager
+def _kept(folder: SearchFolder | None, now: Callable[[], Progress]) -> Iterator[None]:
+    """Save the progress if the block ends the search, by Ctrl-C or otherwise."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            folder.save(now())
+        raise
 
 
 def _step(

@@ -20,7 +20,7 @@ from slt_compress.searching.settings import Training
 from slt_compress.searching.state import EpochBatches
 from slt_compress.searching.training import Loop
 from slt_compress.sites.budget import Budget, binarize, binarize_signed
-from slt_compress.sites.fitting import ceiling
+from slt_compress.sites.fitting import largest_density
 from slt_compress.sites.sites import SitePlan
 
 Measure = Callable[..., Metrics]
@@ -101,6 +101,7 @@ class SearchSetup:
         start = self.training.start_density
         if start is None:
             start = 0.5 if self.random_init else 1.0
+        most = largest_density(self.plan, self.budget)
         return Loop(
             module=self.module,
             plan=self.plan,
@@ -109,6 +110,6 @@ class SearchSetup:
             budget=self.budget,
             objective=self.workload.objective,
             batches=self.workload.train,
-            start_density=max(min(start, ceiling(self.plan, self.budget)), self.budget.density),
+            start_density=max(min(start, most), self.budget.density),
             training=self.training,
         )

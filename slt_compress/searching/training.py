@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slt_compress.anatomy.gradient_paths import refuses_eval
+from slt_compress.anatomy.gradient_paths import needs_train_mode
 from slt_compress.checkpoints.tasks import to_device
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.gates import Learned, Phase
@@ -243,5 +243,5 @@ def _search_mode(module: nn.Module, batchnorm: BatchNormPolicy) -> None:
             child.train()
         elif isinstance(child, nn.RNNBase) and child.dropout == 0:
             child.train()
-        elif refuses_eval(child):
+        elif needs_train_mode(child):
             child.training = True

@@ -1,4 +1,4 @@
-"""Workloads: what a checkpoint or a user's own module is searched and measured on."""
+"""Workloads: the data, objective and metrics that a search runs on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from slt_compress.anatomy.blocks import block_names
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
-from slt_compress.checkpoints.recorded import module_checkpoint
-from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, forward_of, to_device
+from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, Head, to_device
 from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
 from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evidence.metrics import Metrics, evaluate
+from slt_compress.searching.announcing import announce
+from slt_compress.searching.fit_checks import check_fits, head_options
 from slt_compress.searching.objectives import (
     Objective,
     ObjectiveOptions,
@@ -38,41 +39,42 @@ def open_workload(
     loss_fn: Callable[[nn.Module, Any], Tensor] | None,
     recipe: Recipe,
 ) -> tuple[Checkpoint, SearchData | None, Workload]:
-    """What a search works on: a named checkpoint with its data, or a module with the user's own.
+    """The workload of a named checkpoint, or of a user's own module with the user's own batches.
 
     Raises:
-        SltError: the source or the data cannot be used, or do not go together.
+        SltError: the source or the data cannot be used, or do not fit together.
     """
     if isinstance(source, nn.Module):
         if loss_fn is None or data is None or isinstance(data, str):
             raise SltError("a module of your own needs batches and loss_fn(module, batch)")
-        return module_checkpoint(source), None, own_workload(source, data, loss_fn)
+        return Checkpoint.of_module(source), None, own_workload(source, data, loss_fn)
     if data is not None and not isinstance(data, str):
-        raise SltError("batches of your own go with a module of your own; give a data set name")
+        raise SltError("your own batches need a module of your own: give the name of a data set")
     checkpoint, prepared = open_source(source, recipe)
+    announce(prepared)
+    check_fits(checkpoint, prepared, frozen=recipe.training.batchnorm == "frozen")
     return checkpoint, prepared, checkpoint_workload(checkpoint, prepared, recipe.objective)
 
 
 def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchData]:
-    """The checkpoint and its data; a random init's head takes the classes of the data.
+    """The checkpoint and its data. The head of a random init gets the classes of the data.
 
     Raises:
         SourceError, DataError: the source or the data cannot be used.
     """
     training = recipe.training
-    # What no data set can be given to is refused before its weights are read or downloaded.
-    modalities_of(
-        sketch_checkpoint(
-            source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-            options=recipe.model,
-        )
+    # A model that no data set can feed is refused before its weights are read or downloaded.
+    sketch = sketch_checkpoint(
+        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
+        options=recipe.model,
     )  # fmt: skip
+    modalities_of(sketch)
     raw: RawData | None = None
     if recipe.dataset is not None:
         raw = open_data(recipe.dataset, recipe.data)
     checkpoint = open_checkpoint(
         source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-        seed=training.seed, options=recipe.model,
+        seed=training.seed, options=head_options(sketch, recipe.model, raw),
         num_classes=raw.num_classes if raw and recipe.init else None,
         classes=raw.classes if raw and recipe.init else None,
     )  # fmt: skip
@@ -86,16 +88,16 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
 
 
 def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
-    """The checkpoint of a search on the meta device; nothing is downloaded but configurations.
+    """The checkpoint of a search on the meta device. Only configurations are downloaded.
 
-    A random init's head takes the classes of the data where that is at hand. A module of the
-    user's own is taken as it is.
+    The head of a random init gets the classes of the data if the data is on this machine. A
+    user's own module is used as it is.
 
     Raises:
-        SourceError, DataError: the source cannot be found, or the data at hand cannot be used.
+        SourceError, DataError: the source cannot be found, or the local data cannot be used.
     """
     if isinstance(source, nn.Module):
-        return module_checkpoint(source)
+        return Checkpoint.of_module(source)
     raw: RawData | None = None
     if recipe.dataset is not None and recipe.init and is_at_hand(recipe.dataset):
         raw = open_data(recipe.dataset, recipe.data)
@@ -107,18 +109,18 @@ def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
 
 
 def obstacles(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """What stands in the way of searching a sketched source, a sentence each."""
-    found = missing_weights(checkpoint)
+    """What would prevent a search of a sketched source, one sentence each."""
+    reasons = missing_weights(checkpoint)
     try:
         if checkpoint.kind != "module":
             modalities_of(checkpoint)
     except DataError as error:
-        return (*found, str(error))
-    return found
+        return (*reasons, str(error))
+    return reasons
 
 
 def is_at_hand(dataset: str) -> bool:
-    """Whether a data set is on this machine for sure: it comes with the package or is a path."""
+    """Whether a data set is certainly on this machine: part of the package, or a path."""
     return dataset == "digits" or Path(dataset).expanduser().exists()
 
 
@@ -130,12 +132,12 @@ def checkpoint_workload(
     Raises:
         DataError: the objective needs labels that the data does not have.
     """
-    forward = forward_of(checkpoint.family, checkpoint.task)
+    forward = checkpoint.forward
     first = next(iter(data.test))
     seq2seq = checkpoint.task == "seq2seq"
     return Workload(
         forward=forward,
-        measure=partial(_measure, forward, checkpoint),
+        measure=partial(_measure, forward, checkpoint, data.head),
         objective=_objective(checkpoint, data, options),
         train=data.train,
         held_out=data.held_out,
@@ -146,50 +148,57 @@ def checkpoint_workload(
 
 
 def _measure(
-    forward: Any, checkpoint: Checkpoint, module: nn.Module, batches: Iterable[Any], **options: Any
+    forward: Any,
+    checkpoint: Checkpoint,
+    head: Head,
+    module: nn.Module,
+    batches: Iterable[Any],
+    **options: Any,
 ) -> Metrics:
-    return evaluate(module, batches, forward, checkpoint.task, **options)
+    return evaluate(module, batches, forward, checkpoint.task, head=head, **options)
 
 
 def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
-    forward, task = forward_of(checkpoint.family, checkpoint.task), checkpoint.task
+    forward, task = checkpoint.forward, checkpoint.task
     name = options.name
     if name == "auto":
         name = "task" if checkpoint.init is not None else "distill"
     if name == "lm" and task not in LANGUAGE_TASKS:
         raise RecipeError(
-            f"the objective 'lm' is for language models ({', '.join(LANGUAGE_TASKS)}), and "
+            f"the objective 'lm' needs a language model ({', '.join(LANGUAGE_TASKS)}), but "
             f"{checkpoint.source} is opened for {task}: use --objective task or distill"
         )
     if name in ("task", "lm"):
         if not data.labels_match or task == "features":
             raise DataError(
                 f"the objective 'task' needs labels: {data.label_note or 'the model has no head.'} "
-                "Use --objective distill, which needs none"
+                "Use --objective distill, which needs no labels"
             )
-        return task_objective(forward, task, label_smoothing=options.label_smoothing)
+        return task_objective(
+            forward, task, label_smoothing=options.label_smoothing, head=data.head
+        )
     return distill_objective(
         forward, task, temperature=options.temperature, label_weight=options.label_weight,
-        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight,
+        blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight, head=data.head,
     )  # fmt: skip
 
 
 def own_workload(
     module: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
 ) -> Workload:
-    """The workload of a user's own module: `data` is a re-iterable of batches of any kind.
+    """The workload of a user's own module. `data` is a re-iterable of batches of any kind.
 
-    Every tenth batch (at least one, where there are several) is held out to select and measure
-    on; metrics are the mean of `loss_fn(module, batch)`.
+    Every tenth batch is held out, and at least one if there are several. Selection and metrics
+    use the held-out batches; the metric is the mean of `loss_fn(module, batch)`.
 
     Raises:
-        DataError: there is no batch, or `data` can be gone through only once.
+        DataError: there is no batch, or `data` can be iterated only once.
     """
     if isinstance(data, Iterator):
-        raise DataError("data is an iterator that ends after one epoch: give a list or DataLoader")
+        raise DataError("data is an iterator and ends after one epoch: give a list or DataLoader")
     count = sum(1 for _ in data)
     if count == 0:
-        raise DataError("data holds no batch")
+        raise DataError("data has no batches: give at least one")
     loss_fn = checked_loss(loss_fn)
     held_out = OwnBatches(source=data, count=count, held_out=True)
     return Workload(
@@ -206,7 +215,7 @@ def own_workload(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnBatches:
-    """A user's own batches: every tenth is held out, at least one where there are several."""
+    """A user's own batches. Every tenth is held out, and at least one if there are several."""
 
     source: Iterable[Any]
     count: int
@@ -219,7 +228,7 @@ class OwnBatches:
         return (batch for index, batch in enumerate(self.source) if self._mine(index))
 
     def epoch(self, index: int) -> Iterator[Any]:
-        """The batches in whatever order the source gives them."""
+        """The batches, in the order of the source."""
         return iter(self)
 
     def _mine(self, index: int) -> bool:

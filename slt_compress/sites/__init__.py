@@ -1,1 +1,1 @@
-"""Which weights compete, in which units, and for how many places."""
+"""Which weights compete to be kept, in which units, and how many of them are."""

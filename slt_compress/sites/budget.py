@@ -1,7 +1,7 @@
 """The budget: how many weights may be kept, met at every step and exactly at the end.
 
-Pure functions on mappings from site names to score tensors, one score per unit. A higher score is
-kept first.
+Pure functions on mappings from site names to score tensors with one score per unit. Higher scores
+are kept first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from slt_compress.sites.patterns import Pattern, parse_pattern
 Scope = Literal["global", "type", "layer"]
 Normalise = Literal["none", "rms"]
 Scores = Mapping[str, Tensor]
-# (score - shift) -> probability that the gate ends kept, elementwise
+# (score - shift) -> probability that the unit is kept, elementwise
 KeepProbability = Callable[[Tensor], Tensor]
 
 
@@ -37,10 +37,10 @@ class Budget:
         scope: which sites compete: all of them (`global`), those of one type (`type`, such as all
             `q_proj`), or none (`layer`: each keeps the same fraction).
         pattern: shape of the mask, see `slt_compress.sites.patterns`.
-        floor: where sites compete, none is left with less than this fraction of the density, so
-            that a greedy ranking cannot empty a layer; in [0, 1].
-        densities: density of each site that a pattern of names (as in `Targets`) matches; the
-            other sites share what remains.
+        floor: each competing site keeps at least this fraction of the density, so that a greedy
+            ranking cannot empty a layer; in [0, 1].
+        densities: densities of sites by patterns of names (as in `Targets`); the other sites
+            share what remains.
         normalise: `rms` divides the scores of a site by their rms before they compete with others.
     """
 
@@ -72,7 +72,9 @@ class Budget:
                 "contradicts it"
             )
         if pattern.density is not None and self.densities:
-            raise BudgetError(f"the pattern {pattern.text} has one density and takes no densities")
+            raise BudgetError(
+                f"the pattern {pattern.text} fixes one density, so `densities` cannot be given"
+            )
 
     @property
     def shape(self) -> Pattern:
@@ -83,16 +85,16 @@ class Budget:
 def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | None = None) -> Masks:
     """Round scores to masks of the weights that keep exactly `round(density x units)` units.
 
-    Without `layouts` a unit is a weight. N:M keeps the N highest scores of every group. With
-    scope `layer` every site keeps its share, rounded by largest remainder so that the total is
-    exact. Equal scores are kept in the order of the sites, then row-major.
+    Without `layouts` each weight is a unit. N:M keeps the N highest scores of every group. With
+    the scope `layer` every site keeps its share, rounded by largest remainder so that the total is
+    exact. Ties are broken by the order of the sites, then row-major.
 
     Raises:
         BudgetError: a score is NaN, or the budget does not fit the sites.
     """
     for name, score in scores.items():
         if bool(score.isnan().any()):
-            raise BudgetError(f"the scores of {name} hold NaN: the search diverged, lower its lr")
+            raise BudgetError(f"the scores of {name} hold NaN: the search diverged; lower its lr")
     if layouts is None:
         layouts = dict.fromkeys(scores, ELEMENTWISE)
     scores = {name: layouts[name].centre(score) for name, score in scores.items()}
@@ -110,7 +112,7 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
 def binarize_signed(
     scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | None = None
 ) -> Masks:
-    """As `binarize` by the size of the scores; kept units of a negative score are flipped."""
+    """As `binarize`, by the absolute scores; kept units with a negative score are flipped."""
     masks = binarize({name: score.abs() for name, score in scores.items()}, budget, layouts)
     negative = {name: score.detach().cpu().signbit() for name, score in scores.items()}
     if layouts is not None:
@@ -119,7 +121,7 @@ def binarize_signed(
 
 
 def hard_thresholds(scores: Scores, budget: Budget, density: float) -> dict[str, float]:
-    """The exact order statistic of each site: scores above it are kept at `density`."""
+    """The exact order statistic of each site: at `density`, the scores above it are kept."""
     thresholds: dict[str, float] = {}
     for names, kept in _integer_groups(scores, budget, density):
         value = threshold(torch.cat([scores[name].detach().reshape(-1) for name in names]), kept)
@@ -136,10 +138,10 @@ def soft_shifts(
 ) -> dict[str, float]:
     """The shift of each site at which the expected number of kept units meets `density`.
 
-    One scalar per group of sites (times the scale of the site's scores, where they are
-    normalised), solved by a bracketed secant search from the last step's `start` on histograms of
-    the scores; the relative error of the count is below 1e-2 where `keep_probability` rises over
-    more than a hundredth of the range of the scores. At density 1 the shift is -inf.
+    There is one scalar per group of sites, times the scale of a site's scores if they are
+    normalised. A bracketed secant search on histograms of the scores finds it, beginning at the
+    last step's `start`. The relative error of the count is below 1e-2 if `keep_probability` rises
+    over more than a hundredth of the range of the scores. At density 1 the shift is -inf.
     """
     if density >= 1.0:
         return dict.fromkeys(scores, float("-inf"))
@@ -171,14 +173,14 @@ def soft_shifts(
 def pools(
     sizes: Mapping[str, int], budget: Budget, density: float
 ) -> list[tuple[list[str], float]]:
-    """Split sites of so many units into those that compete, each pool with its own density.
+    """Group sites (name -> units) into pools that compete, each with its own density.
 
-    In front the sites with a density of their own, then the others by scope. While `density` is
-    above the budget's, those of its own are as far from 1 as the whole is.
+    Sites with a density of their own come first, then the others by scope. While `density` is
+    above the budget's, densities of individual sites are raised in proportion.
 
     Raises:
-        BudgetError: a pattern of names matches no site, two of them contradict each other, or
-            they leave too little or too much to the other sites.
+        BudgetError: a pattern of names matches no site, two patterns contradict each other, or
+            they leave too few or too many units to the other sites.
     """
     total = sum(sizes.values())
     own = own_densities(sizes, budget.densities, budget.density)
@@ -187,16 +189,16 @@ def pools(
         own = {name: share + extra * (1.0 - share) for name, share in own.items()}
     others = [name for name in sizes if name not in own]
     taken = sum(share * sizes[name] for name, share in own.items())
-    if not others:  # their densities make up the whole but for rounding
+    if not others:  # their densities add up to the whole, up to rounding
         return [([name], min(1.0, share * density * total / taken)) for name, share in own.items()]
-    found = [([name], share) for name, share in own.items()]
+    alone = [([name], share) for name, share in own.items()]
     room = sum(sizes[name] for name in others)
     share = (density * total - taken) / room if own else density
     members: dict[str, list[str]] = {}
     for name in others:
         rivals = {"global": "", "type": type_of(name), "layer": name}[budget.scope]
         members.setdefault(rivals, []).append(name)
-    return [*found, *((names, share) for names in members.values())]
+    return [*alone, *((names, share) for names in members.values())]
 
 
 def _groups(
@@ -207,13 +209,13 @@ def _groups(
 ) -> list[tuple[list[str], float]]:
     """Split the sites into groups that share one threshold, each with the count it may keep.
 
-    `mass(group, kept)` says how much of `kept` each site of a group takes when all compete.
+    `mass(group, kept)` gives how much of `kept` each site of a group takes when all compete.
     """
     sizes = {name: score.numel() for name, score in scores.items()}
-    found: list[tuple[list[str], float]] = []
+    groups: list[tuple[list[str], float]] = []
     for names, share in pools(sizes, budget, density):
-        found += _above_floors({name: scores[name] for name in names}, budget.floor, share, mass)
-    return found
+        groups += _above_floors({name: scores[name] for name in names}, budget.floor, share, mass)
+    return groups
 
 
 def _above_floors(
@@ -222,22 +224,22 @@ def _above_floors(
     density: float,
     mass: Callable[[Scores, float], Mapping[str, float]],
 ) -> list[tuple[list[str], float]]:
-    """A pool of sites that compete, less those that would fall below their floor.
+    """Split off the sites of a pool that would fall below their floor.
 
-    These form groups of their own at exactly the floor.
+    Each of them forms a group of its own, at exactly its floor.
     """
     free = dict(pool)
     alone: list[tuple[list[str], float]] = []
     kept = density * sum(score.numel() for score in pool.values())
     if len(pool) == 1 or floor == 0.0:
         return [(list(pool), kept)]
-    # one unit each, where the budget has that many beside the floors: together they fit in it
+    # One unit each, if the budget has that many beyond the floors; together they fit in it.
     least = min(1.0, (1.0 - floor) * kept / len(pool))
     floors = {n: max(least, floor * density * s.numel()) for n, s in pool.items()}
     while True:
         taken = mass(free, kept)
         short = [name for name in free if taken[name] < floors[name]]
-        # the floors sum to at most what is kept: all short happens by rounding only
+        # The floors sum to at most `kept`, so all sites can fall short only through rounding.
         if not short or len(short) == len(free):
             return [(list(free), kept), *alone]
         for name in short:
@@ -249,7 +251,7 @@ def _above_floors(
 def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tuple[list[str], int]]:
     """`_groups` by exact order statistics, rounded by largest remainder to an exact total.
 
-    Normalised scores only decide how many units each site keeps: within a site the order is that
+    Normalised scores only decide how many units each site keeps. Within a site the order is that
     of the scores themselves, whatever the division rounds to.
     """
     scales = _scales(scores, budget)
@@ -273,7 +275,7 @@ def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tupl
 
 
 def _scales(scores: Scores, budget: Budget) -> dict[str, float]:
-    """What the scores of each site are divided by before they compete: their rms, or 1."""
+    """The divisor of each site's scores before they compete: their rms, or 1."""
     if budget.normalise == "none":
         return dict.fromkeys(scores, 1.0)
     squares = {name: float(score.detach().square().mean()) for name, score in scores.items()}

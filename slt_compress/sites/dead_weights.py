@@ -1,7 +1,8 @@
-"""Silencing: weights that are kept and yet read, or feed, nothing but removed units.
+"""Dead weights: weights that are kept although they read, or feed, removed units only.
 
-Counted where the graph is obvious: the next matrix of an `nn.Sequential`, the second half of an
-MLP or residual block by its usual names, the queries, keys and values of a removed head.
+They are counted where the graph is obvious: in the next matrix of an `nn.Sequential`, in the second
+half of an MLP or residual block with the usual names, and in the queries, keys and values of a
+removed head.
 """
 
 from __future__ import annotations
@@ -11,36 +12,31 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from slt_compress.anatomy.attentions import FEEDERS, attention_of
+from slt_compress.anatomy.parameters import is_conv1d
+from slt_compress.anatomy.readers import readers_of
 from slt_compress.masks import Masks
 from slt_compress.sites.layouts import kept_units
 from slt_compress.sites.sites import Site, SitePlan
 
-# What reads the outputs of a submodule, both named from the module that holds them.
-_READERS = (
-    ("fc1", "fc2"), ("fc2", "fc3"), ("lin1", "lin2"), ("c_fc", "c_proj"), ("up_proj", "down_proj"),
-    ("gate_proj", "down_proj"), ("wi", "wo"), ("wi_0", "wo"), ("wi_1", "wo"), ("w1", "w2"),
-    ("w3", "w2"), ("conv1", "conv2"), ("conv2", "conv3"), ("intermediate.dense", "output.dense"),
-)  # fmt: skip
 
-
-def silenced(
+def dead_weights(
     module: nn.Module, plan: SitePlan, masks: Masks, *, heads: bool
 ) -> tuple[dict[str, int], list[str]]:
-    """Kept weights without effect by parameter; and the sites whose neighbours are not known.
+    """Kept weights without effect, by parameter; and the sites whose neighbours are unknown.
 
-    A removed neuron or channel leaves its readers a constant; a removed head leaves the rows that
-    make its queries, keys and values (those of a shared key once all its heads are gone) unread.
-    With `heads` the units of the plan are heads, else outputs.
+    A removed neuron or channel leaves a constant to its readers. A removed head leaves the rows
+    that compute its queries, keys and values unread (those of a shared key once all its heads are
+    removed). With `heads` the units of the plan are heads, otherwise outputs.
     """
-    dead, unknown = silenced_lines(module, plan, masks, heads=heads)
+    dead, unknown = dead_lines(module, plan, masks, heads=heads)
     counts = {name: _kept(masks, name, lines) for name, lines in dead.items()}
     return {name: count for name, count in counts.items() if count}, unknown
 
 
-def silenced_lines(
+def dead_lines(
     module: nn.Module, plan: SitePlan, masks: Masks, *, heads: bool
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """By parameter, which weights read or feed removed units only; and the sites not known."""
+    """Masks of the weights that read or feed removed units only; and the sites not known."""
     dead: dict[str, Tensor] = {}
     unknown: list[str] = []
     for site in plan.sites:
@@ -49,12 +45,12 @@ def silenced_lines(
             continue
         attention = attention_of(module, site.module) if heads else None
         if attention is None:
-            found = dict(_readers(module, site, removed))
+            neighbours = dict(_readers(module, site, removed))
         else:
-            found = dict(_feeders(module, attention, removed))
-        if not found:
+            neighbours = dict(_feeders(module, attention, removed))
+        if not neighbours:
             unknown.append(site.name)
-        for name, lines in found.items():
+        for name, lines in neighbours.items():
             dead[name] = dead[name] | lines if name in dead else lines
     return dead, unknown
 
@@ -64,48 +60,23 @@ def _kept(masks: Masks, name: str, lines: Tensor) -> int:
 
 
 def _readers(module: nn.Module, site: Site, removed: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The parameter that reads a site's outputs, and which of its weights read removed ones."""
-    for name in _next_of(module, site.module):
+    """The parameter that reads the outputs of a site, and the mask of its dead weights."""
+    for name in readers_of(module, site.module):
         reader = module.get_submodule(name)
         weight = getattr(reader, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
-        dim = 0 if type(reader).__name__ == "Conv1D" else 1
+        dim = 0 if is_conv1d(reader) else 1
         times, rest = divmod(weight.shape[dim], removed.numel())
         if rest or not times or (times > 1 and weight.dim() > 2):
-            continue  # times: pixels of a channel, flattened
+            continue  # `times` counts the pixels of a flattened channel
         shape = [1] * weight.dim()
         shape[dim] = weight.shape[dim]
         yield f"{name}.weight", removed.repeat_interleave(times).view(shape).expand(weight.shape)
 
 
-def _next_of(module: nn.Module, name: str) -> Iterator[str]:
-    for first, second in _READERS:
-        holder = name.removesuffix(first).removesuffix(".")
-        if name in (first, f"{holder}.{first}"):
-            reader = f"{holder}.{second}".removeprefix(".")
-            if _has(module, reader):
-                yield reader
-    holder, _, leaf = name.rpartition(".")
-    chain = module.get_submodule(holder)
-    if isinstance(chain, nn.Sequential):
-        names = [child for child, _ in chain.named_children()]
-        for child in names[names.index(leaf) + 1 :]:
-            if any(parameter.dim() > 1 for parameter in chain.get_submodule(child).parameters()):
-                yield f"{holder}.{child}".removeprefix(".")
-                return
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    try:
-        module.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
-
-
 def _feeders(module: nn.Module, attention: str, removed: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that make the queries, keys and values of removed heads, and which rows."""
+    """The parameters that compute queries, keys and values, and the mask of their dead weights."""
     owner = module.get_submodule(attention)
     parameters: Mapping[str, nn.Parameter] = dict(owner.named_parameters())
     queries = next((p for n, p in parameters.items() if _feeds(n) in ("q", "qkv")), None)
@@ -113,7 +84,7 @@ def _feeders(module: nn.Module, attention: str, removed: Tensor) -> Iterator[tup
         feeds = _feeds(name)
         if not feeds or parameter.dim() < 2 or queries is None:
             continue
-        transposed = type(owner.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D"
+        transposed = is_conv1d(owner.get_submodule(name.rpartition(".")[0]))
         outputs = parameter.shape[1 if transposed else 0]
         parts = 3 if feeds == "qkv" else 1
         shared = 1 if feeds == "qkv" else max(1, queries.shape[0] // outputs)
@@ -126,7 +97,7 @@ def _feeders(module: nn.Module, attention: str, removed: Tensor) -> Iterator[tup
 
 
 def _feeds(name: str) -> str | None:
-    """`q`, `kv` or `qkv`, where the parameter of this name makes them."""
+    """`q`, `kv` or `qkv`, if the parameter of this name computes them."""
     path = name.split(".")
     if path[-1] == "weight":
         return FEEDERS.get(path[-2]) if len(path) > 1 else None

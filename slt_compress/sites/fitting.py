@@ -1,4 +1,4 @@
-"""Fitting: lay a pattern out on the sites of a module; a site that cannot hold it is skipped."""
+"""Lay a pattern out on the sites of a module; a site that cannot hold it is skipped."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from slt_compress.sites.layouts import Blocks, Grouped, Layout
 from slt_compress.sites.patterns import Pattern
 from slt_compress.sites.sites import Site, SitePlan, Targets, find_sites
 
-# A layout, or the reason why the site has none.
-_Fit = Callable[[Site], Layout | str]
+# Gives the layout of a site, or the reason why it has none.
+_LayOut = Callable[[Site], Layout | str]
 
 
 def plan_sites(
@@ -31,23 +31,23 @@ def plan_sites(
         TargetError: no parameter is left to gate.
         BudgetError: the budget cannot be met on these sites.
     """
-    plan = fit(find_sites(module, targets, gate_head=gate_head), budget.shape, module)
+    plan = lay_out(find_sites(module, targets, gate_head=gate_head), budget.shape, module)
     pools({site.name: site.units for site in plan.sites}, budget, budget.density)
     return plan
 
 
-def fit_again(names: Iterable[str], pattern: Pattern, module: nn.Module) -> SitePlan:
-    """The sites of these names, with `pattern` laid out on them as when they were searched.
+def lay_out_again(names: Iterable[str], pattern: Pattern, module: nn.Module) -> SitePlan:
+    """The sites of these names, with `pattern` laid out as it was for their search.
 
     Raises:
-        TargetError: the module has none of a name, or no site is left.
+        TargetError: the module lacks one of the names, or no site is left.
     """
     include = tuple(glob.escape(name) for name in names)
-    return fit(find_sites(module, Targets(include=include)), pattern, module)
+    return lay_out(find_sites(module, Targets(include=include)), pattern, module)
 
 
-def ceiling(plan: SitePlan, budget: Budget) -> float:
-    """The largest density that these sites have room for, by the budget's scope and floor."""
+def largest_density(plan: SitePlan, budget: Budget) -> float:
+    """The largest density that these sites have room for, given the budget's scope and floor."""
     sites = {site.name: site for site in plan.sites}
     shares = [1.0]
     for names, _ in pools({name: site.units for name, site in sites.items()}, budget, 1.0):
@@ -58,30 +58,30 @@ def ceiling(plan: SitePlan, budget: Budget) -> float:
     return min(shares)
 
 
-def fit(plan: SitePlan, pattern: Pattern, module: nn.Module) -> SitePlan:
-    """The plan with `pattern` laid out on its sites; those that cannot hold it move to `skipped`.
+def lay_out(plan: SitePlan, pattern: Pattern, module: nn.Module) -> SitePlan:
+    """The plan with `pattern` laid out on its sites; sites that cannot hold it move to `skipped`.
 
     Raises:
         TargetError: no site is left.
     """
     if pattern.kind == "unstructured":
         return plan
-    lay = _fits(pattern, module)
+    layout_of = _layouts(pattern, module)
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     for site in plan.sites:
-        found = lay(site)
-        if isinstance(found, str):
-            skipped[site.name] = found
+        layout = layout_of(site)
+        if isinstance(layout, str):
+            skipped[site.name] = layout
         else:
-            sites.append(replace(site, layout=found))
+            sites.append(replace(site, layout=layout))
     if not sites:
         listed = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
         raise TargetError(f"no site can hold the pattern {pattern.text} ({listed})")
     return SitePlan(sites=tuple(sites), skipped=MappingProxyType({**plan.skipped, **skipped}))
 
 
-def _fits(pattern: Pattern, module: nn.Module) -> _Fit:
+def _layouts(pattern: Pattern, module: nn.Module) -> _LayOut:
     if pattern.kind == "n:m":
         return lambda site: _grouped(site, pattern)
     if pattern.kind == "block":
@@ -107,7 +107,7 @@ def _blocks(site: Site, pattern: Pattern) -> Layout:
 
 
 def _heads(site: Site, module: nn.Module) -> Layout | str:
-    """One unit per head: the columns of the output projection that read it."""
+    """One unit per head: the columns of the output projection that read the head."""
     attention = attention_of(module, site.module) if len(site.shape) == 2 else None
     if attention is None:
         return "head: it is not the output projection of an attention"
@@ -137,10 +137,10 @@ def _outputs_of(
 
 
 def output_units(site: Site) -> Blocks:
-    """One unit per output: the weights over all inputs (and taps of a kernel) that make it.
+    """One unit per output: all weights, over inputs and kernel positions, that compute it.
 
-    The outputs lie in front of the inputs, or behind them (Conv1D, transposed convolutions);
-    experts have a leading dimension of their own.
+    The output dimension comes before the input dimension, or after it (Conv1D, transposed
+    convolutions). Experts have a leading dimension of their own.
     """
     shape, inputs = site.shape, site.input_dim
     if site.kind == "experts":

@@ -1,6 +1,6 @@
-"""Layouts: how the scores of one site lie on its weight, and what they may keep together.
+"""Layouts: which weights of a site each score governs, and which masks are allowed.
 
-A *unit* is what one score keeps or drops: a weight, or a block of them.
+A *unit* is what one score keeps or drops: one weight, or a block of them.
 """
 
 from __future__ import annotations
@@ -15,30 +15,32 @@ from torch.nn import functional
 
 
 class Layout(Protocol):
-    """How the scores of a site lie on its weight."""
+    """Which weights of a site each score governs."""
 
     def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the scores of a weight of this shape."""
+        """Shape of the scores for a weight of this shape."""
 
     def centre(self, scores: Tensor) -> Tensor:
-        """The scores as they compete; the same tensor where nothing binds them together."""
+        """The scores as they compete; the same tensor where units are independent."""
 
     def expand(self, units: Tensor) -> Tensor:
-        """Values per unit, in the shape of the weight; the same tensor where that is theirs."""
+        """Values per unit, expanded to the shape of the weight; the same tensor if they have it."""
 
     def reduce(self, values: Tensor) -> Tensor:
-        """Values of the weight's shape, summed over each unit."""
+        """Values of the shape of the weight, summed over each unit."""
 
     def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
-        """A mask of units in random places, in which the pattern holds; `by_row` keeps row counts.
+        """A random permutation of a mask of units that respects the pattern.
 
-        A row is one output of the site; where it is a single unit, all units are permuted.
+        `by_row` keeps the count of every row. A row is one output of the site; where it is a
+        single unit, all units are permuted.
         """
 
     def holds(self, mask: Tensor, unseen: Tensor) -> bool:
-        """Whether a mask of weights fits, where those of `unseen` may be kept though they look not.
+        """Whether a mask of weights respects the pattern.
 
-        `unseen` is a mask too: weights that are 0 at the origin, so that no file tells.
+        `unseen` masks the weights that are 0 at the origin; they may be kept although the file
+        shows zero.
         """
 
 
@@ -47,7 +49,7 @@ class Elementwise:
     """One score per weight, each on its own."""
 
     def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return tuple(weight)
 
     def centre(self, scores: Tensor) -> Tensor:
@@ -81,19 +83,19 @@ class Grouped:
     dim: int
 
     def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return tuple(weight)
 
     def centre(self, scores: Tensor) -> Tensor:
-        """Every group around its own boundary: above 0 are exactly its `kept` highest scores.
+        """Scores minus the boundary of their group, so that exactly `kept` of each group exceed 0.
 
         The boundary is the midpoint between the last score that is kept and the first that is
-        not; equal scores are kept in order, by the least number above 0.
+        not. Of equal scores the first ones are kept, as the smallest number above 0.
         """
         groups = self._groups(scores)
         last, first = _neighbours(groups, self.kept)
         middle = first + (last - first) / 2
-        # rounding may put it on `last`, and infinities nowhere: then `first` separates the two
+        # Rounding may give `last`, and infinities give NaN; then `first` separates the two.
         middle = torch.where((middle > first) & (middle < last), middle, first)
         centred = groups - middle[..., None]
         tied = last == first
@@ -116,7 +118,7 @@ class Grouped:
         return values
 
     def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
-        """A random choice in each group, or, by row, the groups of each output in another order."""
+        """A random choice in each group or, by row, the groups of each output in random order."""
         groups = self._groups(units)
         if not by_row:
             chosen = _permuted(groups.reshape(-1, self.size), generator).reshape(groups.shape)
@@ -145,10 +147,10 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocks:
-    """One score per block of `block` rows and columns of the weight as a matrix.
+    """One score per block of `block` rows and columns of the weight, seen as a matrix.
 
-    `weight` is the weight's shape, `matrix` the rows and columns it is seen as (row-major); blocks
-    at ragged edges are smaller.
+    `weight` is the shape of the weight and `matrix` its rows and columns as a matrix (row-major).
+    Blocks at ragged edges are smaller.
     """
 
     weight: tuple[int, ...]
@@ -165,7 +167,7 @@ class Blocks:
         return scores
 
     def expand(self, units: Tensor) -> Tensor:
-        """Every value over its block."""
+        """Each value repeated over its block."""
         (rows, columns), (height, width) = self.matrix, self.block
         tall = units if height == 1 else units.repeat_interleave(height, 0)[:rows]
         if tall.shape[1] == 1:
@@ -186,7 +188,7 @@ class Blocks:
         return matrix.reshape(tall, height, wide, width).sum((1, 3))
 
     def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
-        """Units anywhere in the site, or anywhere in their row of blocks."""
+        """Uniform in the site, or within each row of blocks."""
         rows = units if by_row and units.shape[1] > 1 else units.reshape(1, -1)
         return _permuted(rows, generator).reshape(units.shape)
 
@@ -197,14 +199,14 @@ class Blocks:
         return not bool((self.expand(kept_units(self, mask)) & ~mask & ~unseen).any())
 
 
-# Where the scores of weights that may not be kept stand: below those of their site by more than any
-# noise, or, where the whole site may not be kept, below all others.
+# Scores of weights that must not be kept: below the others of their site by more than any noise or,
+# where no weight of the site may be kept, below all scores.
 _BELOW, _NEVER = 10.0, -1e30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Inside:
-    """One score per weight, and none is kept outside `allowed`, a mask of the weight's shape."""
+    """One score per weight; only weights of the mask `allowed` may be kept."""
 
     allowed: Tensor
 
@@ -214,11 +216,11 @@ class Inside:
         return int(self.allowed.count_nonzero())
 
     def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return tuple(weight)
 
     def centre(self, scores: Tensor) -> Tensor:
-        """The scores, those outside below all inside."""
+        """The scores, with those outside lowered below all inside."""
         allowed = self.allowed.to(scores.device)
         inside = scores[allowed]
         lowest = float(inside.min()) - _BELOW if inside.numel() else _NEVER
@@ -237,7 +239,7 @@ class Inside:
         rows = units.reshape(len(units) if by_row else 1, -1)
         allowed = self.allowed.reshape(rows.shape)
         counts = (rows & allowed).sum(1, keepdim=True)
-        # the places of each row in random order, those outside at the end
+        # The positions of each row in random order, those outside at the end.
         order = torch.rand(rows.shape, generator=generator).masked_fill_(~allowed, 2.0).argsort(1)
         taken = torch.arange(rows.shape[1]).expand(rows.shape) < counts
         return torch.zeros_like(rows).scatter_(1, order, taken).reshape(units.shape)
@@ -251,12 +253,12 @@ ELEMENTWISE = Elementwise()
 
 
 def kept_units(layout: Layout, mask: Tensor) -> Tensor:
-    """The units of which a mask keeps any weight."""
+    """The units of which a mask keeps at least one weight."""
     return layout.reduce(mask.float()) > 0.0
 
 
 def norms(layout: Layout, weight: Tensor) -> Tensor:
-    """The weight itself, or the L2 norm of every unit (fp32) where units are larger."""
+    """The weight itself, or the L2 norm of every unit (fp32) where a unit has several weights."""
     if layout.grid(weight.shape) == tuple(weight.shape) and not isinstance(layout, Blocks):
         return weight
     return layout.reduce(weight.detach().float().square()).sqrt()
@@ -265,8 +267,8 @@ def norms(layout: Layout, weight: Tensor) -> Tensor:
 def _neighbours(groups: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """The `kept`-th and the next largest value along the last dimension.
 
-    Sorted by odd-even transposition: whole columns at a time, several times faster than sorting
-    millions of rows of four.
+    Sorts by odd-even transposition, whole columns at a time, which is several times faster than
+    sorting millions of rows of four.
     """
     columns = list(groups.unbind(-1))
     for turn in range(len(columns)):
@@ -277,6 +279,6 @@ def _neighbours(groups: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 
 
 def _permuted(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Every row in an order of its own."""
+    """Every row permuted independently."""
     order = torch.rand(rows.shape, generator=generator).argsort(dim=1)
     return rows.gather(1, order)

@@ -1,4 +1,4 @@
-"""Names: patterns that weights are chosen by, their densities, and what names say of their kind."""
+"""Names: patterns that select weights, densities by pattern, and the type that a name implies."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from slt_compress.errors import BudgetError, TargetError
 
 
 def matcher(pattern: str) -> Callable[[str], bool]:
-    """What a pattern of names matches.
+    """A predicate for the names that a pattern matches.
 
     Raises:
-        TargetError: it is no regular expression.
+        TargetError: an invalid regular expression.
     """
     if pattern.startswith("re:"):
         try:
             expression = re.compile(pattern[3:])
         except re.error as error:
-            raise TargetError(f"{pattern!r} is not a regular expression: {error}") from None
+            raise TargetError(f"{pattern!r} is not a valid regular expression: {error}") from None
         return lambda name: expression.search(name) is not None
     return lambda name: fnmatch.fnmatchcase(name, pattern)
 
 
 def type_of(name: str) -> str:
-    """What a weight is called in every block alike: its name with `*` for each index.
+    """The name that a weight shares across blocks: its own name with `*` for each index.
 
     `layers.3.self_attn.q_proj.weight` is of the type `layers.*.self_attn.q_proj.weight`.
     """
@@ -37,11 +37,11 @@ def own_densities(
 ) -> dict[str, float]:
     """Density of each name that a pattern of `densities` matches.
 
-    `sizes` says how many units each name has; of all units together `density` is kept.
+    `sizes` is the number of units of each name, and `density` the kept fraction of all of them.
 
     Raises:
-        BudgetError: a pattern matches no name, two contradict each other, or what they keep leaves
-            the other names too little or too much.
+        BudgetError: a pattern matches no name, two patterns contradict each other, or together
+            they leave too few or too many units to the other names.
     """
     own: dict[str, float] = {}
     for pattern, share in densities.items():
@@ -51,18 +51,21 @@ def own_densities(
             raise BudgetError(f"densities: the pattern {pattern!r} matches no site")
         for name in hits:
             if own.setdefault(name, share) != share:
-                raise BudgetError(f"densities: {name} is given both {own[name]:g} and {share:g}")
+                raise BudgetError(
+                    f"densities: {name} matches two patterns, with {own[name]:g} and {share:g}"
+                )
     total, taken = sum(sizes.values()), sum(share * sizes[name] for name, share in own.items())
     room = total - sum(sizes[name] for name in own)
     left = density * total - taken
-    # where all have a density of their own, a unit of rounding contradicts nothing
+    # Where every name has a density of its own, one unit of rounding is no contradiction.
     least = 1e-9 * total if room else -1.0
     if own and not least <= left <= max(room, 1.0):
         fits = f"{1 - taken / total:g}"
         if room:
             fits = f"a value from {1 - (taken + room) / total:g} to less than {fits}"
         raise BudgetError(
-            f"densities keep {taken:,.0f}, a target_sparsity of {1 - density:g} keeps "
-            f"{density * total:,.0f}, and there are {room:,} others: the target has to be {fits}"
+            f"densities keep {taken:,.0f} units, but a target_sparsity of {1 - density:g} keeps "
+            f"{density * total:,.0f} in all, and there are {room:,} others; the target must be "
+            f"{fits}"
         )
     return own

@@ -1,4 +1,4 @@
-"""Counting: order statistics with exact counts, histograms, and roots of monotone functions."""
+"""Order statistics with exact counts, histograms, and roots of monotone functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BINS = 1024
 
 
 def threshold(flat: Tensor, kept: int) -> float:
-    """The largest value with at most `kept` scores above it; fewer where equal scores straddle."""
+    """The value with at most `kept` scores above it; fewer where equal scores straddle it."""
     if kept >= flat.numel():
         return float("-inf")
     rank = flat.numel() - kept - 1
@@ -32,9 +32,9 @@ def top(flat: Tensor, kept: int) -> Tensor:
 
 
 def histogram(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and how often each occurs (float64, CPU): the scores, or the centres of their bins.
+    """Values and their counts (float64, CPU): the scores themselves, or the centres of bins.
 
-    One pass over the scores; the search for a shift then costs the same for any model.
+    This takes one pass over the scores; solving for a shift then costs the same for any model.
     """
     if score.numel() <= _BINS:
         values = score.detach().reshape(-1).double().cpu()

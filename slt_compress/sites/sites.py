@@ -1,4 +1,4 @@
-"""Sites: walk a module graph and decide, for every parameter, whether a gate is put on it."""
+"""Sites: walk a module and decide for every parameter whether it gets a gate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from torch import nn
 
 from slt_compress.anatomy.heads import head_names
-from slt_compress.anatomy.parameters import Parameter, joined, walk
+from slt_compress.anatomy.parameters import Parameter, joined, walk_parameters
 from slt_compress.anatomy.roles import role, unsuitable
 from slt_compress.errors import TargetError
 from slt_compress.sites.layouts import ELEMENTWISE, Inside, Layout
@@ -21,9 +21,9 @@ from slt_compress.sites.names import matcher
 class Targets:
     """Which parameters to gate, by patterns of names.
 
-    A pattern is a shell glob on the whole name (`*.mlp.*`), or a regular expression after `re:`
-    that is searched in the name. `include`, where given, replaces the default choice; `exclude`
-    takes away from either. A pattern that matches no parameter is an error.
+    A pattern is a shell glob for the whole name (`*.mlp.*`), or `re:` and a regular expression
+    that is searched for in the name. `include`, if given, replaces the default choice; `exclude`
+    removes from either. A pattern that matches no parameter is an error.
     """
 
     include: tuple[str, ...] = ()
@@ -34,9 +34,9 @@ class Targets:
 class Site:
     """One weight that is gated.
 
-    `input_dim` is the dimension along which the weight sums over its inputs; `layout` says how
-    its scores lie on it; `tied` are further names of the same parameter, whose modules read the
-    same gate.
+    `input_dim` is the dimension along which the weight sums over its inputs. `layout` maps its
+    scores to its weights. `tied` are the other names of the same parameter, whose modules share
+    the gate.
     """
 
     module: str
@@ -54,9 +54,9 @@ class Site:
 
     @property
     def places(self) -> tuple[tuple[str, str], ...]:
-        """Module and parameter of every name; a shared module has several paths."""
-        further = (name.rpartition(".") for name in self.tied)
-        return (self.module, self.param), *((module, param) for module, _, param in further)
+        """Module and parameter for each of its names; a shared module has several paths."""
+        others = (name.rpartition(".") for name in self.tied)
+        return (self.module, self.param), *((module, param) for module, _, param in others)
 
     @property
     def numel(self) -> int:
@@ -65,7 +65,7 @@ class Site:
 
     @property
     def units(self) -> int:
-        """How many units, hence scores."""
+        """How many units it has, and so how many scores."""
         return prod(self.layout.grid(self.shape))
 
     @property
@@ -88,7 +88,7 @@ class SitePlan:
 
     @property
     def layouts(self) -> dict[str, Layout]:
-        """Name of a site -> how its scores lie on it."""
+        """The layout of each site, by name."""
         return {site.name: site.layout for site in self.sites}
 
 
@@ -97,16 +97,16 @@ def find_sites(
 ) -> SitePlan:
     """Walk `module` and choose its sites.
 
-    By default every parameter of two or more dimensions that multiplies activations is a site, once
-    however many modules share it; embeddings and what is tied to them, positions, tokens, norms,
-    biases and routers of experts are not, nor is the task head where `gate_head` is false (a
-    pretrained head is small and decides much).
+    By default every parameter of two or more dimensions that multiplies activations is a site. A
+    shared parameter is one site. Embeddings and parameters tied to them, positions, tokens, norms,
+    biases and routers of experts are not sites. Nor is the task head if `gate_head` is false: a
+    pretrained head is small and has a large effect.
 
     Raises:
         TargetError: a pattern matches no parameter, or no parameter is left to gate.
     """
     targets = targets or Targets()
-    parameters = tuple(walk(module))
+    parameters = tuple(walk_parameters(module))
     included = _matching(targets.include, parameters)
     excluded = _matching(targets.exclude, parameters)
     heads = frozenset() if gate_head else head_names(module)
@@ -124,11 +124,11 @@ def find_sites(
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     for entry in parameters:
-        found = _tied(entry, reasons) if len(entry.names) > 1 else reasons[entry.name]
-        if found is None:
+        reason = _tied(entry, reasons) if len(entry.names) > 1 else reasons[entry.name]
+        if reason is None:
             sites.append(_site(entry))
         else:
-            skipped[entry.name] = found
+            skipped[entry.name] = reason
     if not sites:
         listed = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:5])
         raise TargetError(f"no parameter is left to gate ({listed or 'the module has none'})")
@@ -136,23 +136,23 @@ def find_sites(
 
 
 def _tied(entry: Parameter, reasons: Mapping[str, str | None]) -> str | None:
-    """Why a shared parameter is no site under this name.
+    """Why a shared parameter is not a site under this name; None if it is.
 
-    It is gated once, under its first name, and only where nothing speaks against any of them: an
-    output head that is tied to an embedding stays as it is.
+    It is gated once, under its first name, and only if all its names may be gated: an output head
+    that is tied to an embedding is left alone.
     """
-    found = {reasons[name] for name in entry.names}
+    distinct = {reasons[name] for name in entry.names}
     first = entry.names[0]
-    if found == {None}:
+    if distinct == {None}:
         return None if entry.name == first else f"tied: gated as {first}"
-    if len(found) == 1:
+    if len(distinct) == 1:
         return reasons[entry.name]
     others = ", ".join(name for name in entry.names if name != entry.name)
     return f"tied: the same tensor as {others}"
 
 
 def _matching(patterns: Sequence[str], parameters: Sequence[Parameter]) -> frozenset[str]:
-    found: set[str] = set()
+    matched: set[str] = set()
     for pattern in patterns:
         matches = matcher(pattern)
         hits = {entry.name for entry in parameters if matches(entry.name)}
@@ -161,12 +161,12 @@ def _matching(patterns: Sequence[str], parameters: Sequence[Parameter]) -> froze
             raise TargetError(
                 f"the pattern {pattern!r} matches no parameter (names look like {known})"
             )
-        found |= hits
-    return frozenset(found)
+        matched |= hits
+    return frozenset(matched)
 
 
 def _impossible(entry: Parameter) -> str | None:
-    """Why no gate can be put on this parameter, whatever the user asks for."""
+    """Why this parameter cannot have a gate, whatever the user asks for; None if it can."""
     if entry.source_of is not None:
         return f"source of the parametrized weight {entry.source_of}"
     if entry.tensor.dim() < 2:

@@ -31,8 +31,8 @@ UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file that becomes `path` at the end of the block, or leaves nothing.
 
-    The bytes are flushed to the disk before the rename, so `path` is the old file or the new one,
-    never a part of either.
+    The bytes are flushed to disk before the rename, so `path` is either the old file or the new
+    one, never a part of either.
     """
     with _part(path) as part, part.open("r+b") as stream:
         yield stream
@@ -57,7 +57,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield part
         for file in sorted(part.rglob("*")):
             if file.is_file():
-                # Some writers of other libraries make files that only their owner can read.
+                # Some libraries write files that only their owner can read.
                 file.chmod(mode)
                 _sync(file)
         _refuse_taken(path)
@@ -99,13 +99,32 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def read_bytes(path: Path, error: type[SltError]) -> bytes:
+    """Read a file of at most `JSON_LIMIT` bytes.
+
+    Raises:
+        error: it is missing, cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as stream:
+            # no more than the file has: Python allocates as much as it is asked to read
+            data = stream.read(min(os.fstat(stream.fileno()).st_size, JSON_LIMIT) + 1)
+    except OSError as cause:
+        raise error(f"cannot read {path} ({cause.strerror or cause})") from cause
+    if len(data) > JSON_LIMIT:
+        raise error(
+            f"{path} is larger than {JSON_LIMIT // 2**20} MiB, which no file of this kind is"
+        )
+    return data
+
+
 def read_json(path: Path, error: type[SltError]) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         error: the file is missing, too large, not UTF-8, not JSON, or not an object.
     """
-    return parse_json(_read_bytes(path, error), str(path), error)
+    return parse_json(read_bytes(path, error), str(path), error)
 
 
 def parse_json(text: str | bytes, where: str, error: type[SltError]) -> dict[str, Any]:
@@ -119,25 +138,25 @@ def parse_json(text: str | bytes, where: str, error: type[SltError]) -> dict[str
     raise error(f"{where} holds a JSON {type(value).__name__} where an object is expected")
 
 
-def json_text(value: Mapping[str, Any], *, indent: int | None = None) -> str:
+def json_text(value: Mapping[str, object], *, indent: int | None = None) -> str:
     """Serialise with sorted keys; `inf` and `nan` become `{"__float__": ...}`."""
     return json.dumps(
         _tag(value), sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False
     )
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write a JSON object: sorted keys, two spaces, a newline at the end, whole or not at all."""
     with atomic_write(path) as stream:
         stream.write((json_text(value, indent=2) + "\n").encode())
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any] | None = None
+    path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, object] | None = None
 ) -> None:
     """Write tensors, whole or not at all, with `manifest` as sorted JSON in one metadata key.
 
-    More keys than one would give other bytes in every process. Tensors may share memory.
+    With more than one key the bytes would differ between processes. Tensors may share memory.
     """
     metadata = None if manifest is None else {MANIFEST_KEY: json_text(manifest)}
     seen: set[int] = set()
@@ -148,7 +167,7 @@ def write_safetensors(
         plain[name] = flat.clone() if storage in seen else flat
         seen.add(storage)
     with _part(path) as part:
-        # The writer replaces the file by one that only its owner can read.
+        # The writer replaces the file with one that only its owner can read.
         mode = part.stat().st_mode
         save_file(plain, str(part), metadata=metadata)
         part.chmod(mode)
@@ -168,16 +187,16 @@ def read_safetensors(path: Path, error: type[SltError]) -> dict[str, Tensor]:
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor where torch's allocator puts its own; a copy of one that lies elsewhere.
+    """The tensor, copied if it is not aligned as torch's own allocator aligns tensors.
 
-    In a mapped file a tensor lies at any multiple of its element size, and kernels add up in
-    another order there: the same weights would give outputs that differ in the last bits.
+    In a mapped file a tensor starts at any multiple of its element size. Kernels sum in another
+    order there, so that the same weights would give outputs that differ in the last bits.
     """
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:
-    """Read the JSON object under the metadata key `slt`; None where the file has no such key.
+    """Read the JSON object under the metadata key `slt`; None if the file has no such key.
 
     Raises:
         error: as in `read_safetensors`, or the value of the key is not a JSON object.
@@ -210,10 +229,10 @@ def _part_name(path: Path) -> Path:
 
 def _file_mode(folder: Path) -> int:
     """Permissions that a new file in `folder` gets, without touching the process's umask."""
-    probe = folder / ".mode"
-    probe.open("xb").close()
-    mode = probe.stat().st_mode
-    probe.unlink()
+    trial = folder / ".mode"
+    trial.open("xb").close()
+    mode = trial.stat().st_mode
+    trial.unlink()
     return mode
 
 
@@ -230,34 +249,22 @@ def _refuse_taken(path: Path) -> None:
         raise FileExistsError(f"{path} exists and is not a folder; name another")
 
 
-def _read_bytes(path: Path, error: type[SltError]) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            # no more than there is: Python makes room for as much as it is asked to read
-            data = stream.read(min(os.fstat(stream.fileno()).st_size, JSON_LIMIT) + 1)
-    except OSError as cause:
-        raise error(f"cannot read {path} ({cause.strerror or cause})") from cause
-    if len(data) > JSON_LIMIT:
-        raise error(f"{path} is larger than {JSON_LIMIT // 2**20} MiB; no file of this kind is")
-    return data
-
-
 def unreadable(path: Path, cause: Exception, error: type[SltError]) -> SltError:
     """The error that says why a safetensors file cannot be read."""
     if not path.exists():
         return error(f"{path} does not exist")
     reason = " ".join(str(cause).split("\n")[0].split())[:200]
-    return error(f"{path} is no intact safetensors file ({reason}); fetch or write it again")
+    return error(f"{path} is not an intact safetensors file ({reason}); fetch or write it again")
 
 
 def _tag(value: Any) -> Any:
-    """Replace what JSON cannot say: the numbers inf, -inf and nan."""
+    """Replace the numbers that JSON lacks: inf, -inf and nan."""
     if isinstance(value, float) and not math.isfinite(value):
         return {
             _FLOAT_TAG: "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
         }
     if isinstance(value, Mapping):
-        # Keys as JSON writes them: else 2 sorts before 10 here and after it in what is read back.
+        # Keys as JSON writes them. Otherwise 2 sorts before 10 here, and after it once read back.
         return {str(key): _tag(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_tag(entry) for entry in value]

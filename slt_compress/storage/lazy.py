@@ -1,4 +1,4 @@
-"""Safetensors files of which one tensor at a time is read."""
+"""Tensors that are read or computed one at a time, whenever they are looked up."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
 class LazyTensors(Mapping[str, Tensor]):
     """The tensors of some safetensors files by key, each read when it is looked up.
 
-    A file is open no longer than a tensor of it is read, so that nothing of it stays mapped. Its
-    header is compared with its size every time.
+    A file is open only while a tensor is read from it, so that nothing stays mapped. Its header is
+    compared with its size every time.
     """
 
     def __init__(self, files: Iterable[Path], error: type[SltError]) -> None:
         """List the keys.
 
         Raises:
-            error: a file is missing or no intact safetensors file, or two hold the same key.
+            error: a file is missing or damaged, or two files hold the same key.
         """
         self._error = error
         self._places: dict[str, Path] = {}
         for path in files:
             with self._opened(path) as file:
-                for key in file.keys():  # noqa: SIM118 - the file is no mapping
+                for key in file.keys():  # noqa: SIM118 - the file is not a mapping
                     if key in self._places:
                         raise error(f"{path} repeats the tensor {key} of another shard")
                     self._places[key] = path
@@ -69,8 +69,8 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self._places)
 
     def shells(self) -> dict[str, Tensor] | None:
-        """Every tensor on the meta device: shape and dtype; None where torch lacks a dtype."""
-        found: dict[str, Tensor] = {}
+        """Every tensor on the meta device (shape and dtype); None if torch lacks a dtype."""
+        shells: dict[str, Tensor] = {}
         for path in dict.fromkeys(self._places.values()):
             with self._opened(path) as file:
                 for key in file.keys():  # noqa: SIM118
@@ -78,8 +78,8 @@ class LazyTensors(Mapping[str, Tensor]):
                     dtype = _DTYPES.get(str(part.get_dtype()))
                     if dtype is None:
                         return None
-                    found[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
-        return found
+                    shells[key] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+        return shells
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
@@ -90,8 +90,8 @@ class LazyTensors(Mapping[str, Tensor]):
             raise unreadable(path, cause, self._error) from cause
 
 
-class Made(Mapping[str, Tensor]):
-    """Tensors by name, each made anew whenever it is looked up: no more than one is held here."""
+class LazyMapping(Mapping[str, Tensor]):
+    """Tensors by name, each computed again whenever it is looked up; none is held here."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
         self._names = dict.fromkeys(names)

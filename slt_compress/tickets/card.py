@@ -9,66 +9,70 @@ from typing import Any
 import yaml
 
 from slt_compress.masks import Masks
+from slt_compress.tickets.records import Metrics
 
 
 def ticket_card(
-    origin: Mapping[str, Any],
+    origin: Mapping[str, object],
     masks: Masks,
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
     *,
     method: str,
     pattern: str,
 ) -> str:
     """Markdown for a ticket."""
     lines = [
-        _front_matter(origin),
-        f"# {_title(origin)}: a ticket",
+        front_matter(origin),
+        f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
         f"({1 - masks.density:.2%} sparse), found by the method `{method}`"
         + (f" in the pattern `{pattern}`. " if pattern != "unstructured" else ". ")
         + "No weight was trained: this folder holds masks, not weights.",
         "",
-        *_flips(masks.flipped, masks.kept),
-        *_metric_table(metrics),
+        *flip_note(masks.flipped, masks.kept),
+        *metric_table(metrics),
         "",
         "```python",
-        *_own_loading("path/to/this/folder", origin),
+        *own_loading("path/to/this/folder", origin),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def derived_card(origin: Mapping[str, Any], masks: Masks, note: str) -> str:
-    """Markdown for a ticket that no search made."""
+def derived_card(origin: Mapping[str, object], masks: Masks, note: str) -> str:
+    """Markdown for a ticket that was made without a search."""
     lines = [
-        _front_matter(origin),
-        f"# {_title(origin)}: a ticket",
+        front_matter(origin),
+        f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
         f"({1 - masks.density:.2%} sparse): {note}. This folder holds masks, not weights.",
         "",
         "```python",
-        *_own_loading("path/to/this/folder", origin),
+        *own_loading("path/to/this/folder", origin),
         "```",
         "",
     ]
     return "\n".join(lines)
 
 
-def _flips(flipped: int, kept: int) -> list[str]:
+def flip_note(flipped: int, kept: int) -> list[str]:
+    """A line on flipped signs, where there are any."""
     if not flipped:
         return []
     return [f"Flips: {flipped:,} of the {kept:,} kept weights have their sign flipped.", ""]
 
 
-def _own_loading(folder: str, origin: Mapping[str, Any]) -> list[str]:
+def own_loading(folder: str, origin: Mapping[str, object]) -> list[str]:
+    """The Python code that loads a folder with slt_compress."""
     own = ", model=your_module" if origin.get("family") == "module" else ""
     return ["import slt_compress", "", f"model = slt_compress.load({json.dumps(folder)}{own})"]
 
 
-def _front_matter(origin: Mapping[str, Any]) -> str:
+def front_matter(origin: Mapping[str, object]) -> str:
+    """The YAML that the hub reads from the top of a card."""
     content: dict[str, Any] = {"tags": ["slt-compress", "sparse"]}
     if origin.get("kind") == "hub":
         content["base_model"] = origin.get("source")
@@ -79,23 +83,27 @@ def _front_matter(origin: Mapping[str, Any]) -> str:
     return "---\n" + yaml.safe_dump(content, sort_keys=True) + "---"
 
 
-def _title(origin: Mapping[str, Any]) -> str:
+def title_of(origin: Mapping[str, object]) -> str:
+    """The name of a model for the title of a card."""
     name = str(origin.get("source")).rstrip("/").rpartition("/")[2]
     init = origin.get("init")
-    return f"{name} (random init {init['scheme']}, seed {init['seed']})" if init else name
+    if not isinstance(init, Mapping):
+        return name
+    return f"{name} (random init {init.get('scheme')}, seed {init.get('seed')})"
 
 
-def _metric_table(metrics: Mapping[str, Any]) -> list[str]:
-    names = sorted({name for found in metrics.values() if found for name in found})
+def metric_table(metrics: Metrics) -> list[str]:
+    """Metrics as a Markdown table, a row for each model."""
+    names = sorted({name for values in metrics.values() for name in values or ()})
     if not names:
         return ["Nothing was measured."]
     rows = [
-        f"| {kind} | " + " | ".join(_cell(found, name) for name in names) + " |"
-        for kind, found in metrics.items()
-        if found
+        f"| {model} | " + " | ".join(_cell(values, name) for name in names) + " |"
+        for model, values in metrics.items()
+        if values
     ]
     return [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
 
 
-def _cell(found: Mapping[str, float], name: str) -> str:
-    return f"{found[name]:.4f}" if name in found else ""
+def _cell(values: Mapping[str, float], name: str) -> str:
+    return f"{values[name]:.4f}" if name in values else ""

@@ -1,4 +1,4 @@
-"""Tickets without a search: of two others, or of a checkpoint that somebody pruned elsewhere."""
+"""Tickets made without a search, from two other tickets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from slt_compress.errors import TicketError
 from slt_compress.masks import Masks
 from slt_compress.sites.budget import Budget
-from slt_compress.tickets import Ticket, read_ticket, ticket_hash, write_ticket
+from slt_compress.tickets import Extra, Ticket, TicketContent, read_ticket, write_ticket
 from slt_compress.tickets.card import derived_card
 from slt_compress.tickets.origin import stored_of
 
@@ -22,7 +22,18 @@ Operation = Literal["and", "or"]
 _OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {"and": operator.and_, "or": operator.or_}
 )
-_COUNTS = ("shape", "kept", "total", "flips")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteDifference:
+    """How much two masks of one site have in common; `kept` is of both, `both` of either."""
+
+    name: str
+    total: int
+    kept: tuple[int, int]
+    both: int
+    overlap: float
+    iou: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +43,12 @@ class Difference:
     Attributes:
         overlap: share of the first one's kept weights that the second keeps too.
         iou: intersection over union of the kept weights.
-        layers: per site `name`, `total`, `kept` (of both), `both`, `overlap`, `iou`.
+        layers: the same per site.
     """
 
     overlap: float
     iou: float
-    layers: tuple[Mapping[str, Any], ...]
+    layers: tuple[SiteDifference, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings and lists, ready for JSON."""
@@ -52,19 +63,19 @@ def difference(first: str | Path, second: str | Path) -> Difference:
     """
     left, right = _same_weights(first, second)
     ones, twos = left.masks, right.masks
-    places = {name: site.get("index", 0) for name, site in left.summary["sites"].items()}
+    places = {name: site.facts.index or 0 for name, site in left.sites.items()}
     layers = []
     for name in sorted(ones, key=lambda name: (places[name], name)):
         one, two = (Masks({name: masks[name]}) for masks in (ones, twos))
         layers.append(
-            {
-                "name": name,
-                "total": one.total,
-                "kept": [one.kept, two.kept],
-                "both": int((one[name] & two[name]).count_nonzero()),
-                "overlap": one.overlap(two),
-                "iou": one.iou(two),
-            }
+            SiteDifference(
+                name=name,
+                total=one.total,
+                kept=(one.kept, two.kept),
+                both=int((one[name] & two[name]).count_nonzero()),
+                overlap=one.overlap(two),
+                iou=one.iou(two),
+            )
         )
     return Difference(overlap=ones.overlap(twos), iou=ones.iou(twos), layers=tuple(layers))
 
@@ -89,13 +100,12 @@ def merge(first: str | Path, second: str | Path, op: Operation, out: str | Path)
     dead = [name for name in left.gains if not masks.density_of(name)]
     if not masks.kept or dead:
         raise TicketError(f"nothing is kept by both{f' in {dead[0]}' if dead else ''}")
-    hashes = [ticket_hash(ticket.path) for ticket in (left, right)]
     return write_derived(
         Path(out),
         masks,
         left,
         gains={name: masks.density_of(name) ** -0.5 for name in left.gains},
-        note=f"merged by `{op}` of the tickets {hashes[0]} and {hashes[1]}; nothing was measured",
+        note=f"merged by `{op}` of the tickets {left.hash} and {right.hash}; nothing was measured",
     )
 
 
@@ -107,11 +117,8 @@ def write_derived(
     Raises:
         TicketError: `out` is taken.
     """
-    extra: Mapping[str, Any] = of.summary.get("extra") or {}
-    sites: Mapping[str, Mapping[str, Any]] = of.summary["sites"]
     all_stored = not of.stored and bool(stored_of(of))
-    return write_ticket(
-        out,
+    content = TicketContent(
         origin=of.origin,
         masks=masks,
         gains=gains,
@@ -123,23 +130,21 @@ def write_derived(
         metrics={"dense": None, "hard": None, "soft": None},
         controls={},
         skipped=of.skipped,
-        weights_hash=of.summary["weights_hash"],
-        parameters=of.summary["counts"]["parameters"],
-        probe={},
-        history=[],
-        run={},
-        sites={
-            name: {key: value for key, value in site.items() if key not in _COUNTS}
-            for name, site in sites.items()
-        },
-        extra={**extra, "data": None, "notes": [note]},
+        weights_hash=of.weights_hash,
+        parameters=of.counts.parameters,
+        sites={name: site.facts for name, site in of.sites.items()},
+        extra=Extra(
+            environment=of.extra.environment,
+            dense_nbytes=of.extra.dense_nbytes,
+            notes=(note,),
+        ),
         card=derived_card(of.origin, masks, note),
     )
+    return write_ticket(out, content)
 
 
 def _same_weights(first: str | Path, second: str | Path) -> tuple[Ticket, Ticket]:
     left, right = read_ticket(first), read_ticket(second)
-    hashes = {ticket.summary.get("weights_hash") for ticket in (left, right)}
-    if len(hashes) != 1 or left.masks.keys() != right.masks.keys():
+    if left.weights_hash != right.weights_hash or left.masks.keys() != right.masks.keys():
         raise TicketError(f"{first} and {second} are not of the same weights")
     return left, right

@@ -1,4 +1,4 @@
-"""Import: a ticket of a checkpoint that was pruned elsewhere, whatever its zeros are written as."""
+"""Import: a ticket of a checkpoint that was pruned elsewhere, in any of three spellings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slt_compress.anatomy.states import environment, shapes_of, site_weights
+from slt_compress.anatomy.states import environment, module_nbytes, shapes_of, site_weights
 from slt_compress.checkpoints import Checkpoint, origin_record, read_folder
 from slt_compress.checkpoints import open_checkpoint as open_folder
 from slt_compress.checkpoints.companions import copy_companions
@@ -24,7 +23,14 @@ from slt_compress.masks import Masks
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import find_sites
 from slt_compress.storage.files import atomic_folder, dtype_name, sha256_tensors, write_safetensors
-from slt_compress.tickets import Ticket, check_target, write_ticket
+from slt_compress.tickets import (
+    Extra,
+    SiteFacts,
+    Ticket,
+    TicketContent,
+    check_target,
+    write_ticket,
+)
 from slt_compress.tickets.card import derived_card
 from slt_compress.tickets.imported_masks import Spelled, imported_hashes, masks_of
 
@@ -37,22 +43,22 @@ _QUANTIZED = (
 )  # fmt: skip
 
 
-def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str, Any]) -> Ticket:
+def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str, object]) -> Ticket:
     """Make a ticket of the weights of a folder that are not zero.
 
     Three spellings are known: plain tensors with zeros; torch's `<name>_orig` and `<name>_mask`;
-    and compressed-tensors' `sparse-bitmask`, of before and after its version 0.9. For the last two,
-    and where the config calls plain tensors compressed, a plain checkpoint is written beside the
-    ticket, `<out>-origin`, which is then its origin.
+    and compressed-tensors' `sparse-bitmask`, from before and after its version 0.9. For the last
+    two, and where the config calls plain tensors compressed, a plain checkpoint is written beside
+    the ticket as `<out>-origin`, and is its origin.
 
     The ticket holds every mask and every zero of the source, or nothing is written. Zeros that are
     there without pruning, in a bias that is all zero or the padding row of an embedding, are the
     origin's values and no mask.
 
-    `recipe` is what the ticket records as its own: a later search can start from it.
+    The ticket records `recipe` as its own, so that a later search can start from it.
 
     Raises:
-        SourceError: no checkpoint, or one that cannot be read.
+        SourceError: the folder is not a checkpoint, or cannot be read.
         TicketError: it has no zeros, a mask cannot be carried over, or `out` is taken.
     """
     folder, target = Path(path), Path(out)
@@ -87,9 +93,9 @@ def _refuse_quantized(tensors: Mapping[str, Tensor], folder: Path) -> None:
 def unpacked(
     tensors: Mapping[str, Tensor], where: str
 ) -> tuple[Mapping[str, Tensor], dict[str, Tensor]]:
-    """Plain tensors, and masks of those whose spelling says more than their zeros.
+    """The plain tensors, and the masks of those that are stored with a mask.
 
-    `tensors` themselves come back where they are plain.
+    Returns `tensors` itself where all of them are plain.
 
     Raises:
         SourceError: parts are missing or contradict each other.
@@ -99,7 +105,7 @@ def unpacked(
     if not packed and not masked:
         return tensors, {}
     used: set[str] = set()
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     masks: dict[str, Tensor] = {}
     for name in packed:
         keys = {part: f"{name}.{part}" for part in _PACKED}
@@ -109,7 +115,7 @@ def unpacked(
             raise SourceError(f"{where} lacks {absent[0]}, a part of a sparse-bitmask tensor")
         weight = name if name.endswith((".weight", ".bias")) else f"{name}.weight"
         parts = {part: tensors[key] for part, key in keys.items() if key in tensors}
-        found[weight], masks[weight] = _from_bitmask(parts, f"{where}: {name}")
+        weights[weight], masks[weight] = _from_bitmask(parts, f"{where}: {name}")
         used |= set(keys.values())
     for name in masked:
         mask = tensors[f"{name}_mask"]
@@ -118,12 +124,12 @@ def unpacked(
             raise SourceError(f"{where}: {name}_mask has another shape than {orig}")
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise SourceError(f"{where}: {name}_mask holds more than 0 and 1, so it is no mask")
-        found[name], masks[name] = tensors[orig], mask != 0
+        weights[name], masks[name] = tensors[orig], mask != 0
         used |= {f"{name}_mask", f"{name}_orig", name}
     rest = {key: tensor for key, tensor in tensors.items() if key not in used}
-    if rest.keys() & found.keys():
-        raise SourceError(f"{where} holds {sorted(rest.keys() & found.keys())[0]} twice")
-    return {**rest, **found}, masks
+    if rest.keys() & weights.keys():
+        raise SourceError(f"{where} holds {sorted(rest.keys() & weights.keys())[0]} twice")
+    return {**rest, **weights}, masks
 
 
 def _is_mask(key: str, tensors: Mapping[str, Tensor], where: str) -> bool:
@@ -143,7 +149,7 @@ def _is_mask(key: str, tensors: Mapping[str, Tensor], where: str) -> bool:
 
 
 def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
-    """A weight and its mask out of rows of bits, each row padded to bytes, lowest bit first."""
+    """A weight and its mask from rows of bits, each row padded to bytes, lowest bit first."""
     values, bitmask = parts["compressed"], parts["bitmask"]
     sizes = tuple(int(size) for size in parts["shape"].reshape(-1).tolist())
     rows, columns = math.prod(sizes[:-1]), sizes[-1] if sizes else 1
@@ -160,9 +166,9 @@ def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tens
 
 
 def _write_origin(
-    target: Path, source: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    target: Path, source: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]
 ) -> None:
-    """A plain checkpoint folder of the unpacked tensors."""
+    """Write a plain checkpoint folder of the unpacked tensors."""
     kept = {key: value for key, value in config.items() if key not in _CONFIG_DROPPED}
     try:
         with atomic_folder(target) as folder:
@@ -178,33 +184,57 @@ def _ticket_of(
     spelled: Spelled,
     target: Path,
     source: Path,
-    recipe: Mapping[str, Any],
+    recipe: Mapping[str, object],
 ) -> Ticket:
-    """A ticket of all that is masked or zero in a checkpoint."""
+    """Write the ticket of all that is masked or zero in a checkpoint."""
     module, plan = checkpoint.module, find_sites(checkpoint.module)
     masks = masks_of(checkpoint, plan, spelled)
     if not masks or not Masks(masks).kept:
         raise TicketError(f"{source} has no weight with zeros among the sites, so there is no mask")
-    found, kinds = Masks(masks), {site.name: site.kind for site in plan.sites}
-    weights = site_weights(module, shapes_of(found))
-    reasons = {site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks}
+    kinds = {site.name: site.kind for site in plan.sites}
+    weights = site_weights(module, shapes_of(Masks(masks)))
     facts = {
-        name: {"index": i, "kind": kinds.get(name, "other"), "dtype": dtype_name(weight.dtype)}
-        for i, (name, weight) in enumerate((name, weights[name]) for name in masks)
+        name: SiteFacts(index=index, kind=kinds.get(name, "other"), dtype=dtype_name(weight.dtype))
+        for index, (name, weight) in enumerate((name, weights[name]) for name in masks)
     }
-    note = f"imported from {source.name}, as its zeros are; nothing was measured"
-    origin, budget = origin_record(checkpoint), Budget(density=found.density)
-    state = {t.data_ptr() or id(t): t.nbytes for t in module.state_dict().values()}
-    skipped = {name: why for name, why in plan.skipped.items() if name not in masks} | reasons
-    weights_hash = sha256_tensors(weights)
-    parameters = sum(parameter.numel() for parameter in module.parameters())
+    skipped = {name: why for name, why in plan.skipped.items() if name not in masks}
+    whole = {site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks}
+    content = _content(checkpoint, Masks(masks), source, recipe, sites=facts,
+                       skipped={**skipped, **whole},
+                       weights_hash=sha256_tensors(weights))  # fmt: skip
     imported = {"tensors": imported_hashes(spelled, checkpoint, masks)}
-    return write_ticket(
-        target, origin=origin, masks=found, gains={}, buffers={}, stored={}, budget=asdict(budget),
-        recipe={**recipe, "target_sparsity": 1.0 - found.density},
-        metrics={"dense": None, "hard": None, "soft": None}, controls={}, skipped=skipped,
-        weights_hash=weights_hash, parameters=parameters, probe={}, history=[], run={},
-        sites=facts, card=derived_card(origin, found, note),
-        extra={"environment": environment(module), "notes": [note], "data": None,
-               "dense_nbytes": sum(state.values()), "imported": imported},
-    )  # fmt: skip
+    extra = None if content.extra is None else replace(content.extra, imported=imported)
+    return write_ticket(target, replace(content, extra=extra))
+
+
+def _content(
+    checkpoint: Checkpoint,
+    masks: Masks,
+    source: Path,
+    recipe: Mapping[str, object],
+    *,
+    sites: Mapping[str, SiteFacts],
+    skipped: Mapping[str, str],
+    weights_hash: str,
+) -> TicketContent:
+    module, origin = checkpoint.module, origin_record(checkpoint)
+    note = f"imported from {source.name}, as its zeros are; nothing was measured"
+    return TicketContent(
+        origin=origin,
+        masks=masks,
+        gains={},
+        buffers={},
+        stored={},
+        budget=asdict(Budget(density=masks.density)),
+        recipe={**recipe, "target_sparsity": 1.0 - masks.density},
+        metrics={"dense": None, "hard": None, "soft": None},
+        controls={},
+        skipped=skipped,
+        weights_hash=weights_hash,
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        sites=sites,
+        extra=Extra(
+            environment=environment(module), dense_nbytes=module_nbytes(module), notes=(note,)
+        ),
+        card=derived_card(origin, masks, note),
+    )

@@ -22,5 +22,5 @@ def stored_of(ticket: Ticket) -> dict[str, Tensor]:
     Raises:
         TicketError: they are damaged.
     """
-    whole = ORIGIN in ticket.summary["files"]  # read_ticket checked that it is an object
-    return {**ticket.stored, **(read_origin_tensors(ticket.path) if whole else {})}
+    has_origin = ORIGIN in ticket.manifest.object("files")
+    return {**ticket.stored, **(read_origin_tensors(ticket) if has_origin else {})}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from slt_compress.errors import TicketError
 from slt_compress.masks import Masks, count_kept, unpack_bits
-from slt_compress.storage.files import parse_json, read_json, read_safetensors, sha256_file
-from slt_compress.storage.lazy import LazyTensors, Made
-from slt_compress.storage.manifests import Manifest, as_shape, check_manifest
+from slt_compress.storage.files import parse_json, read_bytes, read_safetensors
+from slt_compress.storage.lazy import LazyMapping, LazyTensors
+from slt_compress.storage.manifests import Manifest, check_manifest, is_finite
+from slt_compress.storage.probe import Probe
 from slt_compress.tickets.places import (
     BUFFER_PREFIX,
     FLIP_SUFFIX,
@@ -28,16 +30,26 @@ from slt_compress.tickets.places import (
     SCORES,
     STORED_PREFIX,
 )
-
-_FIELDS = ("origin", "gains", "budget", "recipe", "metrics", "controls", "skipped")
+from slt_compress.tickets.records import (
+    Counts,
+    Extra,
+    Metrics,
+    SiteRecord,
+    parse_counts,
+    parse_extra,
+    parse_metrics,
+    parse_sites,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What a search found, and everything needed to make a model of it once more.
+    """What a search found, and everything needed to build the masked model again.
 
     Attributes:
         path: the folder.
+        version: of the format it is written in.
+        hash: of the manifest, and so of everything a ticket guarantees, as 64 hex digits.
         origin: where the frozen weights come from.
         masks: which weights survive, and which of them with their sign flipped.
         gains: one factor per site of a random init; empty for pretrained weights.
@@ -48,23 +60,31 @@ class Ticket:
         metrics: of the dense, the hard-masked and the soft-masked model.
         controls: metrics of random, shuffled and magnitude masks.
         skipped: parameters that were not gated, with the reason.
-        summary: the rest of the manifest: `version`, `weights_hash`, `counts`
-            (`kept`, `gated`, `parameters`, and `flips` where there are any), `sites`, `files`
-            (hashes), `extra`.
+        weights_hash: of the frozen weights of all sites.
+        counts: kept and gated weights, and parameters of the model.
+        sites: what the manifest records of every site.
+        extra: facts that no mask depends on.
+        manifest: the whole manifest, opened once.
     """
 
     path: Path
-    origin: Mapping[str, Any]
+    version: int
+    hash: str
+    origin: Mapping[str, object]
     masks: Masks
     gains: Mapping[str, float]
     buffers: Mapping[str, Tensor]
     stored: Mapping[str, Tensor]
-    budget: Mapping[str, Any]
-    recipe: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    controls: Mapping[str, Any]
+    budget: Mapping[str, object]
+    recipe: Mapping[str, object]
+    metrics: Metrics
+    controls: Metrics
     skipped: Mapping[str, str]
-    summary: Mapping[str, Any]
+    weights_hash: str
+    counts: Counts
+    sites: Mapping[str, SiteRecord]
+    extra: Extra
+    manifest: Manifest = field(repr=False, compare=False)
 
 
 def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
@@ -73,90 +93,108 @@ def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
     With `lazily` a mask is read and unpacked whenever it is looked up, and not held in between.
 
     Raises:
-        TicketError: the folder is no ticket, from a newer version, incomplete or damaged.
+        TicketError: the folder is not a ticket, is from a newer version, incomplete or damaged.
     """
     folder = Path(path)
-    manifest = _open_manifest(folder)
+    manifest, digest = _open_manifest(folder)
     for name in manifest.object("files"):
         manifest.checked_file(name)
     file = manifest.checked_file(MASKS)
     tensors = LazyTensors([file], TicketError) if lazily else read_safetensors(file, TicketError)
-    keys = set(tensors)
+    keys, sites, counts = set(tensors), parse_sites(manifest), parse_counts(manifest)
     buffers = _take(tensors, keys, BUFFER_PREFIX, manifest.names("buffers"), manifest)
     stored = _take(tensors, keys, STORED_PREFIX, manifest.names("stored"), manifest)
-    masks = _unpack_masks(tensors, keys, manifest, lazily=lazily)
-    fields = {name: manifest.object(name) for name in _FIELDS}
-    _check_gains(fields["gains"], masks, manifest)
-    known = {*_FIELDS, "kind", "buffers", "stored"}
-    summary = {key: value for key, value in manifest.values.items() if key not in known}
+    masks = _unpack_masks(tensors, keys, sites, manifest, lazily=lazily)
+    _check_counts(counts, masks, manifest)
     return Ticket(
-        path=folder, masks=masks, buffers=buffers, stored=stored, summary=summary, **fields
+        path=folder,
+        version=manifest.integer("version"),
+        hash=digest,
+        origin=manifest.object("origin"),
+        masks=masks,
+        gains=_checked_gains(masks, manifest),
+        buffers=buffers,
+        stored=stored,
+        budget=manifest.object("budget"),
+        recipe=manifest.object("recipe"),
+        metrics=parse_metrics(manifest, "metrics"),
+        controls=parse_metrics(manifest, "controls"),
+        skipped=manifest.object("skipped"),
+        weights_hash=manifest.text("weights_hash"),
+        counts=counts,
+        sites=sites,
+        extra=parse_extra(manifest),
+        manifest=manifest,
     )
 
 
-def read_probe(path: str | Path) -> dict[str, Tensor]:
-    """Read the probe of a ticket: inputs by argument name, and `logits` of the masked model.
+def read_probe(ticket: Ticket | str | Path) -> Probe | None:
+    """Read the probe of a ticket; None where the ticket was written without inputs.
 
     Raises:
         TicketError: it is missing or damaged.
     """
-    return _read_group(path, PROBE)
+    file = _manifest_of(ticket).checked_file(PROBE)
+    return Probe.parse(read_safetensors(file, TicketError), file, TicketError)
 
 
-def read_scores(path: str | Path) -> dict[str, Tensor]:
+def read_scores(ticket: Ticket | str | Path) -> dict[str, Tensor]:
     """Read the scores of a ticket that was written with them.
 
     Raises:
         TicketError: they are missing or damaged.
     """
-    return _read_group(path, SCORES)
+    return read_safetensors(_manifest_of(ticket).checked_file(SCORES), TicketError)
 
 
-def read_origin_tensors(path: str | Path) -> dict[str, Tensor]:
+def read_origin_tensors(ticket: Ticket | str | Path) -> dict[str, Tensor]:
     """Read the origin's weights from a ticket that was written with them.
 
     Raises:
         TicketError: they are missing or damaged.
     """
-    return _read_group(path, ORIGIN)
+    return read_safetensors(_manifest_of(ticket).checked_file(ORIGIN), TicketError)
 
 
-def read_history(path: str | Path) -> list[dict[str, Any]]:
+def read_history(ticket: Ticket | str | Path) -> list[dict[str, Any]]:
     """Read the records of the steps of a search.
 
     Raises:
         TicketError: they are missing or damaged.
     """
-    file = _open_manifest(Path(path)).checked_file(HISTORY)
+    file = _manifest_of(ticket).checked_file(HISTORY)
     lines = file.read_bytes().splitlines()
     return [parse_json(line, f"{file}:{i}", TicketError) for i, line in enumerate(lines, 1)]
 
 
 def ticket_hash(path: str | Path) -> str:
-    """Hash of the manifest, and so of everything a ticket guarantees, as 64 hex digits.
+    """The hash of the ticket in a folder, without reading its masks.
 
     Raises:
-        TicketError: the folder is no ticket.
+        TicketError: the folder is not a ticket.
     """
-    return sha256_file(_open_manifest(Path(path)).where)
+    return _open_manifest(Path(path))[1]
 
 
-def _open_manifest(folder: Path) -> Manifest:
+def _manifest_of(ticket: Ticket | str | Path) -> Manifest:
+    return ticket.manifest if isinstance(ticket, Ticket) else _open_manifest(Path(ticket))[0]
+
+
+def _open_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a ticket and its hash."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise TicketError(f"{folder} is no ticket: it has no {MANIFEST}")
-    return check_manifest(read_json(file, TicketError), file, KIND, TicketError)
-
-
-def _read_group(path: str | Path, name: str) -> dict[str, Tensor]:
-    file = _open_manifest(Path(path)).checked_file(name)
-    return read_safetensors(file, TicketError)
+        raise TicketError(f"{folder} is not a ticket: it has no {MANIFEST}")
+    content = read_bytes(file, TicketError)
+    values = parse_json(content, str(file), TicketError)
+    digest = hashlib.sha256(content).hexdigest()
+    return check_manifest(values, file, KIND, TicketError), digest
 
 
 def _take(
     tensors: Mapping[str, Tensor], keys: set[str], prefix: str, names: list[str], manifest: Manifest
 ) -> dict[str, Tensor]:
-    """Take the tensors with a prefix, and their keys out of `keys`, refusing the lack of one."""
+    """Take the tensors with a prefix and remove their keys from `keys`; none may be missing."""
     missing = [name for name in names if prefix + name not in keys]
     if missing:
         raise manifest.damaged(f"{MASKS} lacks {prefix}{missing[0]}")
@@ -165,77 +203,77 @@ def _take(
 
 
 def _unpack_masks(
-    tensors: Mapping[str, Tensor], keys: set[str], manifest: Manifest, *, lazily: bool
+    tensors: Mapping[str, Tensor],
+    keys: set[str],
+    sites: Mapping[str, SiteRecord],
+    manifest: Manifest,
+    *,
+    lazily: bool,
 ) -> Masks:
     """Unpack the masks of all sites; sizes are compared before a byte is allocated."""
-    sites = manifest.object("sites")
-    signed = _signed_sites(sites, manifest)
+    signed = sorted(name for name, site in sites.items() if site.flips)
     expected = {*sites, *(name + FLIP_SUFFIX for name in signed)}
     if keys != expected:
         odd = sorted(keys ^ expected)
         raise manifest.damaged(f"{MASKS} and the sites disagree on {odd[:3]}")
 
-    @lru_cache(maxsize=1)  # what is looked up several times in a row
+    @lru_cache(maxsize=1)  # a mask is often looked up several times in a row
     def unpack(name: str) -> Tensor:
         return _unpack(tensors[name], sites[name], manifest)
 
-    kept: Mapping[str, Tensor] = Made(sorted(sites), unpack)
-    kept = kept if lazily else dict(kept)
-    flips: Mapping[str, Tensor] = Made(
-        signed,
-        lambda name: _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest),
-    )
-    flips = flips if lazily else dict(flips)
-    masks = Masks.made(kept, flips) if lazily else Masks(kept, flips)
-    counts = manifest.object("counts")
-    wanted = {"kept": masks.kept, "gated": masks.total}
-    if masks.flips or "flips" in counts:
-        wanted["flips"] = masks.flipped
-    for key, found in wanted.items():
-        if counts.get(key) != found:
-            raise manifest.damaged(f"it counts {counts.get(key)} {key} weights, the masks {found}")
-    return masks
+    def unpack_flip(name: str) -> Tensor:
+        return _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest)
+
+    kept: Mapping[str, Tensor] = LazyMapping(sorted(sites), unpack)
+    flips: Mapping[str, Tensor] = LazyMapping(signed, unpack_flip)
+    if lazily:
+        return Masks.made(kept, flips)
+    kept = dict(kept)
+    return Masks(kept, dict(flips))
 
 
-def _unpack(packed: Tensor, site: object, manifest: Manifest) -> Tensor:
-    shape = as_shape(site.get("shape")) if isinstance(site, dict) else None
-    if not isinstance(site, dict) or shape is None:
-        raise manifest.damaged(f"a site without a shape: {str(site)[:60]}")
-    if packed.shape != ((math.prod(shape) + 7) // 8,):
-        raise manifest.damaged(f"a mask of {tuple(packed.shape)} bytes is no mask of {shape}")
+def _check_counts(counts: Counts, masks: Masks, manifest: Manifest) -> None:
+    """Compare the recorded totals with those of the masks."""
+    actual = {"kept": masks.kept, "gated": masks.total, "flips": masks.flipped}
+    recorded = {"kept": counts.kept, "gated": counts.gated, "flips": counts.flips}
+    for key, count in recorded.items():
+        if count != actual[key]:
+            raise manifest.damaged(f"it counts {count} {key} weights, the masks {actual[key]}")
+
+
+def _unpack(packed: Tensor, site: SiteRecord, manifest: Manifest) -> Tensor:
+    if packed.shape != ((math.prod(site.shape) + 7) // 8,):  # before a huge shape overflows
+        raise manifest.damaged(
+            f"a mask of {tuple(packed.shape)} bytes does not fit the shape {site.shape}"
+        )
     try:
-        mask = unpack_bits(packed, shape)
+        mask = unpack_bits(packed, site.shape)
     except ValueError as cause:
         raise manifest.damaged(str(cause)) from cause
-    if (site.get("kept"), site.get("total")) != (count_kept(mask), mask.numel()):
-        raise manifest.damaged(f"the counts of a site of shape {shape} are not those of its mask")
+    if (site.kept, site.total) != (count_kept(mask), mask.numel()):
+        raise manifest.damaged(
+            f"the counts of a site of shape {site.shape} are not those of its mask"
+        )
     return mask
 
 
-def _signed_sites(sites: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    """The sites that have flips; only from version 2 on."""
-    if manifest.values["version"] < 2:
-        return []
-    return sorted(n for n, site in sites.items() if isinstance(site, dict) and "flips" in site)
-
-
-def _unpack_flip(
-    packed: Tensor, mask: Tensor, site: Mapping[str, Any], manifest: Manifest
-) -> Tensor:
+def _unpack_flip(packed: Tensor, mask: Tensor, site: SiteRecord, manifest: Manifest) -> Tensor:
     try:
-        flip = unpack_bits(packed, tuple(mask.shape))
+        flip = unpack_bits(packed, site.shape)
     except ValueError as cause:
         raise manifest.damaged(str(cause)) from cause
     if bool((flip & ~mask).any()):
         raise manifest.damaged("a weight is flipped that its mask does not keep")
-    if not flip.any() or site["flips"] != count_kept(flip):
-        raise manifest.damaged(f"it counts {str(site['flips'])[:40]} flips where there are others")
+    if site.flips != count_kept(flip):
+        raise manifest.damaged(f"it counts {site.flips} flips where there are {count_kept(flip)}")
     return flip
 
 
-def _check_gains(gains: Mapping[str, Any], masks: Masks, manifest: Manifest) -> None:
+def _checked_gains(masks: Masks, manifest: Manifest) -> dict[str, float]:
+    gains = manifest.object("gains")
     for name, gain in gains.items():
         if name not in masks:
-            raise manifest.damaged(f"it has a gain for {name}, which is no site")
-        if not isinstance(gain, int | float) or isinstance(gain, bool) or not math.isfinite(gain):
-            raise manifest.damaged(f"the gain of {name} is {gain!r}")
+            raise manifest.damaged(f"it has a gain for {name}, which is not a site")
+        if not is_finite(gain):
+            raise manifest.damaged(f"the gain of {name} is {str(gain)[:40]}")
+    return gains

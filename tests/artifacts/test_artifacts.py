@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -17,16 +18,18 @@ from torch.nn.utils import parametrizations
 from slt_compress.artifacts import (
     PROBE,
     describe_artifact,
+    entry_dicts,
     is_artifact,
     read_artifact,
     read_mask_artifact,
 )
 from slt_compress.artifacts.formats import FORMATS
-from slt_compress.artifacts.formats.base import bits
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import Masks
+from slt_compress.storage.bits import bits
 from slt_compress.storage.files import read_manifest
+from slt_compress.storage.probe import Probe
 
 WHOLE = [name for name in FORMATS if name != "mask"]  # a mask alone is no model; see test_exporting
 SPARSE = "weights.slt.safetensors"
@@ -99,9 +102,9 @@ def test_the_record_is_the_truth(masked, tmp_path, format):
             (tuple(mask.shape), int(mask.sum()), state[name].dtype) for name, mask in masks.items()
         ]
         promised = FORMATS[format].model_nbytes(artifact.dense_nbytes, sites)
-        coded = any(entry["format"] == "coded" for entry in artifact.entries.values())
+        coded = any(entry.format == "coded" for entry in artifact.entries.values())
         assert held <= promised if coded else held == promised
-    kept = {name: e["kept"] for name, e in artifact.entries.items() if "kept" in e}
+    kept = {name: e.kept for name, e in artifact.entries.items() if e.kept is not None}
     assert kept == {name: int(mask.sum()) for name, mask in masks.items()}
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == {"sparsity": 0.7}
     assert (tmp_path / "out" / "README.md").read_text() == "# card\n"
@@ -138,7 +141,13 @@ def test_timm_opens_dense_and_only_dense(tmp_path):
     masks = mask_(checkpoint)
     for format in WHOLE:
         # A further safetensors file must not confuse timm.
-        export(tmp_path / format, checkpoint, masks, format, probe={"x": torch.ones(1)})
+        export(
+            tmp_path / format,
+            checkpoint,
+            masks,
+            format,
+            probe=Probe(inputs={"x": torch.ones(1)}, logits=torch.ones(1)),
+        )
     opened = timm.create_model(f"local-dir:{tmp_path / 'dense'}", pretrained=True)
     same_bits(opened.state_dict(), checkpoint.module.state_dict())
     with pytest.raises(RuntimeError):
@@ -224,14 +233,14 @@ def test_the_tie_goes_under_the_name_of_the_site(tmp_path):
 def test_the_probe_is_guarded_and_no_weight(tmp_path, format):
     checkpoint, masks = tiny()
     plain = export(tmp_path / "plain", checkpoint, masks, format)
-    probe = {"x": torch.ones(8, 3), "logits": torch.zeros(8, 2)}
+    probe = Probe(inputs={"x": torch.ones(8, 3)}, logits=torch.zeros(8, 2))
     artifact = export(tmp_path / "x", checkpoint, masks, format, probe=probe)
     assert artifact.entries == plain.entries
     # Only the hash in the manifest differs, not the eight inputs.
     assert abs(artifact.nbytes - plain.nbytes) < 100
     stored = load_file(tmp_path / "x" / PROBE)
-    assert torch.equal(stored["x"], probe["x"])
-    assert read_artifact(tmp_path / "x", model=Tiny()).manifest["provenance"] == {"gains": {}}
+    assert torch.equal(stored["x"], probe.inputs["x"])
+    assert read_artifact(tmp_path / "x", model=Tiny()).artifact.provenance == {"gains": {}}
     save_file(stored | {"logits": torch.ones(8, 2)}, tmp_path / "x" / PROBE)
     with pytest.raises(ArtifactError, match="changed or damaged"):
         read_artifact(tmp_path / "x", model=Tiny())
@@ -268,7 +277,10 @@ def test_shards_hold_what_one_file_holds(masked, tmp_path, format):
     same_bits(loaded.module.state_dict(), checkpoint.module.state_dict())
     marker = json.loads((tmp_path / "shards" / "config.json").read_text())["quantization_config"]
     assert marker["weights"] == f"{SPARSE}.index.json"
-    one, many = (read_artifact(tmp_path / name).manifest["hash"] for name in ("whole", "shards"))
+    one, many = (
+        read_artifact(tmp_path / name).artifact.manifest.text("hash")
+        for name in ("whole", "shards")
+    )
     assert one == many
 
 
@@ -281,7 +293,8 @@ def test_values_are_rounded_to_nearest(tmp_path, dtype):
     plain = export(tmp_path / "plain", checkpoint, masks)
     artifact = export(tmp_path / "x", checkpoint, masks, values_dtype=dtype)
     entry = artifact.entries["first.weight"]
-    assert entry == plain.entries["first.weight"] | {"values": str(dtype).removeprefix("torch.")}
+    assert entry == replace(plain.entries["first.weight"], values=dtype)
+    assert entry.to_dict()["values"] == str(dtype).removeprefix("torch.")
     assert artifact.entries["first.bias"] == plain.entries["first.bias"]
     stored = load_file(tmp_path / "x" / SPARSE)
     assert stored["first.weight.values"].dtype is dtype
@@ -296,7 +309,7 @@ def test_nothing_narrow_is_rounded(tmp_path):
     module = nn.Sequential(nn.Linear(4, 3)).to(torch.bfloat16)
     masks = mask_(own(module))
     artifact = export(tmp_path / "x", own(module), masks, values_dtype=torch.float16)
-    assert "values" not in artifact.entries["0.weight"]
+    assert artifact.entries["0.weight"].values is None
     loaded = read_artifact(tmp_path / "x", model=nn.Sequential(nn.Linear(4, 3)))
     same_bits(loaded.module.state_dict(), module.state_dict())
 
@@ -308,8 +321,8 @@ def test_a_mask_alone_carries_flips(tmp_path):
     flips = {name: masks[name] & (torch.rand(masks[name].shape, generator=generator) < 0.5)
              for name in ("0.weight", "2.weight")}  # fmt: skip
     artifact = export(tmp_path / "x", own(module), Masks(masks, flips), "mask")
-    assert artifact.entries["0.weight"]["flips"] == int(flips["0.weight"].sum())
-    assert "flips" not in artifact.entries["1.weight"]
+    assert artifact.entries["0.weight"].flips == int(flips["0.weight"].sum())
+    assert artifact.entries["1.weight"].flips is None
     found = read_mask_artifact(tmp_path / "x").masks()
     assert all(torch.equal(found[name], masks[name]) for name in masks)
     assert found.flips.keys() == flips.keys()
@@ -318,14 +331,14 @@ def test_a_mask_alone_carries_flips(tmp_path):
         rewrite(tmp_path / "x", lambda m, lie=lie: m["entries"]["0.weight"].update(lie))
         with pytest.raises(ArtifactError, match="damaged"):
             read_mask_artifact(tmp_path / "x").masks()
-        rewrite(tmp_path / "x", lambda m: m["entries"].update(artifact.entries))
+        rewrite(tmp_path / "x", lambda m: m["entries"].update(entry_dicts(artifact.entries)))
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
     checkpoint, masks = tiny()
     with pytest.raises(ArtifactError, match="no format 'zip'"):
         export(tmp_path / "x", checkpoint, masks, "zip")
-    with pytest.raises(ArtifactError, match="no weight of the model"):
+    with pytest.raises(ArtifactError, match="is not a weight of the model"):
         export(tmp_path / "x", checkpoint, Masks({"other": masks["first.weight"]}))
     with pytest.raises(ArtifactError, match="apply the masks first"):
         export(tmp_path / "x", checkpoint, Masks({"first.weight": ~masks["first.weight"]}))
@@ -375,13 +388,13 @@ def test_a_newer_artifact_is_refused_with_the_way_out(path):
 def test_foreign_folders_are_refused(tmp_path, path):
     assert is_artifact(path)
     assert not is_artifact(tmp_path)
-    with pytest.raises(ArtifactError, match="no slt-compress artifact"):
+    with pytest.raises(ArtifactError, match="not an slt-compress artifact"):
         read_artifact(tmp_path)
     save_file({"a": torch.zeros(1)}, path / SPARSE)
     with pytest.raises(ArtifactError, match="has no manifest"):
         read_artifact(path)
     (path / SPARSE).write_bytes(b"garbage")
-    with pytest.raises(ArtifactError, match="no intact safetensors file"):
+    with pytest.raises(ArtifactError, match="not an intact safetensors file"):
         read_artifact(path)
 
 
@@ -466,11 +479,11 @@ def test_shards_are_read(path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("../outside.safetensors", "no file beside it"),
-        ("/etc/passwd.safetensors", "no file beside it"),
-        ("..\\outside.safetensors", "no file beside it"),
-        (".hidden.safetensors", "no file beside it"),
-        ("weights.bin", "no file beside it"),
+        ("../outside.safetensors", "not a file beside it"),
+        ("/etc/passwd.safetensors", "not a file beside it"),
+        ("..\\outside.safetensors", "not a file beside it"),
+        (".hidden.safetensors", "not a file beside it"),
+        ("weights.bin", "not a file beside it"),
         ("gone.safetensors", "does not exist"),
         ("weights.slt-2-of-2.safetensors", "puts elsewhere"),
     ],

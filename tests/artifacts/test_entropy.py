@@ -143,11 +143,11 @@ def test_what_is_no_stream_of_the_masks_is_refused():
     masks = [uneven(48, 64), random_mask((10, 10), 0.5)]
     stream, shapes = encode_masks(masks), [(48, 64), (10, 10)]
     for odd in (stream[:-1], stream.view(torch.int32), stream[None], stream.float()):
-        with pytest.raises(ArtifactError, match="no words"):
+        with pytest.raises(ArtifactError, match="not a whole number of words"):
             decode_masks(odd, shapes)
-    with pytest.raises(ArtifactError, match="more in its masks"):
+    with pytest.raises(ArtifactError, match="more data in its masks"):
         decode_masks(stream, [])
-    with pytest.raises(ArtifactError, match="more in its masks"):
+    with pytest.raises(ArtifactError, match="more data in its masks"):
         decode_masks(torch.cat([stream, stream]), shapes)
 
 

@@ -361,7 +361,7 @@ def test_bits_behind_the_last_are_refused():
     mask = torch.tensor([[True, True, False, False] * 3])
     parts = Nm().encode(torch.ones(1, 12), mask)
     parts["positions"][-1] |= 0b10
-    with pytest.raises(ArtifactError, match="behind the last"):
+    with pytest.raises(ArtifactError, match="after the last"):
         Nm().decode_mask(parts, shape=(1, 12))
 
 

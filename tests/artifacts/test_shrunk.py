@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import slt_compress
 from slt_compress import Budget, Training
 from slt_compress.artifacts import (
+    Evidence,
     Proof,
     describe_artifact,
     read_artifact,
@@ -23,9 +24,7 @@ from slt_compress.artifacts import (
     write_shrunk,
 )
 from slt_compress.artifacts.shrinking import shrink
-from slt_compress.checkpoints import open_checkpoint
-from slt_compress.checkpoints.recorded import module_checkpoint
-from slt_compress.checkpoints.tasks import forward_of
+from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.cli import app
 from slt_compress.errors import ArtifactError, SltError
 from slt_compress.masks import Masks
@@ -98,11 +97,10 @@ def copied(lenet, tmp_path):
 def logits_match(ticket, shrunk):
     """The shrunk folder gives the logits that the search wrote down."""
     probe = read_probe(ticket.path)
-    wanted = probe.pop("logits")
     checkpoint = read_artifact(shrunk).checkpoint
     with torch.no_grad():
-        found = forward_of(checkpoint.family, checkpoint.task)(checkpoint.module, probe)
-    return float((found - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+        logits = checkpoint.forward(checkpoint.module, probe.inputs)
+    return float((logits - probe.logits).abs().max()) <= 1e-4 * float(probe.logits.abs().max())
 
 
 def test_a_lenet_becomes_smaller(lenet):
@@ -220,11 +218,12 @@ def test_flips_are_part_of_the_proof(tmp_path):
     x = torch.randn(5, 4)
     made = shrink(module, lambda m: m(x), masks)
     proof = Proof(shrunk=made.shrunk, masks=masks, buffers={})
-    write_shrunk(
-        tmp_path / "s", checkpoint=module_checkpoint(module), module=made.module, proof=proof,
-        dense_nbytes=1, report={}, card="", ticket_hash="0" * 64, provenance={}, probe={},
+    artifact = write_shrunk(
+        tmp_path / "s", Evidence(report={}, card="", ticket_hash="0" * 64, provenance={}),
+        checkpoint=Checkpoint.of_module(module), module=made.module, proof=proof, dense_nbytes=1,
     )  # fmt: skip
-    found = read_proof(read_artifact(tmp_path / "s", model=Own()))
+    assert read_artifact(artifact, model=Own()).module.first.weight.shape == (6, 4)
+    found = read_proof(artifact)
     assert found.shrunk == made.shrunk
     assert torch.equal(found.masks["first.weight"], mask)
     assert torch.equal(found.masks.flips["first.weight"], masks.flips["first.weight"])

@@ -334,7 +334,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no family": (lambda f: (f / "config.json").write_text("{}"), "neither model_type"),
     "unknown model": (lambda f: edit(f, model_type="zzz"), "'zzz' model"),
     "own code": (lambda f: edit(f, model_type="zzz", auto_map={"A": "b.C"}), "never run"),
-    "bad config value": (lambda f: edit(f, hidden_size="wide"), "not a sound vit config"),
+    "bad config value": (lambda f: edit(f, hidden_size="wide"), "not a valid vit config"),
     "quantized": (lambda f: edit(f, quantization_config={"quant_method": "gptq"}), "gptq"),
     "artifact": (
         lambda f: edit(f, quantization_config={"quant_method": "slt-compress"}),
@@ -343,10 +343,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "ticket": (lambda f: (f / "ticket.json").write_text("{}"), r"ticket.*slt_compress\.load"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights"),
     "only a pickle": (pickled, r"pytorch_model\.bin.*save_pretrained"),
-    "truncated": (truncate, "not a sound safetensors file"),
-    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a sound"),
-    "header longer than file": (lambda f: lie(f, b"{}", 1 << 62), "not a sound"),
-    "tensor longer than file": (lambda f: lie(f, HUGE.encode()), "not a sound"),
+    "truncated": (truncate, "not a valid safetensors file"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a valid"),
+    "header longer than file": (lambda f: lie(f, b"{}", 1 << 62), "not a valid"),
+    "tensor longer than file": (lambda f: lie(f, HUGE.encode()), "not a valid"),
     "no tensors": (lambda f: lie(f, b"{}"), "holds no tensors"),
     "missing key": (lambda f: without(f, "classifier.weight"), r"classifier\.weight"),
     "all keys missing": (lambda f: without(f, "vit"), "no weights for"),
@@ -381,7 +381,7 @@ def test_wrong_requests_are_refused(saved: dict[str, tuple[Path, nn.Module]], vi
     (vit / "x.pt").write_bytes(b"\x80\x04")
     assert "--init random or --weights" in refusal(source="lenet-300-100")
     assert "no initialisation" in refusal(source="lenet-300-100", init="zeros")
-    assert "not from both" in refusal(source="conv2", init="random", weights=file)
+    assert "either from a file" in refusal(source="conv2", init="random", weights=file)
     assert "does not fit" in refusal(source="conv2", weights=file)
     assert "no weights file" in refusal(source="conv2", weights=vit / "absent.safetensors")
     assert "can run code" in refusal(source="conv2", weights=vit / "x.pt")
@@ -390,15 +390,15 @@ def test_wrong_requests_are_refused(saved: dict[str, tuple[Path, nn.Module]], vi
     assert "no file or folder" in refusal(source="./absent")
     assert "no file or folder" in refusal(source="a/b/c")
     assert "no file or folder" in refusal(source="")
-    assert "no model called 'zzz'" in refusal(source="timm:zzz")
+    assert "no model 'zzz'" in refusal(source="timm:zzz")
     assert "tagged 'zzz'" in refusal(source="timm:test_vit.zzz", init="random")
-    assert "no task 'zzz'" in refusal(source=bert, task="zzz")
+    assert "unknown task 'zzz'" in refusal(source=bert, task="zzz")
     assert "not one for causal-lm" in refusal(source=net, task="causal-lm")
     assert "no seq2seq head" in refusal(source=bert, task="seq2seq", init="random")
     assert "'colour'" in refusal(source=bert, init="random", options={"colour": 1})
     assert "colour" in refusal(source=net, init="random", options={"colour": 1})
     assert "model.colour" in refusal(source="conv2", init="random", options={"colour": 1})
-    assert "classes above 0" in refusal(source="conv2", init="random", num_classes=0)
+    assert "a positive number of classes" in refusal(source="conv2", init="random", num_classes=0)
     assert "revision" in refusal(source="conv2", revision="main")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pico
 import pytest
-from data_sets import picture_table
+from data_sets import image_table
 from hub import COMMIT, Hub
 
 import slt_compress
@@ -32,7 +32,7 @@ def hub(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     for split, count in (("train", 24), ("test", 9), ("validation", 3)):
         table = root / "mini" / "data" / f"{split}-00000-of-00001.parquet"
         table.parent.mkdir(parents=True, exist_ok=True)
-        picture_table(table, count, SYNSETS)
+        image_table(table, count, SYNSETS)
     with Hub() as hub:
         hub.add_model(VIT, vit)
         hub.add_model(NET, checkpoints["convnext"])

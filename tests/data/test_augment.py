@@ -1,4 +1,4 @@
-"""Augmentation: what it does to pictures, from which seed, and to which batches."""
+"""Augmentation: what it does to images, from which seed, and to which batches."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def pictures(count: int = 6, side: int = 8) -> torch.Tensor:
+def images(count: int = 6, side: int = 8) -> torch.Tensor:
     return torch.rand(count, 3, side, side, generator=seeded(7))
 
 
 @given(st.integers(0, 3), st.integers(0, 5))
-def test_a_shift_moves_the_picture_and_repeats_its_border(most: int, seed: int) -> None:
+def test_a_shift_moves_the_image_and_repeats_its_border(most: int, seed: int) -> None:
     ramp = torch.arange(64.0).view(1, 1, 8, 8).expand(4, 1, 8, 8).contiguous()
     moved = Augment(shift=most).apply(ramp, seeded(seed))
-    for picture in moved:
-        down, right = divmod(int(picture[0, 4, 4]) - 36, 8)
+    for image in moved:
+        down, right = divmod(int(image[0, 4, 4]) - 36, 8)
         right, down = (right - 8, down + 1) if right > 4 else (right, down)
         assert abs(down) <= most
         assert abs(right) <= most
         rows = (torch.arange(8) + down).clamp(0, 7)
         columns = (torch.arange(8) + right).clamp(0, 7)
-        assert torch.equal(picture[0], ramp[0, 0][rows][:, columns])
+        assert torch.equal(image[0], ramp[0, 0][rows][:, columns])
 
 
 def test_a_flip_mirrors_about_the_wanted_share() -> None:
-    pixels = pictures(400)
+    pixels = images(400)
     flipped = Augment(hflip=0.25).apply(pixels, seeded())
     mirrored = torch.tensor(
         [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, pixels, strict=True)]
@@ -64,8 +64,8 @@ def test_turning_by_a_little_changes_a_little_and_by_nothing_nothing() -> None:
     assert 0.0 <= float(turned.min()) <= float(turned.max()) <= 1.0
 
 
-def test_a_turn_is_one_of_the_picture_and_not_of_its_coordinates() -> None:
-    """A disc about the centre of a picture that is not square stays where it is."""
+def test_a_turn_is_one_of_the_image_and_not_of_its_coordinates() -> None:
+    """A disc about the centre of an image that is not square stays where it is."""
     y, x = torch.meshgrid(torch.arange(24) - 11.5, torch.arange(40) - 19.5, indexing="ij")
     disc = torch.exp(-(x.square() + y.square()) / 20.0).view(1, 1, 24, 40).expand(5, 1, 24, 40)
     turned = Augment(rotate=180.0).apply(disc.contiguous(), seeded())
@@ -76,11 +76,11 @@ def test_a_turn_is_one_of_the_picture_and_not_of_its_coordinates() -> None:
     assert 0.5 < float(right.abs().max()) <= 3.01
 
 
-def test_the_same_seed_gives_the_same_pictures_and_the_default_none_changed() -> None:
+def test_the_same_seed_gives_the_same_images_and_the_default_none_changed() -> None:
     every = Augment(hflip=0.5, shift=2, rotate=10.0, zoom=0.1)
-    assert torch.equal(every.apply(pictures(), seeded(3)), every.apply(pictures(), seeded(3)))
-    assert not torch.equal(every.apply(pictures(), seeded(3)), every.apply(pictures(), seeded(4)))
-    assert torch.equal(Augment().apply(pictures(), seeded()), pictures())
+    assert torch.equal(every.apply(images(), seeded(3)), every.apply(images(), seeded(3)))
+    assert not torch.equal(every.apply(images(), seeded(3)), every.apply(images(), seeded(4)))
+    assert torch.equal(Augment().apply(images(), seeded()), images())
     assert not Augment().changes
     assert Augment(timm={"hflip": 1.0}).changes
 
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_pictures_and_the_default_none_changed() ->
     [{"hflip": 1.5}, {"shift": -1}, {"zoom": 1.0}, {"rotate": -1.0}, {"timm": {"mean": [0.5]}}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_values_that_no_picture_could_take_are_refused(wrong: dict[str, Any]) -> None:
+def test_values_that_no_image_could_take_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"data\.augment"):
         Augment(**wrong)
 

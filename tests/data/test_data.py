@@ -12,10 +12,10 @@ import torch
 from data_sets import (
     PLAIN,
     checkpoint,
-    picture_table,
+    image_table,
     png,
     ready,
-    shard_pictures,
+    shard_images,
     write_table,
 )
 
@@ -30,8 +30,8 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return shard_pictures(tmp_path / "set")
+def images(tmp_path: Path) -> Path:
+    return shard_images(tmp_path / "set")
 
 
 # ---------------------------------------------------------------- formats of files
@@ -180,11 +180,11 @@ def test_damaged_files_are_one_sentence(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_picture_is_one_sentence(tmp_path: Path) -> None:
-    rows = {"image": [{"bytes": b"no picture", "path": None}] * 4, "label": [0, 1, 0, 1]}
+def test_a_damaged_image_is_one_sentence(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": b"no image", "path": None}] * 4, "label": [0, 1, 0, 1]}
     write_table(tmp_path / "train.parquet", rows)
     data = ready(tmp_path, checkpoint(classes=2))
-    with pytest.raises(DataError, match="a picture cannot be decoded"):
+    with pytest.raises(DataError, match="an image cannot be decoded"):
         next(data.train.epoch(0))
 
 
@@ -227,17 +227,17 @@ def test_class_names(data: list[str], model: list[str], ids: tuple[int, ...] | N
     assert match_names(data, model) == ids
 
 
-def test_labels_are_renumbered_for_the_head(pictures: Path) -> None:
-    plain = ready(pictures, checkpoint(classes=2))
-    data = ready(pictures, checkpoint(classes=3, names=("B", "c", "A")))
+def test_labels_are_renumbered_for_the_head(images: Path) -> None:
+    plain = ready(images, checkpoint(classes=2))
+    data = ready(images, checkpoint(classes=3, names=("B", "c", "A")))
     assert plain.test is not None
     assert data.test is not None
     assert next(iter(plain.test))["labels"].tolist() == [0, 1, 0, 1]
     assert next(iter(data.test))["labels"].tolist() == [2, 0, 2, 0]
 
 
-def test_labels_that_do_not_match_are_left_out(pictures: Path) -> None:
-    data = ready(pictures, checkpoint(classes=10))
+def test_labels_that_do_not_match_are_left_out(images: Path) -> None:
+    data = ready(images, checkpoint(classes=10))
     assert not data.labels_match
     assert "2 classes and the model 10" in data.label_note
     assert set(next(data.train.epoch(0))) == {"pixel_values"}
@@ -245,7 +245,7 @@ def test_labels_that_do_not_match_are_left_out(pictures: Path) -> None:
 
 def test_wordnet_ids_are_imagenets_classes(tmp_path: Path) -> None:
     # n01440764 is class 0 (tench) and n15075141 class 999 (toilet tissue) of ImageNet-1k.
-    picture_table(tmp_path / "train.parquet", 6, ["n15075141", "n01440764"])
+    image_table(tmp_path / "train.parquet", 6, ["n15075141", "n01440764"])
     data = ready(tmp_path, checkpoint(classes=1000))
     assert data.labels_match
     assert {int(v) for batch in data.train for v in batch["labels"]} <= {0, 999}
@@ -256,7 +256,7 @@ def test_wordnet_ids_are_imagenets_classes(tmp_path: Path) -> None:
     ("kind", "settings", "reads"),
     [
         ("whisper", {}, "sound and text"),
-        ("clip", {}, "pictures and text"),
+        ("clip", {}, "images and text"),
         ("time_series_transformer", {"prediction_length": 4}, "time series"),
     ],
 )

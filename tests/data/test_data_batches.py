@@ -1,4 +1,4 @@
-"""Batches: the embedded digits, seeded epochs, and pictures as each family wants them."""
+"""Batches: the embedded digits, seeded epochs, and images as each family wants them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import transformers
-from data_sets import PLAIN, checkpoint, ready, shard_pictures, write_table
+from data_sets import PLAIN, checkpoint, ready, shard_images, write_table
 from PIL import Image
 
 from slt_compress.checkpoints import open_checkpoint
@@ -21,8 +21,8 @@ from slt_compress.errors import DataError
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return shard_pictures(tmp_path / "set")
+def images(tmp_path: Path) -> Path:
+    return shard_images(tmp_path / "set")
 
 
 # ---------------------------------------------------------------- digits
@@ -42,8 +42,8 @@ def test_digits_are_the_uci_set_with_its_split() -> None:
 
 def test_digits_pixels_are_those_of_the_source() -> None:
     column = open_data("digits", PLAIN).splits["train"].rows.column("image", [0])
-    with Image.open(io.BytesIO(column[0]["bytes"])) as picture:
-        pixels = np.asarray(picture)
+    with Image.open(io.BytesIO(column[0]["bytes"])) as image:
+        pixels = np.asarray(image)
     # The first image of the source, a 0: values 0..16, stored as (v * 255 + 8) // 16.
     source = np.array(
         [
@@ -97,7 +97,7 @@ def test_a_reference_net_learns_the_digits() -> None:
 
 
 def numbers(data: Batches, epoch: int) -> list[list[int]]:
-    """The grey values of `picture_table`, which are its row numbers."""
+    """The grey values of `image_table`, which are its row numbers."""
     net = REFERENCE["lenet-300-100"]
     scale, mean = net.std[0], net.mean[0]
     return [
@@ -106,10 +106,10 @@ def numbers(data: Batches, epoch: int) -> list[list[int]]:
     ]
 
 
-def test_epochs_are_seeded_permutations(pictures: Path) -> None:
-    data = ready(pictures, checkpoint(classes=2))
-    again = ready(pictures, checkpoint(classes=2))
-    other = ready(pictures, checkpoint(classes=2), seed=1)
+def test_epochs_are_seeded_permutations(images: Path) -> None:
+    data = ready(images, checkpoint(classes=2))
+    again = ready(images, checkpoint(classes=2))
+    other = ready(images, checkpoint(classes=2), seed=1)
     assert data.splits == {"train": 39, "held_out": 4, "test": 9}
     assert numbers(data.train, 3) == numbers(again.train, 3)
     assert numbers(data.train, 3) != numbers(data.train, 4)
@@ -124,8 +124,8 @@ def test_epochs_are_seeded_permutations(pictures: Path) -> None:
     assert held | set(seen) <= set(range(43))
 
 
-def test_in_order_every_example_comes_once(pictures: Path) -> None:
-    data = ready(pictures, checkpoint(classes=2))
+def test_in_order_every_example_comes_once(images: Path) -> None:
+    data = ready(images, checkpoint(classes=2))
     assert data.test is not None
     assert numbers(data.test, 0) == [[100, 101, 102, 103], [104, 105, 106, 107], [108]]
     assert len(data.test) == 3
@@ -133,27 +133,27 @@ def test_in_order_every_example_comes_once(pictures: Path) -> None:
     assert sum(len(batch["labels"]) for batch in data.train) == 39
 
 
-def test_a_split_smaller_than_a_batch_gives_one(pictures: Path) -> None:
-    data = ready(pictures, checkpoint(classes=2), batch_size=64)
+def test_a_split_smaller_than_a_batch_gives_one(images: Path) -> None:
+    data = ready(images, checkpoint(classes=2), batch_size=64)
     assert len(data.train) == 1
     assert [len(batch["labels"]) for batch in data.train.epoch(0)] == [39]
 
 
-def test_pictures_too_many_to_keep_are_made_anew(
-    pictures: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_too_many_to_keep_are_made_anew(
+    images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = ready(pictures, checkpoint(classes=2))
+    kept = ready(images, checkpoint(classes=2))
     expected = [numbers(kept.train, epoch) for epoch in (0, 1)]
     monkeypatch.setattr("slt_compress.data.images.CACHE_BYTES", 100)
-    made = ready(pictures, checkpoint(classes=2))
+    made = ready(images, checkpoint(classes=2))
     assert [numbers(made.train, epoch) for epoch in (0, 1)] == expected
 
 
-def test_pictures_are_decoded_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = ready(pictures, checkpoint(classes=2))
+def test_images_are_decoded_once(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ready(images, checkpoint(classes=2))
     assert data.test is not None
     first = list(data.test)
-    monkeypatch.setattr("slt_compress.data.images.open_picture", None)  # calling it would raise
+    monkeypatch.setattr("slt_compress.data.images.open_image", None)  # calling it would raise
     again = list(data.test)
     assert all(
         a["pixel_values"].equal(b["pixel_values"]) for a, b in zip(first, again, strict=True)
@@ -175,8 +175,8 @@ def test_resizing_is_bilinear(tmp_path: Path) -> None:
     assert torch.allclose(line[11:17], (torch.arange(11, 17) - 10) / 7 * 255, atol=1)
 
 
-def test_limits(pictures: Path) -> None:
-    data = ready(pictures, checkpoint(classes=2), DataOptions(limit_train=12), limit=5)
+def test_limits(images: Path) -> None:
+    data = ready(images, checkpoint(classes=2), DataOptions(limit_train=12), limit=5)
     assert data.splits == {"train": 12, "held_out": 1, "test": 5}
     assert data.test is not None
     everything = [number for batch in numbers(data.test, 0) for number in batch]
@@ -196,13 +196,13 @@ def saved_vit(folder: Path) -> Path:
     return folder
 
 
-def test_transformers_image_processor(pictures: Path, tmp_path: Path) -> None:
+def test_transformers_image_processor(images: Path, tmp_path: Path) -> None:
     folder = saved_vit(tmp_path / "vit")
     transformers.ViTImageProcessor(
         size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 1.0]
     ).save_pretrained(folder)
     model = open_checkpoint(folder)
-    data = ready(pictures, model)
+    data = ready(images, model)
     assert data.test is not None
     batch = next(iter(data.test))
     assert batch["labels"].tolist() == [1, 0, 1, 0]  # the model's b comes first
@@ -214,17 +214,17 @@ def test_transformers_image_processor(pictures: Path, tmp_path: Path) -> None:
     assert not any("processor" in note for note in data.notes)
 
 
-def test_random_init_of_another_size_than_its_processor(pictures: Path, tmp_path: Path) -> None:
+def test_random_init_of_another_size_than_its_processor(images: Path, tmp_path: Path) -> None:
     folder = saved_vit(tmp_path / "vit")
     transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
     model = open_checkpoint(folder, init="signed-constant", num_classes=2)
-    data = ready(pictures, model)
+    data = ready(images, model)
     assert model.module(**next(data.train.epoch(0))).logits.shape == (4, 2)
     assert any("(16, 16)" in note for note in data.notes)
 
 
-def test_without_a_processor_a_default_is_used_and_said(pictures: Path, tmp_path: Path) -> None:
-    data = ready(pictures, open_checkpoint(saved_vit(tmp_path / "vit")))
+def test_without_a_processor_a_default_is_used_and_said(images: Path, tmp_path: Path) -> None:
+    data = ready(images, open_checkpoint(saved_vit(tmp_path / "vit")))
     assert data.test is not None
     pixels = next(iter(data.test))["pixel_values"]
     assert pixels.shape == (4, 3, 16, 16)
@@ -232,11 +232,11 @@ def test_without_a_processor_a_default_is_used_and_said(pictures: Path, tmp_path
     assert any("no preprocessor_config.json" in note for note in data.notes)
 
 
-def test_a_damaged_processor_is_one_sentence(pictures: Path, tmp_path: Path) -> None:
+def test_a_damaged_processor_is_one_sentence(images: Path, tmp_path: Path) -> None:
     folder = saved_vit(tmp_path / "vit")
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "Nothing"')
     with pytest.raises(DataError, match=r"image processor in .* cannot be used"):
-        ready(pictures, open_checkpoint(folder))
+        ready(images, open_checkpoint(folder))
 
 
 @pytest.mark.parametrize(
@@ -244,12 +244,12 @@ def test_a_damaged_processor_is_one_sentence(pictures: Path, tmp_path: Path) -> 
     [({}, (3, 224, 224)), ({"in_chans": 1}, (1, 224, 224))],
 )
 def test_timm_data_config(
-    pictures: Path, options: dict[str, int], shape: tuple[int, int, int]
+    images: Path, options: dict[str, int], shape: tuple[int, int, int]
 ) -> None:
     model = open_checkpoint(
         "timm:test_resnet", init="signed-constant", num_classes=2, options=options
     )
-    data = ready(pictures, model)
+    data = ready(images, model)
     assert data.test is not None
     batch = next(iter(data.test))
     side = timm.data.resolve_data_config({}, model=model.module)["input_size"][-1]
@@ -261,10 +261,10 @@ def test_timm_data_config(
     assert model.module(batch["pixel_values"]).shape == (4, 2)
 
 
-def test_timm_size_of_the_model(pictures: Path) -> None:
+def test_timm_size_of_the_model(images: Path) -> None:
     model = open_checkpoint(
         "timm:test_vit", init="signed-constant", num_classes=2, options={"img_size": 32}
     )
-    batch = next(ready(pictures, model).train.epoch(0))
+    batch = next(ready(images, model).train.epoch(0))
     assert batch["pixel_values"].shape == (4, 3, 32, 32)
     assert model.module(batch["pixel_values"]).shape == (4, 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet as papq
 import pytest
-from data_sets import PLAIN, png, shard_pictures, write_table
+from data_sets import PLAIN, png, shard_images, write_table
 from hub import Hub
 
 from slt_compress.data import DataOptions, open_data
@@ -42,11 +42,11 @@ configs:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return shard_pictures(tmp_path / "set")
+def images(tmp_path: Path) -> Path:
+    return shard_images(tmp_path / "set")
 
 
-def test_hub_ids(pictures: Path, tmp_path: Path) -> None:
+def test_hub_ids(images: Path, tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_table(tmp_path / "text" / "raw" / f"{split}.parquet", {"text": [split] * 3})
     (tmp_path / "text" / "README.md").write_text(CARD)
@@ -64,11 +64,11 @@ def test_hub_ids(pictures: Path, tmp_path: Path) -> None:
         "some/gated": "it is gated",
     }
     with Hub() as hub:
-        hub.add_dataset("uoft-cs/cifar10", pictures)
-        hub.add_dataset("timm/mini-imagenet", pictures)
+        hub.add_dataset("uoft-cs/cifar10", images)
+        hub.add_dataset("timm/mini-imagenet", images)
         hub.add_dataset("Salesforce/wikitext", tmp_path / "text")
         hub.add_dataset("some/script", tmp_path / "script")
-        hub.add_dataset("some/gated", pictures)
+        hub.add_dataset("some/gated", images)
         hub.gated.add("some/gated")
         found = run([*expected, *refused], hub.url, tmp_path / "home")
     assert {spec: found[spec] for spec in expected} == expected
@@ -100,11 +100,11 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_the_datasets_library_reads_and_streams(pictures: Path) -> None:
-    whole, notes = read_hub(str(pictures), PLAIN, stream=False)
+def test_the_datasets_library_reads_and_streams(images: Path) -> None:
+    whole, notes = read_hub(str(images), PLAIN, stream=False)
     assert {name: len(rows) for name, rows in whole.items()} == {"train": 43, "test": 9}
     assert notes == ()
-    part, notes = read_hub(str(pictures), DataOptions(limit_train=10), stream=True)
+    part, notes = read_hub(str(images), DataOptions(limit_train=10), stream=True)
     assert {name: len(rows) for name, rows in part.items()} == {"train": 10, "test": 9}
     assert part["train"].features == whole["train"].features
     # Five of each file, so that files sorted by class do not leave classes out.

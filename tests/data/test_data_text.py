@@ -215,7 +215,7 @@ def test_sequence_to_sequence(tmp_path: Path) -> None:
     assert copied.test is not None
     batch = next(iter(copied.test))
     assert batch["labels"].masked_fill(batch["labels"] == -100, PAD).equal(batch["input_ids"])
-    assert any("copy column b" in note for note in copied.notes)
+    assert any("copy of column b" in note for note in copied.notes)
 
 
 def test_features_carry_no_labels(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sound, and pictures with text, through the whole path, as each family's processor wants them."""
+"""Sound, and images with text, through the whole path, as each family's processor wants them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_column_called_audio_needs_no_declared_type(tmp_path: Path) -> None:
         open_data(str(tmp_path), DataOptions(audio="text"))
 
 
-def test_pictures_and_texts_find_each_other(data: dict[str, Path], tmp_path: Path) -> None:
+def test_images_and_texts_find_each_other(data: dict[str, Path], tmp_path: Path) -> None:
     model = open_checkpoint(pico.save_clip(tmp_path))
     assert (model.task, modalities_of(model)) == ("zero-shot-image-classification", ("image-text",))
     batch = next(iter(ready(data["captions"], model, CAPTION).test))
@@ -140,7 +140,7 @@ def test_pictures_and_texts_find_each_other(data: dict[str, Path], tmp_path: Pat
     output = model.module(**{k: v for k, v in batch.items() if k != "labels"})
     assert torch.equal(found[:4], output.logits_per_image)
     assert torch.equal(found[4:], output.logits_per_image.T)
-    # transformers' own loss of such a model is the mean of ours over pictures and texts
+    # transformers' own loss of such a model is the mean of ours over images and texts
     logits, labels = rows(model.task, found, batch["labels"])
     own = model.module(**{k: v for k, v in batch.items() if k != "labels"}, return_loss=True).loss
     assert torch.allclose(torch.nn.functional.cross_entropy(logits, labels), own, atol=1e-6)
@@ -161,11 +161,11 @@ def test_only_the_answer_is_to_be_told(data: dict[str, Path], tmp_path: Path) ->
     assert told.sum(1).tolist() == [2, 2, 2, 2]  # the answer and the end token
     assert torch.equal(batch["labels"][told], batch["input_ids"][told])
     assert (batch["input_ids"][told].view(4, 2) == torch.tensor([1, 5])).all()
-    # four tokens stand for each picture, and none of them is a label
+    # four tokens stand for each image, and none of them is a label
     assert ((batch["input_ids"] == model.module.config.image_token_id).sum(1) == 4).all()
 
 
-def test_long_texts_are_cut_and_pictures_are_not(data: dict[str, Path], tmp_path: Path) -> None:
+def test_long_texts_are_cut_and_images_are_not(data: dict[str, Path], tmp_path: Path) -> None:
     model = open_checkpoint(pico.save_llava(tmp_path))
     asked = DataOptions(image="image", text=("caption",), max_length=4)
     batch = next(iter(ready(data["captions"], model, asked).test))
@@ -173,7 +173,7 @@ def test_long_texts_are_cut_and_pictures_are_not(data: dict[str, Path], tmp_path
     assert ((batch["input_ids"] == model.module.config.image_token_id).sum(1) == 4).all()
 
 
-def test_a_model_of_both_is_fed_text_alone_where_there_is_no_picture(tmp_path: Path) -> None:
+def test_a_model_of_both_is_fed_text_alone_where_there_is_no_image(tmp_path: Path) -> None:
     model = open_checkpoint(pico.save_llava(tmp_path / "model"))
     data = ready(pico.save_prose(tmp_path / "prose"), model)
     assert set(next(iter(data.test))) == {"input_ids", "attention_mask", "labels"}

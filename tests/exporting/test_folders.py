@@ -117,7 +117,7 @@ def test_sizes():
         5 * 10**9, 500 * 10**6, 2048, 17, 99,
     ]  # fmt: skip
     for bad in ("0", "GB", "-1", "1.5GB", "1TB", ""):
-        with pytest.raises(ArtifactError, match="no size"):
+        with pytest.raises(ArtifactError, match="not a file size"):
             parse_size(bad)
 
 

@@ -78,11 +78,11 @@ def test_the_model_is_the_masked_one(exported, case):
     state = masked.state_dict()
     for name, mask in ticket.masks.items():
         entry = artifact.entries[name]
-        found = torch.from_numpy(stored[entry["initializer"]].copy())
+        found = torch.from_numpy(stored[entry.initializer].copy())
         assert torch.equal(found, state[name])
         assert not found[~mask].any()
-        assert entry["kept"] == int(mask.sum())
-        assert entry["nonzero"] == int((found != 0).sum())
+        assert entry.kept == int(mask.sum())
+        assert entry.nonzero == int((found != 0).sum())
     # the files and their names
     assert artifact.nbytes == (artifact.path / "model.onnx").stat().st_size
     assert artifact.nbytes > 0.9 * artifact.dense_nbytes
@@ -144,7 +144,7 @@ def test_ties_and_weights_that_nothing_reads(exported):
     assert manifest["ties"]
     names = [e.name for e in onnx.load(artifact.path / "model.onnx").graph.initializer]
     assert len({"transformer.wte.weight", "lm_head.weight"} & set(names)) == 1
-    assert set(names) >= {entry["initializer"] for entry in artifact.entries.values()}
+    assert set(names) >= {entry.initializer for entry in artifact.entries.values()}
     # biases that are 0 are in no graph
     _, lenet = exported("lenet")
     assert read_json(lenet.path / "slt.json", ArtifactError)["absent"] == [
@@ -162,7 +162,7 @@ def test_a_gated_weight_that_no_output_needs_is_in_the_file(data_sets, tmp_path)
     ticket = slt_compress.search(source, data_sets["reviews"], recipe=recipe, out=tmp_path / "t")
     assert "pooler.dense.weight" in ticket.masks
     artifact = slt_compress.export(ticket.path, format="onnx", out=tmp_path / "x")
-    assert artifact.entries["pooler.dense.weight"]["initializer"] == "pooler.dense.weight"
+    assert artifact.entries["pooler.dense.weight"].initializer == "pooler.dense.weight"
     assert failed(artifact.path) == []
 
 

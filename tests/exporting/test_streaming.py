@@ -137,7 +137,7 @@ def test_rounding_streams_where_there_are_no_logits_to_make_anew(tickets, tmp_pa
     one, two, streamed = both(tickets("vit"), tmp_path, monkeypatch, "auto", values_dtype="bf16")
     assert one == two
     assert not streamed
-    monkeypatch.setattr(folders, "read_probe", lambda folder: {})
+    monkeypatch.setattr(folders, "read_probe", lambda ticket: None)
     one, two, streamed = both(
         tickets("vit"), tmp_path / "bare", monkeypatch, "auto", values_dtype="bf16"
     )

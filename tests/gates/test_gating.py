@@ -460,7 +460,7 @@ def test_a_module_that_exchanges_its_parts_as_it_runs() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 16])
 def test_strided_pointwise_convolutions_read_few_channels_first(channels):
-    # oneDNN overflows its workspace where they are last; see slt_compress/convolutions.py
+    # oneDNN overflows its workspace where they are last; see slt_compress/anatomy/memory_formats.py
     class Stem(nn.Module):
         def __init__(self):
             super().__init__()

@@ -227,8 +227,8 @@ def test_a_signed_ticket_counts_its_flips_beside_the_exact_budget(ticket: Ticket
     masks = ticket.masks
     assert masks.kept == 26_620
     assert 0 < masks.flipped < masks.kept
-    assert ticket.summary["version"] == 2
-    assert ticket.summary["counts"]["flips"] == masks.flipped
+    assert ticket.version == 2
+    assert ticket.counts.flips == masks.flipped
     report = slt_compress.report(ticket.path)
     assert report.sparsity["flips"] == masks.flipped
     assert report.sparsity["achieved"] == 0.9
@@ -275,8 +275,8 @@ def test_an_unsigned_search_writes_version_1(ticket: Ticket, tmp_path: Path) -> 
         {"init": "random", "method": "random", "evaluation": {"limit": 20}, "dataset": "digits"}
     )
     plain = slt_compress.search("lenet-300-100", recipe=recipe, out=tmp_path / "t")
-    assert plain.summary["version"] == 1
-    assert plain.summary["counts"].keys() == {"kept", "gated", "parameters"}
+    assert plain.version == 1
+    assert plain.counts.to_dict().keys() == {"kept", "gated", "parameters"}
     assert slt_compress.report(plain.path).sparsity["flips"] == 0
     assert "lips" not in (plain.path / "README.md").read_text()
 

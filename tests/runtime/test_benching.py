@@ -14,7 +14,7 @@ from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.cli.app import main
 from slt_compress.errors import DataError, SltError
 from slt_compress.runtime.benching import bench_path
-from slt_compress.runtime.opening import open_path
+from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import example_inputs
 
 NAMES = ["origin", "dense", "sparse", "auto"]
@@ -104,27 +104,24 @@ def test_wrong_paths_and_numbers_are_one_sentence(tmp_path, capsys):
 
 def test_inputs_are_the_probe_over_and_over(ticket):
     opened = open_path(ticket.path)
-    one = example_inputs(ticket.path, opened.checkpoint, 1)
-    many = example_inputs(ticket.path, opened.checkpoint, 19)
+    one, many = example_inputs(opened, 1), example_inputs(opened, 19)
     assert set(one) == {"pixel_values"}
     assert len(many["pixel_values"]) == 19
-    stored = len(slt_compress.tickets.read_probe(ticket.path)["logits"])
+    stored = len(slt_compress.tickets.read_probe(ticket.path).logits)
     assert torch.equal(many["pixel_values"][stored], many["pixel_values"][0])
     assert not torch.equal(many["pixel_values"][1], many["pixel_values"][0])
 
 
 @pytest.mark.parametrize("kind", ["vit", "bert", "gpt2", "resnet"])
-def test_inputs_are_made_up_where_there_is_no_probe(kind, checkpoints, tmp_path):
+def test_inputs_are_generated_where_there_is_no_probe(kind, checkpoints, tmp_path):
     checkpoint = slt_compress.open_checkpoint(checkpoints[kind])
-    (tmp_path / "weights.slt.safetensors").touch()  # an artifact, of which only the probe is read
-    inputs = example_inputs(tmp_path, checkpoint, 3)
+    inputs = example_inputs(Opened(path=tmp_path, checkpoint=checkpoint, masks=None), 3)
     run = forward_of(checkpoint.family, checkpoint.task)
     with torch.no_grad():
         assert len(run(checkpoint.module, inputs)) == 3
 
 
-def test_what_cannot_be_made_up_is_refused(tmp_path):
-    checkpoint = slt_compress.checkpoints.recorded.module_checkpoint(torch.nn.Linear(2, 2))
-    (tmp_path / "weights.slt.safetensors").touch()
+def test_inputs_that_cannot_be_generated_are_refused(tmp_path):
+    checkpoint = slt_compress.checkpoints.Checkpoint.of_module(torch.nn.Linear(2, 2))
     with pytest.raises(DataError, match="no probe was stored"):
-        example_inputs(tmp_path, checkpoint, 1)
+        example_inputs(Opened(path=tmp_path, checkpoint=checkpoint, masks=None), 1)

@@ -15,16 +15,18 @@ from torch.nn.utils import prune
 
 import slt_compress
 from slt_compress.checkpoints.tasks import forward_of
-from slt_compress.errors import SltError
+from slt_compress.errors import ArtifactError, SltError
 from slt_compress.runtime import kernel_choice, sparse, sparse_layers
-from slt_compress.runtime.kernel_choice import Candidate, choose, in_turns
+from slt_compress.runtime.kernel_choice import Candidate, choose, time_interleaved
 from slt_compress.runtime.kernels import can_compile
+from slt_compress.runtime.opening import open_path
+from slt_compress.runtime.sparse import run_on
 from slt_compress.runtime.sparse_layers import (
     Choice,
     SparseForward,
     kernels_of,
     tokens_of,
-    unsuited,
+    why_dense,
 )
 from slt_compress.tickets import read_probe
 
@@ -84,10 +86,9 @@ def tickets(checkpoints, data_sets, tmp_path_factory):
 
 def outputs(path, module):
     ticket = slt_compress.tickets.read_ticket(path)
-    inputs = read_probe(path)
-    wanted = inputs.pop("logits")
+    probe = read_probe(path)
     run = forward_of(ticket.origin["family"], ticket.origin["task"])
-    return run(module, inputs), wanted
+    return run(module, probe.inputs), probe.logits
 
 
 @pytest.mark.parametrize("runtime", ["sparse", "auto"])
@@ -272,7 +273,7 @@ def test_convolutions():
     ],
 )
 def test_what_has_no_kernel_says_so(layer, reason):
-    assert reason in unsuited(layer)
+    assert reason in why_dense(layer)
 
 
 def test_only_the_fastest_kernel_is_made_where_no_other_is_wanted():
@@ -283,7 +284,7 @@ def test_only_the_fastest_kernel_is_made_where_no_other_is_wanted():
 def test_without_the_extra_linear_layers_take_the_kernel_of_torch(monkeypatch, tickets):
     monkeypatch.setattr(sparse_layers, "can_compile", lambda: False)
     assert list(kernels_of(thin_(nn.Linear(12, 7)))) == ["csr"]
-    assert "slt-compress[fast]" in unsuited(thin_(nn.Conv2d(3, 4, 1)))
+    assert "slt-compress[fast]" in why_dense(thin_(nn.Conv2d(3, 4, 1)))
     module = slt_compress.load(tickets["vit"], runtime="sparse")
     assert set(module.slt_runtime.values()) & {"csr"}
     found, wanted = outputs(tickets["vit"], module)
@@ -345,13 +346,13 @@ def test_the_faster_one_is_chosen_with_a_margin(monkeypatch):
     assert found.points == {1: None, 3: None, 8: None, 64: "slow", 512: "slow"}
 
 
-def test_runs_in_turns_go_to_and_fro():
+def test_runs_time_interleaved_go_to_and_fro():
     order = []
     runs = {name: (lambda: None, lambda name=name: order.append(name)) for name in "ab"}
     runs["a"] = (lambda: order.append("prepared"), runs["a"][1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel_choice, "_MOST", 1)
-        taken = in_turns(runs, 3, 100.0)
+        taken = time_interleaved(runs, 3, 100.0)
     one, other = ["prepared", "a"], ["b"]
     assert order == [*one, *other, *other, *one, *one, *other, *other, *one]
     assert {name: len(times) for name, times in taken.items()} == {"a": 3, "b": 3}
@@ -377,7 +378,38 @@ def test_a_module_of_ones_own_without_a_probe(tmp_path):
     )  # fmt: skip
     dense = slt_compress.load(ticket.path, model=module)
     inputs = torch.randn(9, 20)
-    for runtime in ("sparse", "auto"):
-        other = slt_compress.load(ticket.path, model=module, runtime=runtime)
+    every = slt_compress.load(ticket.path, model=module, runtime="sparse")
+    assert "" not in every.slt_runtime
+    with pytest.warns(RuntimeWarning, match="did not compare the model as a whole: no probe"):
+        auto = slt_compress.load(ticket.path, model=module, runtime="auto")
+    assert "no probe was stored" in auto.slt_runtime[""]
+    for other in (every, auto):
         assert torch.allclose(other(inputs), dense(inputs), atol=1e-5)
     assert next(module.parameters()).requires_grad
+
+
+def test_a_model_that_refuses_its_probe_is_said_to_be_uncompared(tickets, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("not such inputs")
+
+    opened = open_path(tickets["vit"])
+    monkeypatch.setattr(opened.module, "forward", refuse)
+    with pytest.warns(RuntimeWarning, match=r"does not run on its probe \(ValueError: not such"):
+        module = run_on(opened, "auto")
+    assert "ValueError: not such inputs" in module.slt_runtime[""]
+
+
+def test_a_damaged_probe_is_no_reason_to_go_on(tickets, tmp_path):
+    out = slt_compress.export(tickets["vit"], format="auto", out=tmp_path / "x").path
+    opened = open_path(out)
+    (out / "probe.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ArtifactError, match="not an intact safetensors file"):
+        run_on(opened, "auto")
+
+
+def test_a_kernel_on_one_thread_is_said_to_be(monkeypatch):
+    layer = nn.Sequential(thin_(nn.Linear(40, 30)))
+    monkeypatch.setattr(sparse, "has_team", lambda: False)
+    plan = sparse.fit(layer, {"0.weight": (30, 40)}, "sparse", {})
+    alone = "on one thread" in plan.reasons["0"]
+    assert alone == plan.reasons["0"].startswith("compiled")

@@ -35,7 +35,7 @@ def run(capsys, *arguments, code=0):
     return out, err
 
 
-def found(capsys, *arguments, code=0):
+def compared(capsys, *arguments, code=0):
     return json.loads(run(capsys, *arguments, "--json", code=code)[0])
 
 
@@ -49,7 +49,7 @@ def searched(monkeypatch):
     """Searches that take no time: the accuracy is the sparsity and a little of the seed."""
     recipes = []
 
-    def search(source, *, recipe, out, on_step):
+    def search(source, *, method, recipe, out, on_step):
         recipes.append(recipe)
         hard = {"accuracy": recipe.target_sparsity + recipe.training.seed / 100, "loss": 1.0}
         return SimpleNamespace(metrics={"hard": hard}, path=out)
@@ -83,7 +83,7 @@ def row(method="relaxed", sparsity=0.9, seed=0, error=None, **hard):
 
 def test_every_row_is_a_search(capsys):
     arguments = ["--methods", "edge-popup,magnitude", "--target-sparsity", "0.5,0.9"]
-    content = found(capsys, *arguments, "--seeds", "2", "--seed", "3")
+    content = compared(capsys, *arguments, "--seeds", "2", "--seed", "3")
     assert set(content) == {"rows", "summary"}
     rows = content["rows"]
     assert keys(rows) == [
@@ -157,12 +157,12 @@ def test_what_was_finished_is_not_searched_again(capsys, searched, monkeypatch):
     capsys.readouterr()
     assert keys(json.loads(Path("mine/compare.json").read_text())["rows"]) == [("relaxed", 0.5, 0)]
     assert [recipe.method["name"] for recipe in searched] == ["relaxed"]
-    content = found(capsys, *arguments)
+    content = compared(capsys, *arguments)
     assert len(content["rows"]) == 6
     assert len(searched) == 6
-    assert found(capsys, *arguments) == content
+    assert compared(capsys, *arguments) == content
     assert len(searched) == 6
-    fewer = found(capsys, *arguments[2:], "--methods", "random", "--seeds", "1")
+    fewer = compared(capsys, *arguments[2:], "--methods", "random", "--seeds", "1")
     assert keys(fewer["rows"]) == [("random", 0.5, 0)]
     assert len(searched) == 7
     kept = json.loads(Path("mine/compare.json").read_text())["rows"]
@@ -171,9 +171,9 @@ def test_what_was_finished_is_not_searched_again(capsys, searched, monkeypatch):
 
 def test_a_ticket_without_its_row_is_left_alone(capsys):
     arguments = ["--methods", "magnitude", "--seeds", "1", "-o", "mine"]
-    first = found(capsys, *arguments)["rows"][0]
+    first = compared(capsys, *arguments)["rows"][0]
     Path("mine/compare.json").unlink()
-    second = found(capsys, *arguments)["rows"][0]
+    second = compared(capsys, *arguments)["rows"][0]
     assert (first["ticket"], second["ticket"]) == ("mine/magnitude-0.9-0", "mine/magnitude-0.9-0-2")
     assert first["hard"] == second["hard"]
     assert {path.name for path in Path("mine").iterdir()} == {
@@ -182,28 +182,28 @@ def test_a_ticket_without_its_row_is_left_alone(capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (SltError("the loss is nan at step 2"), "the loss is nan at step 2"),
         (RuntimeError("out of\n  memory"), "RuntimeError: out of memory"),
     ],
 )
-def test_a_method_that_fails_is_a_row(capsys, searched, monkeypatch, error, said):
+def test_a_method_that_fails_is_a_row(capsys, searched, monkeypatch, error, message):
     arguments = ["--methods", "relaxed,random,magnitude", "--seeds", "2", "-o", "mine"]
     with monkeypatch.context() as patch:
         failing(patch, "random", error)
-        content = found(capsys, *arguments, code=1)
+        content = compared(capsys, *arguments, code=1)
         out, _ = run(capsys, *arguments, code=1)
     assert len(content["rows"]) == 6
     failed = [entry for entry in content["rows"] if "error" in entry]
     assert keys(failed) == [("random", 0.9, 0), ("random", 0.9, 1)]
     for entry in failed:
-        assert (entry["error"], entry["hard"], entry["ticket"]) == (said, None, None)
+        assert (entry["error"], entry["hard"], entry["ticket"]) == (message, None, None)
     summary = {entry["method"]: entry for entry in content["summary"]}
     assert (summary["random"]["seeds"], summary["random"]["mean"]) == (0, None)
     assert summary["magnitude"]["seeds"] == 2
-    assert f"failed: random at 0.9, seed 1: {said}" in out
-    assert all("error" not in entry for entry in found(capsys, *arguments)["rows"])
+    assert f"failed: random at 0.9, seed 1: {message}" in out
+    assert all("error" not in entry for entry in compared(capsys, *arguments)["rows"])
     assert len(searched) == 6
 
 
@@ -224,25 +224,25 @@ def test_a_source_or_data_set_that_is_not_there_ends_it(capsys, searched, monkey
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--steps", "3"], "recipe.training.steps was 2 and is 3"),
         (["--set", "scope=layer"], "recipe.scope was 'global' and is 'layer'"),
         (["--set", "method.sigma=0.3"], "methods.relaxed.sigma was None and is 0.3"),
     ],
 )
-def test_a_folder_of_another_comparison_is_refused(capsys, searched, arguments, said):
+def test_a_folder_of_another_comparison_is_refused(capsys, searched, arguments, message):
     run(capsys, "--methods", "relaxed", "-o", "mine")
     before = Path("mine/compare.json").read_bytes()
     _, err = run(capsys, "--methods", "relaxed", "-o", "mine", *arguments, code=1)
-    assert said in err
+    assert message in err
     assert "choose another folder" in err
     assert Path("mine/compare.json").read_bytes() == before
     assert len(searched) == 3
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[]", "object is expected"),
         ("{", "not valid JSON"),
@@ -251,11 +251,11 @@ def test_a_folder_of_another_comparison_is_refused(capsys, searched, arguments, 
         ('{"rows": [], "methods": 3}', None),
     ],
 )
-def test_a_damaged_file_is_refused(capsys, searched, content, said):
+def test_a_damaged_file_is_refused(capsys, searched, content, message):
     Path("mine").mkdir()
     Path("mine/compare.json").write_text(content)
-    _, err = run(capsys, "--methods", "random", "-o", "mine", code=1 if said else 0)
-    assert (said or "") in err
+    _, err = run(capsys, "--methods", "random", "-o", "mine", code=1 if message else 0)
+    assert (message or "") in err
     assert "Traceback" not in err
 
 
@@ -268,21 +268,21 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_first_search(capsy
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--methods", "relaxed,magic"], "magic"),
         (["--methods", "relaxed,,random"], "empty entry"),
-        (["--target-sparsity", "0.9,much"], "no number"),
-        (["--target-sparsity", "0.9,1.0"], "target_sparsity is 1.0"),
+        (["--target-sparsity", "0.9,much"], "is not a number"),
+        (["--target-sparsity", "0.9,1.0"], "target_sparsity must be in [0, 1), not 1.0"),
         (["--seeds", "0"], "--seeds"),
         (["--epochs", "1"], "not both"),
         (["--set", "nope=1"], "unknown key nope"),
     ],
 )
-def test_usage_errors(capsys, searched, arguments, said):
+def test_usage_errors(capsys, searched, arguments, message):
     out, err = run(capsys, *arguments, code=2)
     assert out == ""
-    assert said in err
+    assert message in err
     assert searched == []
     assert not Path("compare").exists()
 
@@ -304,17 +304,17 @@ def test_options_go_to_the_method_of_that_name():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "methods", "sparsities", "seeds", "said"),
+    ("recipe", "methods", "sparsities", "seeds", "message"),
     [
         (Recipe(), [], [0.5], 1, "at least one method"),
         (Recipe(), ["random"], [], 1, "at least one"),
         (Recipe(), ["random"], [0.5], 0, "at least one"),
-        (Recipe(), ["relaxed", Relaxed()], [0.5], 1, "compared once"),
+        (Recipe(), ["relaxed", Relaxed()], [0.5], 1, "compared only once"),
         (Recipe(training=Training(max_time=5.0)), ["random"], [0.5], 1, "training.max_time=null"),
     ],
 )
-def test_a_plan_that_cannot_be(recipe, methods, sparsities, seeds, said):
-    with pytest.raises(RecipeError, match=said):
+def test_a_plan_that_cannot_be(recipe, methods, sparsities, seeds, message):
+    with pytest.raises(RecipeError, match=message):
         planned(recipe, methods, sparsities, seeds)
 
 

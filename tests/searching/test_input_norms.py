@@ -286,8 +286,9 @@ def test_a_search_by_wanda_says_what_it_could_not_see(tmp_path: Path) -> None:
     )  # fmt: skip
     notes = [w for w in slt_compress.report(ticket.path).warnings if "wanda" in w]
     assert notes == [
-        "wanda ranks 2 sites by magnitude alone (lstm.weight_ih_l0: LSTM has no one input that it "
-        "multiplies; lstm.weight_hh_l0: LSTM has no one input that it multiplies)"
+        "wanda ranks 2 sites by magnitude alone (lstm.weight_ih_l0: LSTM has no single input "
+        "that its weight multiplies; lstm.weight_hh_l0: LSTM has no single input that its weight "
+        "multiplies)"
     ]
     assert ticket.masks.kept == round(0.5 * ticket.masks.total)
     assert slt_compress.verify(ticket.path, model=module).ok

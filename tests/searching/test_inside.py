@@ -18,7 +18,7 @@ from slt_compress.evidence.controls import control_masks
 from slt_compress.gates import METHODS, Learned, Phase, Sample
 from slt_compress.searching.recipes import parse_recipe
 from slt_compress.sites.budget import binarize, soft_shifts
-from slt_compress.sites.fitting import ceiling
+from slt_compress.sites.fitting import largest_density
 from slt_compress.sites.layouts import ELEMENTWISE, Inside
 from slt_compress.sites.sites import Site, SitePlan
 
@@ -54,7 +54,7 @@ def test_the_count_is_exact_and_inside_up_to_the_ceiling(
     plan = plan_of(
         {"a": drawn((12, 10), share, seed), "b": None, "c": drawn((12, 10), share / 2, seed + 1)}
     )
-    widest = ceiling(plan, Budget(density=0.5, scope=scope, floor=floor))
+    widest = largest_density(plan, Budget(density=0.5, scope=scope, floor=floor))
     budget = Budget(density=max(0.01, part * widest), scope=scope, floor=floor)
     generator = torch.Generator().manual_seed(seed)
     scores = {site.name: torch.randn(site.shape, generator=generator) for site in plan.sites}
@@ -142,12 +142,20 @@ def test_a_search_inside_keeps_no_weight_of_a_removed_neuron(outer: Ticket, tmp_
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"target_sparsity": 0.5}, BudgetError, "the sparsity is at least"),
-        ({"scope": "layer", "target_sparsity": 0.9}, BudgetError, "a layer has not the room"),
-        ({"pattern": "2:4", "target_sparsity": 0.5}, BudgetError, "goes with the pattern unstruct"),
-        ({"densities": {"fc1*": 0.1}}, BudgetError, "takes no densities"),
+        ({"target_sparsity": 0.5}, BudgetError, "the sparsity must be at least"),
+        (
+            {"scope": "layer", "target_sparsity": 0.9},
+            BudgetError,
+            "leaves too few weights in a layer",
+        ),
+        (
+            {"pattern": "2:4", "target_sparsity": 0.5},
+            BudgetError,
+            "needs the pattern 'unstructured'",
+        ),
+        ({"densities": {"fc1*": 0.1}}, BudgetError, "no densities"),
         ({"targets": {"exclude": ["fc1*"]}}, TicketError, "gates fc1.weight, which this search"),
-        ({"training": {"steps": 2, "seed": 1}}, TicketError, "is of other weights"),
+        ({"training": {"steps": 2, "seed": 1}}, TicketError, "belongs to other weights"),
         ({"inside": "nowhere"}, SltError, "nowhere"),
     ],
 )

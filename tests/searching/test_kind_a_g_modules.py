@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import slt_compress
 from slt_compress import Budget, Training
-from slt_compress.anatomy.copies import private_copy
+from slt_compress.anatomy.copies import copy_of
 from slt_compress.anatomy.remembering import remember, unchanged
 from slt_compress.gates import Magnitude, Method, Relaxed
 
@@ -175,7 +175,7 @@ def test_what_is_put_back_is_put_back_although_a_step_fails() -> None:
 
 def test_copies_share_no_class_and_no_tensor() -> None:
     module = nn.Sequential(made([*PARTS], 3), *(make() for make in OLD.values()))
-    before, copied = whole(module), private_copy(module)
+    before, copied = whole(module), copy_of(module)
     theirs = {id(t) for t in (*module.parameters(), *module.buffers())}
     assert not theirs & {id(t) for t in (*copied.parameters(), *copied.buffers())}
     made_by_torch = {type(c) for c in module.modules() if "parametrizations" in c._modules}

@@ -108,7 +108,7 @@ def check(source: Path, spec: str, out: Path, method: str, precision: str) -> li
     assert slt_compress.evaluate(out)["metrics"]
     exported = slt_compress.export(out, format="bitmask", out=out.with_name("exported")).path
     assert slt_compress.verify(exported, in_process=True).ok
-    return list(ticket.summary["extra"]["notes"])
+    return list(ticket.extra.notes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

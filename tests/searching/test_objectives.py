@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from slt_compress.anatomy.blocks import block_names, caught
+from slt_compress.anatomy.blocks import block_names, capture_outputs
 from slt_compress.checkpoints.reference import CifarResNet
 from slt_compress.checkpoints.tasks import forward_of, rows, to_device
 from slt_compress.errors import RecipeError
@@ -262,7 +262,7 @@ def test_blocks_are_the_outermost_repeated_modules_with_a_matrix() -> None:
 
 def test_hidden_states_are_caught_and_the_hooks_leave() -> None:
     module, inputs = residual(), torch.randn(2, 4)
-    with caught(module, ("0", "2")) as states:
+    with capture_outputs(module, ("0", "2")) as states:
         output = module(inputs)
     assert states.keys() == {"0", "2"}
     assert torch.equal(states["2"], output)

@@ -91,6 +91,6 @@ def test_what_lacks_a_member_is_named_before_the_search(tmp_path: Path) -> None:
 
 
 def test_options_that_json_cannot_hold_are_refused_before_the_search(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="the method mine go into the ticket as JSON"):
+    with pytest.raises(RecipeError, match="the method mine must fit into JSON"):
         slt_compress.search("lenet-300-100", "digits", method=Mine(colour=object()),  # type: ignore[arg-type]
                             recipe=RECIPE, out=tmp_path / "ticket")  # fmt: skip

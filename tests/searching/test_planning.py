@@ -25,7 +25,7 @@ from slt_compress.cli.plan_outline import branches, outline
 from slt_compress.data import DataOptions
 from slt_compress.errors import SourceError, TargetError
 from slt_compress.gates import METHODS
-from slt_compress.searching.recipe_keys import search_command
+from slt_compress.searching.planning import search_command
 from slt_compress.sites.sites import find_sites
 
 KEYS = {
@@ -230,7 +230,7 @@ def test_what_is_not_timed_says_why(
 ) -> None:
     vit, pictures = checkpoints["vit"], data_sets["pictures"]
     cases: list[tuple[str | Path, str | None, Recipe, str]] = [
-        (vit, None, Recipe(), "no data set is named"),
+        (vit, None, Recipe(), "no data set is given"),
         (vit, "some/set", Recipe(), "the data set some/set is not on this machine"),
         (vit, pictures, Recipe(method={"name": "magnitude"}), "magnitude takes no steps"),
         (vit, pictures, Recipe(training=Training(optimizer="sgd")), "sgd needs training.lr"),
@@ -244,7 +244,7 @@ def test_what_is_not_timed_says_why(
         assert found.note.startswith("not measured: ")
         assert note in found.note, found.note
     monkeypatch.setattr("slt_compress.searching.forecasting._LIMIT_GIB", 1e-6)
-    assert "a plan takes" in api.plan(vit, pictures).forecast.note
+    assert "a plan uses at most" in api.plan(vit, pictures).forecast.note
 
 
 text = st.text("abcxyz*.:/_-0 '\"$é", min_size=1, max_size=8).filter(str.strip)

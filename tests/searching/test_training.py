@@ -158,8 +158,8 @@ def test_the_evidence_is_of_the_masked_network() -> None:
             module.get_parameter(name).mul_(torch.tensor(result.gains[name])).mul_(mask)
         module.load_state_dict({**module.state_dict(), **result.buffers})
         assert measure(module, data.test) == result.metrics["hard"]
-        assert torch.equal(result.probe["logits"], module(result.probe["pixel_values"]))
-    assert result.probe["pixel_values"].shape == (8, 12)
+        assert torch.equal(result.probe.logits, module(result.probe.inputs["pixel_values"]))
+    assert result.probe.inputs["pixel_values"].shape == (8, 12)
     means = torch.stack([
         (b["pixel_values"] @ module[0].weight.T).mean(0) for b in data.train
     ]).mean(0)  # fmt: skip

@@ -278,7 +278,7 @@ def test_densities_by_name_are_met_and_the_rest_makes_up_the_total(
     left = density * 797 - sum(share * scores[name].numel() for name, share in own.items())
     room = 797 - sum(scores[name].numel() for name in own)
     if not 0 < left <= room:
-        with pytest.raises(BudgetError, match="others: the target has to be a value from"):
+        with pytest.raises(BudgetError, match="others; the target must be a value from"):
             binarize(scores, budget)
         return
     masks = binarize(scores, budget)
@@ -294,7 +294,8 @@ def test_densities_of_all_sites_have_to_make_up_the_total() -> None:
     assert masks.kept == round(round(total / 797, 3) * 797)
     assert abs(kept_of(masks, "fc2") - 55) <= 1
     with pytest.raises(
-        BudgetError, match=r"keep 344, .* keeps 398, and there are 0 others: .* to be 0\.569009"
+        BudgetError,
+        match=r"keep 344 units, .* keeps 398 in all, .* are 0 others; .* must be 0\.569009",
     ):
         binarize(scores, Budget(density=0.5, densities=densities))
 
@@ -303,7 +304,9 @@ def test_densities_that_name_nothing_or_contradict_each_other_are_refused() -> N
     with pytest.raises(BudgetError, match=r"the pattern '\*\.fc3\.\*' matches no site"):
         binarize(named(0), Budget(density=0.5, densities={"*.fc3.*": 0.5}))
     twice = {"*.fc1.*": 0.5, "blocks.0.*": 0.4}
-    with pytest.raises(BudgetError, match=r"blocks\.0\.fc1\.weight is given both 0\.5 and 0\.4"):
+    with pytest.raises(
+        BudgetError, match=r"blocks\.0\.fc1\.weight matches two patterns, with 0\.5 and 0\.4"
+    ):
         binarize(named(0), Budget(density=0.5, densities=twice))
     with pytest.raises(BudgetError, match=r"a density of 1\.5"):
         Budget(density=0.5, densities={"*": 1.5})

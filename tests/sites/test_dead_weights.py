@@ -10,8 +10,8 @@ from models import attention, gpt2, mlp
 from torch import nn
 
 from slt_compress.masks import Masks
-from slt_compress.sites.dead_weights import silenced
-from slt_compress.sites.fitting import fit
+from slt_compress.sites.dead_weights import dead_weights
+from slt_compress.sites.fitting import lay_out
 from slt_compress.sites.layouts import Blocks
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import SitePlan, find_sites
@@ -42,7 +42,7 @@ def timm_vit() -> nn.Module:
 
 
 def planned(module: nn.Module, text: str) -> SitePlan:
-    return fit(find_sites(module), parse_pattern(text), module)
+    return lay_out(find_sites(module), parse_pattern(text), module)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_an_attention_whose_heads_are_not_known_is_skipped_with_the_reason() -> 
     assert plan.skipped["a.out_proj.weight"] == "head: the number of heads of a is not known"
     assert [site.name for site in plan.sites] == ["b.out_proj.weight"]
     module["a"].num_heads = 3
-    assert "no multiple of 3 heads" in planned(module, "head").skipped["a.out_proj.weight"]
+    assert "not a multiple of 3 heads" in planned(module, "head").skipped["a.out_proj.weight"]
 
 
 def masked(plan: SitePlan, removed: dict[str, list[int]]) -> Masks:
@@ -101,12 +101,12 @@ def masked(plan: SitePlan, removed: dict[str, list[int]]) -> Masks:
 
 def test_the_columns_that_read_a_removed_neuron_are_silenced() -> None:
     plan = planned(mlp().module, "neuron")
-    found, unknown = silenced(
+    found, unknown = dead_weights(
         mlp().module, plan, masked(plan, {"0.weight": [1, 5]}), heads=False
     )  # fmt: skip
     assert found == {"3.weight": 2 * 3}
     assert not unknown
-    assert silenced(mlp().module, plan, masked(plan, {}), heads=False) == ({}, [])
+    assert dead_weights(mlp().module, plan, masked(plan, {}), heads=False) == ({}, [])
 
 
 def test_a_reader_that_is_gated_counts_its_kept_weights_once() -> None:
@@ -114,7 +114,7 @@ def test_a_reader_that_is_gated_counts_its_kept_weights_once() -> None:
     plan = planned(module, "neuron")
     gate, up, down = (f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down"))
     masks = masked(plan, {gate: [0, 1], up: [1, 2], down: [7]})
-    found, unknown = silenced(module, plan, masks, heads=False)
+    found, unknown = dead_weights(module, plan, masks, heads=False)
     assert found == {down: 3 * 15}
     assert unknown == [down]
 
@@ -126,7 +126,7 @@ def test_channels_silence_the_next_convolution_and_the_pixels_that_they_are_flat
     )  # fmt: skip
     plan = planned(module, "channel")
     masks = masked(plan, {"0.weight": [3], "3.weight": [0, 5]})
-    found, _ = silenced(module, plan, masks, heads=False)
+    found, _ = dead_weights(module, plan, masks, heads=False)
     assert found == {"3.weight": 4 * 9, "5.weight": 2 * 2 * 9}
     inputs = torch.randn(2, 1, 7, 7)
     module.eval()
@@ -144,7 +144,9 @@ def test_a_removed_head_silences_what_makes_it_and_a_shared_key_with_its_last_he
     module = llama()
     plan = planned(module, "head")
     name = "model.layers.0.self_attn.{}_proj.weight"
-    found, unknown = silenced(module, plan, masked(plan, {name.format("o"): [0, 2, 3]}), heads=True)
+    found, unknown = dead_weights(
+        module, plan, masked(plan, {name.format("o"): [0, 2, 3]}), heads=True
+    )
     assert found == {name.format("q"): 3 * 4 * 16, name.format("k"): 64, name.format("v"): 64}
     assert not unknown
     inputs = {"input_ids": torch.randint(0, 20, (2, 5))}
@@ -173,5 +175,5 @@ def test_one_matrix_may_make_queries_keys_and_values(
 ) -> None:
     module = make()  # type: ignore[operator]
     plan = planned(module, "head")
-    found, _ = silenced(module, plan, masked(plan, {name: [1]}), heads=True)
+    found, _ = dead_weights(module, plan, masked(plan, {name: [1]}), heads=True)
     assert found == {feeder: count}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slt_compress.errors import BudgetError, TargetError
 from slt_compress.sites.budget import Budget, binarize, hard_thresholds
-from slt_compress.sites.fitting import fit, output_units, plan_sites
+from slt_compress.sites.fitting import lay_out, output_units, plan_sites
 from slt_compress.sites.layouts import Blocks, Grouped, kept_units
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import Site, find_sites
@@ -64,44 +64,44 @@ def test_a_density_that_the_pattern_does_not_have_is_refused() -> None:
 
 
 def test_groups_run_along_the_inputs_and_a_site_that_m_does_not_divide_is_skipped() -> None:
-    plan = fit(find_sites(conv_net().module), parse_pattern("2:4"), conv_net().module)
+    plan = lay_out(find_sites(conv_net().module), parse_pattern("2:4"), conv_net().module)
     assert {site.name: site.layout for site in plan.sites} == {
         "up.weight": Grouped(kept=2, size=4, dim=0),
         "head.weight": Grouped(kept=2, size=4, dim=1),
     }
     assert plan.skipped["first.weight"] == "2:4: 4 does not divide its input dimension of 3"
     assert plan.skipped["depthwise.weight"] == "2:4: 4 does not divide its input dimension of 1"
-    conv1d = fit(find_sites(gpt2().module), parse_pattern("4:8"), gpt2().module)
+    conv1d = lay_out(find_sites(gpt2().module), parse_pattern("4:8"), gpt2().module)
     assert {site.layout.dim for site in conv1d.sites} == {0}  # type: ignore[attr-defined]
-    experts = fit(find_sites(mixtral().module), parse_pattern("2:4"), mixtral().module)
+    experts = lay_out(find_sites(mixtral().module), parse_pattern("2:4"), mixtral().module)
     dims = {site.name: site.layout.dim for site in experts.sites}  # type: ignore[attr-defined]
     assert dims["model.layers.0.mlp.experts.down_proj"] == 2
 
 
 def test_a_pattern_that_no_site_can_hold_is_refused_with_the_reasons() -> None:
     with pytest.raises(TargetError, match=r"the pattern 3:7 \(0.weight: 3:7: 7 does not divide"):
-        fit(find_sites(mlp().module), parse_pattern("3:7"), mlp().module)
+        lay_out(find_sites(mlp().module), parse_pattern("3:7"), mlp().module)
 
 
 def test_neurons_are_rows_and_output_layers_have_none() -> None:
-    plan = fit(find_sites(mlp().module), parse_pattern("neuron"), mlp().module)
+    plan = lay_out(find_sites(mlp().module), parse_pattern("neuron"), mlp().module)
     (site,) = plan.sites
     assert site.layout == Blocks(weight=(16, 6), matrix=(16, 6), block=(1, 6))
     assert site.units == 16
     assert plan.skipped["3.weight"] == "output layer: its rows are the model's outputs"
-    found = fit(find_sites(gpt2().module), parse_pattern("neuron"), gpt2().module)
+    found = lay_out(find_sites(gpt2().module), parse_pattern("neuron"), gpt2().module)
     layouts = {site.name: site.layout for site in found.sites}
     assert layouts["transformer.h.0.mlp.c_fc.weight"] == Blocks(
         weight=(8, 32), matrix=(8, 32), block=(8, 1)
     )
     module = nn.Sequential(lstm().module, nn.Linear(12, 2), nn.Linear(2, 2))
-    found = fit(find_sites(module), parse_pattern("neuron"), module)
+    found = lay_out(find_sites(module), parse_pattern("neuron"), module)
     assert "one gate of a cell" in found.skipped["0.weight_hh_l0"]
     assert [site.name for site in found.sites] == ["1.weight"]
 
 
 def test_channels_are_outputs_of_convolutions() -> None:
-    plan = fit(find_sites(conv_net().module), parse_pattern("channel"), conv_net().module)
+    plan = lay_out(find_sites(conv_net().module), parse_pattern("channel"), conv_net().module)
     assert {site.name: site.units for site in plan.sites} == {
         "first.weight": 8, "depthwise.weight": 8, "up.weight": 4,
     }  # fmt: skip
@@ -112,13 +112,13 @@ def test_channels_are_outputs_of_convolutions() -> None:
     assert not mask[:, [1, 2]].any()
     assert plan.skipped["head.weight"] == "channel: it is not a convolution"
     only = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3))
-    found = fit(find_sites(only), parse_pattern("channel"), only)
+    found = lay_out(find_sites(only), parse_pattern("channel"), only)
     assert [site.name for site in found.sites] == ["0.weight"]
 
 
 def test_neurons_of_experts_are_rows_of_each_expert() -> None:
     module = mixtral().module
-    plan = fit(find_sites(module), parse_pattern("neuron"), module)
+    plan = lay_out(find_sites(module), parse_pattern("neuron"), module)
     site = next(site for site in plan.sites if site.kind == "experts")
     assert site.units == site.shape[0] * site.shape[1]
     for shape, inputs in (((3, 4, 6), 2), ((3, 6, 4), 1)):

@@ -411,7 +411,7 @@ def test_include_replaces_the_default_choice_but_not_what_is_possible() -> None:
     [
         (Targets(include=("nothing.*",)), r"the pattern 'nothing\.\*' matches no parameter"),
         (Targets(exclude=("*.WEIGHT",)), r"names look like 0\.weight, 0\.bias"),
-        (Targets(include=("re:(",)), r"'re:\(' is not a regular expression"),
+        (Targets(include=("re:(",)), r"'re:\(' is not a valid regular expression"),
         (Targets(include=("*.bias",)), r"no parameter is left to gate \(.*0\.bias: bias"),
         (Targets(exclude=("*",)), r"no parameter is left to gate \(0\.weight: matched"),
     ],

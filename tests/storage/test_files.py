@@ -254,7 +254,7 @@ def test_damaged_safetensors_are_one_sentence(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(
-        ArtifactError, match=r"a\.safetensors is no intact safetensors file"
+        ArtifactError, match=r"a\.safetensors is not an intact safetensors file"
     ) as info:
         read_safetensors(path, ArtifactError)
     assert "\n" not in str(info.value)

@@ -33,8 +33,8 @@ def test_difference(tickets, capsys):
     assert found.overlap == one.overlap(two)
     assert found.iou == one.iou(two)
     assert 0 < found.iou < found.overlap < 1
-    assert {layer["name"] for layer in found.layers} == set(one)
-    both = sum(layer["both"] for layer in found.layers)
+    assert {layer.name for layer in found.layers} == set(one)
+    both = sum(layer.both for layer in found.layers)
     assert both == round(found.overlap * one.kept)
     main_ok(["tickets", "diff", str(tickets[0].path), str(tickets[1].path), "--json"])
     assert json.loads(capsys.readouterr().out)["iou"] == found.iou

@@ -12,7 +12,12 @@ import torch
 from slt_compress.errors import TicketError
 from slt_compress.masks import Masks
 from slt_compress.storage.files import write_safetensors
+from slt_compress.storage.probe import Probe
 from slt_compress.tickets import (
+    Counts,
+    Extra,
+    SiteFacts,
+    TicketContent,
     free_path,
     newest,
     read_history,
@@ -39,8 +44,8 @@ GOLDEN = {
 
 
 def contents(**changes):
-    """The arguments of a small ticket; `changes` replace some."""
-    return {
+    """The content of a small ticket; `changes` replace some."""
+    values = {
         "origin": {"kind": "random", "init": {"scheme": "signed-constant", "seed": 0}},
         "masks": Masks(MASKS),
         "gains": {"fc.weight": 1.5, "conv.weight": 0.1},
@@ -53,17 +58,17 @@ def contents(**changes):
         "skipped": {"fc.bias": "a bias"},
         "weights_hash": "0" * 64,
         "parameters": 30,
-        "probe": {"x": torch.ones(8, 5), "logits": torch.zeros(8, 2)},
+        "probe": Probe(inputs={"x": torch.ones(8, 5)}, logits=torch.zeros(8, 2)),
         "history": [{"index": 0, "loss": 1.0}, {"index": 1, "loss": float("nan")}],
-        "run": {"seconds": 1.25},
         "card": "# A ticket\n",
         **changes,
     }
+    return TicketContent(**values)
 
 
 @pytest.fixture
 def path(tmp_path):
-    write_ticket(tmp_path / "t", **contents())
+    write_ticket(tmp_path / "t", contents(), run={"seconds": 1.25})
     return tmp_path / "t"
 
 
@@ -83,9 +88,10 @@ def replace_masks(path, tensors):
 
 def test_a_ticket_comes_back_as_it_was(tmp_path):
     given = contents(
-        sites={"fc.weight": {"dtype": "float32", "kind": "linear"}}, extra={"threads": 2}
+        sites={"fc.weight": SiteFacts(dtype="float32", kind="linear")},
+        extra=Extra(environment={"threads": 2}, dense_nbytes=120, notes=("a note",)),
     )
-    written = write_ticket(tmp_path / "t", **given)
+    written = write_ticket(tmp_path / "t", given)
     ticket = read_ticket(str(tmp_path / "t"))
     for found in (written, ticket):
         assert found.path == tmp_path / "t"
@@ -93,24 +99,27 @@ def test_a_ticket_comes_back_as_it_was(tmp_path):
             name: mask.tolist() for name, mask in MASKS.items()
         }
         for field in ("origin", "gains", "budget", "recipe", "metrics", "controls", "skipped"):
-            assert getattr(found, field) == given[field]
+            assert getattr(found, field) == getattr(given, field)
         for field in ("buffers", "stored"):
             tensors = getattr(found, field)
-            assert tensors.keys() == given[field].keys()
+            wanted = getattr(given, field)
+            assert tensors.keys() == wanted.keys()
             for name, tensor in tensors.items():
-                assert tensor.dtype is given[field][name].dtype
-                assert torch.equal(tensor, given[field][name])
+                assert tensor.dtype is wanted[name].dtype
+                assert torch.equal(tensor, wanted[name])
     assert ticket.buffers["bn.running_mean"].signbit().tolist() == [False, True]
-    assert ticket.summary["counts"] == {"kept": 10, "gated": 28, "parameters": 30}
-    assert ticket.summary["sites"]["fc.weight"] == {
+    assert ticket.counts == Counts(kept=10, gated=28, parameters=30)
+    assert ticket.counts.to_dict() == {"kept": 10, "gated": 28, "parameters": 30}
+    assert ticket.sites["fc.weight"].to_dict() == {
         "dtype": "float32",
         "kind": "linear",
         "shape": [2, 5],
         "kept": 5,
         "total": 10,
     }
-    assert ticket.summary["extra"] == {"threads": 2}
-    assert ticket.summary["weights_hash"] == "0" * 64
+    assert ticket.extra == given.extra
+    assert ticket.weights_hash == "0" * 64
+    assert ticket.hash == ticket_hash(tmp_path / "t")
 
 
 def test_the_files_beside_the_manifest(path):
@@ -123,8 +132,9 @@ def test_the_files_beside_the_manifest(path):
         "ticket.json",
     ]
     probe = read_probe(path)
-    assert probe["x"].shape == (8, 5)
-    assert torch.equal(probe["logits"], torch.zeros(8, 2))
+    assert probe.inputs.keys() == {"x"}
+    assert probe.inputs["x"].shape == (8, 5)
+    assert torch.equal(probe.logits, torch.zeros(8, 2))
     first, second = read_history(path)
     assert first == {"index": 0, "loss": 1.0}
     assert second["loss"] != second["loss"]
@@ -136,7 +146,7 @@ def test_the_files_beside_the_manifest(path):
 
 def test_optional_tensors(tmp_path):
     scores, weights = {"fc.weight": torch.rand(2, 5)}, {"fc.weight": torch.rand(2, 5)}
-    path = write_ticket(tmp_path / "t", **contents(scores=scores, origin_tensors=weights)).path
+    path = write_ticket(tmp_path / "t", contents(scores=scores, origin_tensors=weights)).path
     assert torch.equal(read_scores(path)["fc.weight"], scores["fc.weight"])
     assert torch.equal(read_origin_tensors(path)["fc.weight"], weights["fc.weight"])
 
@@ -177,9 +187,9 @@ def test_golden_bytes_of_the_whole_ticket(path):
 
 def test_only_run_json_may_differ(tmp_path):
     shuffled = Masks({name: MASKS[name] for name in reversed(MASKS)})
-    first = write_ticket(tmp_path / "a", **contents()).path
+    first = write_ticket(tmp_path / "a", contents(), run={"seconds": 1.25}).path
     second = write_ticket(
-        tmp_path / "b", **contents(masks=shuffled, run={"seconds": 9, "path": "b"})
+        tmp_path / "b", contents(masks=shuffled), run={"seconds": 9, "path": "b"}
     ).path
     different = [
         f.name for f in first.iterdir() if f.read_bytes() != (second / f.name).read_bytes()
@@ -196,15 +206,15 @@ def test_run_json_and_the_card_are_outside_every_hash(path):
 def test_a_taken_path_is_refused(path):
     before = (path / "ticket.json").read_bytes()
     with pytest.raises(TicketError, match="not empty"):
-        write_ticket(path, **contents(card="other"))
+        write_ticket(path, contents(card="other"))
     assert (path / "ticket.json").read_bytes() == before
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
-        write_ticket(tmp_path / "t", **contents(recipe={"bad": object()}))
+        write_ticket(tmp_path / "t", contents(recipe={"bad": object()}))
     with pytest.raises(TicketError, match="no mask was given"):
-        write_ticket(tmp_path / "t", **contents(sites={"other": {}}))
+        write_ticket(tmp_path / "t", contents(sites={"other": SiteFacts()}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,7 +231,7 @@ def test_a_changed_file_is_refused(path, name):
 
 
 def test_what_is_no_ticket_is_refused(tmp_path, path):
-    with pytest.raises(TicketError, match=r"is no ticket: it has no ticket\.json"):
+    with pytest.raises(TicketError, match=r"is not a ticket: it has no ticket\.json"):
         read_ticket(tmp_path / "nowhere")
     edit(path, lambda m: m.update(kind="recipe"))
     with pytest.raises(TicketError, match="not the manifest of a slt-ticket"):
@@ -273,6 +283,18 @@ DAMAGE = {
     "an infinite gain": lambda m: m["gains"].update({"fc.weight": {"__float__": "Infinity"}}),
     "no origin": lambda m: m.pop("origin"),
     "no metrics": lambda m: m.update(metrics=None),
+    "a metric that is text": lambda m: m["metrics"]["hard"].update(loss="low"),
+    "metrics as a list": lambda m: m["metrics"].update(hard=[1.0]),
+    "a count that is no number": lambda m: m["counts"].update(parameters="30"),
+    "no parameters": lambda m: m["counts"].update(parameters=0),
+    "units as a number": lambda m: m["counts"].update(units=3),
+    "units of a site as text": lambda m: m["sites"]["fc.weight"].update(units="all"),
+    "a huge gain": lambda m: m["gains"].update({"fc.weight": 10**400}),
+    "no hash of the weights": lambda m: m.pop("weights_hash"),
+    "extra facts as a list": lambda m: m.update(extra=[]),
+    "an environment as text": lambda m: m["extra"].update(environment="linux"),
+    "bytes that are true": lambda m: m["extra"].update(dense_nbytes=True),
+    "silenced weights as text": lambda m: m["extra"].update(silenced={"fc.bias": "2"}),
 }
 
 
@@ -304,7 +326,7 @@ def test_newest_goes_by_the_clock_of_the_manifest(tmp_path):
     with pytest.raises(TicketError, match="slt-compress search"):
         newest(tmp_path / "tickets")
     for age, name in enumerate(["b", "a", ".c.part-00000000"]):
-        write_ticket(tmp_path / "tickets" / name, **contents())
+        write_ticket(tmp_path / "tickets" / name, contents())
         manifest = tmp_path / "tickets" / name / "ticket.json"
         os.utime(manifest, ns=(10**18 + age, 10**18 + age))
     (tmp_path / "tickets" / "z").mkdir()

@@ -2,8 +2,8 @@
 
     python -m tests.zoo.coverage PLANS.jsonl PIPELINE.jsonl
 
-Rows of plans are added to the first file as they are made, so an interrupted run goes on where it
-stopped; the second one is that of `tests.zoo.pipeline`.
+Each plan adds a row to the first file, so an interrupted run continues where it stopped. The second
+file is the one that `tests.zoo.pipeline` writes.
 """
 
 from __future__ import annotations
@@ -22,27 +22,21 @@ from tests.zoo.planning import Row, row_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 ENOUGH = 0.97
-# Found by models that ended the process, and worked around in slt_compress/convolutions.py.
+# The models that met it; slt_compress/anatomy/memory_formats.py has the workaround.
 _ONEDNN = """
-`fastvit_t8`, `mobileone_s1` and `repvgg_a0` ended the process before, by a fault of
-[oneDNN](https://github.com/uxlfoundation/oneDNN/issues/6035) that needs no gates: the backward
-pass of a strided 1x1 convolution of few channels, channels last, writes past its workspace. A
-search gives such convolutions their inputs with channels first. To see it with plain torch
-(glibc's checks show the first damage):
+## A fault of oneDNN
 
-```console
-$ LD_PRELOAD=libc_malloc_debug.so.0 MALLOC_CHECK_=3 OMP_NUM_THREADS=1 python -c '
-> import torch
-> pictures = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-> convolution = torch.nn.Conv2d(3, 48, 1, stride=2, bias=False)
-> for _ in range(20): convolution(pictures).sum().backward()'
-free(): invalid pointer
-```
+`fastvit_t8`, `mobileone_s1` and `repvgg_a0` met
+[a fault of oneDNN](https://github.com/uxlfoundation/oneDNN/issues/6035) with torch 2.14.1 (oneDNN
+3.12): the backward pass of a strided 1x1 convolution with few input channels, in channels-last
+layout, writes past its workspace. It needs no gates. The process of the search ended at a later
+memory allocation. A search now gives such convolutions their inputs in
+channels-first layout, and these three models take the whole path.
 """
 
 
 def all_rows(file: Path) -> list[Row]:
-    """A row for every model, made now or read from `file`."""
+    """A row for every model, planned now or read from `file`."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows = {(row.library, row.name): row for row in (Row(**json.loads(line)) for line in lines)}
     names = [("transformers", name) for name in transformers_types()]
@@ -56,7 +50,7 @@ def all_rows(file: Path) -> list[Row]:
 
 
 def page(rows: Sequence[Row], instances: Sequence[Mapping[str, Any]]) -> str:
-    """The table, with every model that is an exception by its name."""
+    """The page: the tables, and every exception by name."""
     return "\n".join([*_lines(rows), *_path(instances), *_exceptions(rows)]) + "\n"
 
 
@@ -64,7 +58,7 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
     yield "# Coverage"
     yield ""
     yield (
-        "What `slt-compress plan` makes of every architecture of timm and every model type of "
+        "The result of `slt-compress plan` for every architecture of timm and every model type of "
         "transformers, built from its default config on the meta device. Made by "
         "`make coverage` (`python -m tests.zoo.coverage`) with "
         + ", ".join(f"{name} {version(name)}" for name in ("timm", "transformers", "torch"))
@@ -91,14 +85,13 @@ def _lines(rows: Sequence[Row]) -> Iterator[str]:
         )
     yield ""
     yield (
-        "*Gated* is the share of all weights of two or more dimensions, without embeddings and "
-        "what is tied to them. A table of positions or tokens is an embedding: it is added to "
-        "activations or looked up, and multiplies nothing. Most models hold theirs as an "
-        "`nn.Embedding`, some as a bare parameter; neither kind counts. *Bare tables counted* is "
-        "the stricter share in which the second kind counts as matrices that are not gated; the "
-        "models that it puts below 97 % are listed further down. Routers count as not gated in "
-        "both. In every planned model sites and skipped parameters together are all parameters, "
-        "each once."
+        "*Gated* is the gated share of all weights with two or more dimensions, without "
+        "embeddings and weights tied to them. A table of positions or tokens is an embedding: it "
+        "is added or looked up, and multiplies nothing. Most models hold it as an `nn.Embedding`, "
+        "some as a bare parameter; neither kind counts. *Bare tables counted* is stricter: bare "
+        "parameters count as matrices that are not gated. The models that fall below 97 % by this "
+        "share are listed below. Routers count as not gated in both. In every planned model, "
+        "sites and skipped parameters together are all parameters, each exactly once."
     )
 
 
@@ -106,33 +99,33 @@ def _path(instances: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     done = [row for row in instances if "outcome" in row]
     yield "\n## The whole path\n"
     yield (
-        "Two search steps, a ticket, its export as `sparse-csr` and `dense`, loading, `verify`: on "
-        "the smallest member of each family of timm and on each type of transformers with a config "
-        "shrunk by one rule, or on as many of them as one run came to "
-        "(`python -m tests.zoo.pipeline`). *Equal* are those whose loaded outputs are bit for bit "
-        "those of the origin with its weights masked by hand. *Unfit* are those for which the rule "
-        "gives no small model that runs, or no inputs that it takes: they say nothing about the "
-        "search.\n"
+        "The whole path is two search steps, a ticket, its exports as `sparse-csr` and `dense`, "
+        "loading and `verify`. It runs on the smallest member of each timm family and on each "
+        "transformers type, whose config is shrunk by one rule; the table has as many of them as "
+        "one run could finish (`python -m tests.zoo.pipeline`). *Equal* models have loaded "
+        "outputs that are bit-identical to those of the origin with its weights masked by hand. "
+        "*Unfit* models say nothing about the search: the rule gives no small model that runs, or "
+        "no inputs for it.\n"
     )
     yield "| library | tried | equal | not equal | unfit |"
     yield "|---|--:|--:|--:|--:|"
     for library in ("timm", "transformers"):
-        found = Counter(row["outcome"] for row in done if row["library"] == library)
+        counts = Counter(row["outcome"] for row in done if row["library"] == library)
         yield (
-            f"| {library} | {found.total():,} | {found['equal']:,} | {found['failed']:,} "
-            f"| {found['unfit']:,} |"
+            f"| {library} | {counts.total():,} | {counts['equal']:,} | {counts['failed']:,} "
+            f"| {counts['unfit']:,} |"
         )
     yield ""
     for row in done:
         if row["outcome"] == "failed":
             yield f"- `{row['name']}` ({row['library']}): {row['error'][:160]}"
-    yield _ONEDNN
     for library in ("timm", "transformers"):
         names = sorted(
             row["name"] for row in done
             if (row["library"], row["outcome"]) == (library, "equal")
         )  # fmt: skip
         yield f"\nEqual in {library}: " + ", ".join(f"`{name}`" for name in names) + "."
+    yield _ONEDNN.rstrip("\n")
 
 
 def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
@@ -148,17 +141,17 @@ def _exceptions(rows: Sequence[Row]) -> Iterator[str]:
     yield "\n## Not planned\n"
     yield from ([f"- `{r.name}` ({r.library}): {r.error}" for r in failed] or ["None."])
     yield "\n## Not built\n"
-    yield "The library itself cannot build these from their default config here:\n"
+    yield "On this machine the library itself cannot build these from their default config:\n"
     for row in rows:
         if row.outcome == "not built":
-            # neither where its config lay for the moment nor where the library is installed
-            said = re.sub(r" \(/\S*\)| from '/\S*", "", row.error)
-            yield f"- `{row.name}`: {said.partition(': ')[2][:120] or said[:120]}"
+            # without the paths of this machine
+            reason = re.sub(r" \(/\S*\)| from '/\S*", "", row.error)
+            yield f"- `{row.name}`: {reason.partition(': ')[2][:120] or reason[:120]}"
     parts = [row.name for row in rows if row.outcome == "no class"]
     yield "\n## Types without a class\n"
     yield (
         f"{len(parts)} types of transformers are configs of parts of other models, which no auto "
-        "class opens on their own: " + ", ".join(f"`{name}`" for name in parts) + "."
+        "class opens alone: " + ", ".join(f"`{name}`" for name in parts) + "."
     )
     yield "\n## Why weights are not gated\n"
     yield "| reason | models | weights, in % of all matrices of both libraries |"

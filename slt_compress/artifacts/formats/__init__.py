@@ -9,7 +9,7 @@ import torch
 
 from slt_compress.artifacts.formats.base import Codec, NmPattern, part_key
 from slt_compress.artifacts.formats.bitmask import Bitmask
-from slt_compress.artifacts.formats.choice import Format, MaskOnly
+from slt_compress.artifacts.formats.choice import MASK_FORMAT, Format, MaskOnly
 from slt_compress.artifacts.formats.coded import Coded
 from slt_compress.artifacts.formats.csr import SparseCsr
 from slt_compress.artifacts.formats.dense import Dense
@@ -24,6 +24,7 @@ __all__ = [
     "CODECS",
     "EXPORTS",
     "FORMATS",
+    "MASK_FORMAT",
     "VALUES_DTYPES",
     "Bitmask",
     "Codec",
@@ -53,6 +54,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
     }
 )
 
+# The keys are literals, because `export --help` reads them from this file without importing it.
 FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
     {
         "dense": Format(name="dense", codecs=(_DENSE,)),

@@ -1,4 +1,4 @@
-"""What a codec is: one weight and its mask to named component tensors, and back, bit for bit."""
+"""Codecs: turn one weight and its mask into named component tensors, and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from torch import Tensor
 
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import count_kept
+from slt_compress.storage.bits import bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NmPattern:
-    """Of every `group` weights in a row along `axis`, exactly `kept` survive."""
+    """Of every `group` adjacent weights along `axis`, exactly `kept` survive."""
 
     kept: int
     group: int
@@ -45,8 +44,8 @@ class Codec(Protocol):
     def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Turn a weight and its mask of the same shape into parts, on the CPU.
 
-        Values are stored by mask, not by `!= 0`: every bit of a kept value survives, of zeros and
-        NaNs too.
+        Values are stored by mask, not by `!= 0`: every bit of a kept value survives, also those of
+        zeros and NaNs.
 
         Raises:
             ArtifactError: the two do not fit together, or the mask does not fit this codec.
@@ -62,8 +61,8 @@ class Codec(Protocol):
     ) -> Tensor:
         """Rebuild the dense weight; dropped weights are +0.
 
-        `shape` and `dtype` are those of the weight to fill, so that nothing is allocated on the
-        word of a file. `mask` is what `decode_mask` gave of the same parts, where it was asked.
+        `shape` and `dtype` are those of the weight to fill, so that no size from a file is
+        trusted. `mask` is what `decode_mask` returned for the same parts, where it was called.
 
         Raises:
             ArtifactError: the parts do not describe a weight of this shape and dtype.
@@ -85,7 +84,7 @@ class Codec(Protocol):
     ) -> int | None:
         """Bytes of all parts together, headers aside: exactly, or at most where a mask is coded.
 
-        None where a mask of this `pattern` (None: of none) cannot be stored.
+        None where a mask with this `pattern` (or without one) cannot be stored.
         """
 
 
@@ -101,22 +100,9 @@ def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def bits(tensor: Tensor) -> Tensor:
-    """View a tensor as integers of the same width: copying these keeps NaN payloads and signs.
-
-    Raises:
-        ArtifactError: the elements are wider than 8 bytes.
-    """
-    if tensor.dtype.itemsize not in _BITS:
-        raise ArtifactError(
-            f"tensors of {tensor.dtype} cannot be stored by mask; convert the model"
-        )
-    return tensor.detach().cpu().contiguous().view(_BITS[tensor.dtype.itemsize])
-
-
 def pick(tensor: Tensor, mask: Tensor) -> Tensor:
     """The kept values of a weight, row-major."""
-    return bits(tensor).reshape(-1)[mask.cpu().reshape(-1)].view(tensor.dtype)
+    return bits(tensor.cpu()).reshape(-1)[mask.cpu().reshape(-1)].view(tensor.dtype)
 
 
 def scatter(values: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,7 +129,7 @@ def expect_values(values: Tensor, kept: int) -> None:
 
 
 def expect_parts(parts: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
-    """Refuse parts that are missing or not known.
+    """Refuse missing and unknown parts.
 
     Raises:
         ArtifactError: the names differ from `names`.

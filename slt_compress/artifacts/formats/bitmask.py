@@ -55,7 +55,7 @@ class Bitmask:
         try:
             mask = unpack_bits(parts["bitmask"], shape)
         except ValueError as cause:
-            raise ArtifactError(f"has a bitmask that is none: {cause}") from cause
+            raise ArtifactError(f"has an invalid bitmask: {cause}") from cause
         expect_values(parts["values"], count_kept(mask))
         return mask
 

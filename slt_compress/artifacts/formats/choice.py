@@ -1,4 +1,4 @@
-"""What a user asks for by name: the codecs that a tensor may be stored by, or the mask alone."""
+"""What a user asks for by name: the codecs that may store a tensor, or the mask alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 
+MASK_FORMAT = "mask"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """Per tensor, the smallest of some codecs; the first among equals.
+    """The smallest of some codecs for each tensor; the first of equally small ones.
 
-    Every sparse format stores masks. So it stores a weight dense only where nothing is dropped:
-    else a kept zero could not be told from a dropped weight.
+    Every sparse format stores masks. It therefore stores a weight dense only where nothing is
+    dropped: otherwise a kept zero could not be told from a dropped weight.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Format:
     def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:
         """Bytes of all tensors of a model, headers aside.
 
-        `dense_nbytes` is of all its tensors stored whole; `sites` are the arguments of `nbytes`:
+        `dense_nbytes` counts all its tensors stored whole; `sites` are the arguments of `nbytes`:
         shape, kept count, dtype and, where it is known, the N:M pattern.
         """
         whole: int = sum(math.prod(shape) * dtype.itemsize for shape, _, dtype, *_ in sites)
@@ -84,7 +87,7 @@ class Format:
 class MaskOnly:
     """No values at all: the mask, entropy-coded, and where the values come from."""
 
-    name: str = "mask"
+    name: str = MASK_FORMAT
     sparse: bool = True
 
     def nbytes(
@@ -98,5 +101,5 @@ class MaskOnly:
         return math.ceil(entropy_bits(math.prod(shape), kept) / 8)
 
     def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:
-        """As of `Format`; nothing but masks is counted."""
+        """As for `Format`; only masks are counted."""
         return math.ceil(sum(entropy_bits(math.prod(shape), kept) for shape, kept, *_ in sites) / 8)

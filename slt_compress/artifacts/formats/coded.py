@@ -63,8 +63,8 @@ class Coded:
         dtype: torch.dtype,
         pattern: NmPattern | None = None,
     ) -> int:
-        """Bytes of a mask of which nothing but its density is known, and of the values.
+        """Bytes of the values, and of a mask of which only the density is known.
 
-        What is written is less where the densities of rows and columns tell more.
+        The file is smaller where the densities of rows and columns say more about the mask.
         """
         return coded_nbytes(math.prod(shape), kept) + kept * dtype.itemsize

@@ -13,13 +13,13 @@ from torch import Tensor
 from slt_compress.artifacts.formats.base import (
     NmPattern,
     as_matrix,
-    bits,
     expect_parts,
     expect_same_shape,
     expect_values,
     scatter,
 )
 from slt_compress.errors import ArtifactError
+from slt_compress.storage.bits import bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,14 +49,14 @@ class SparseCsr:
         keep = mask.cpu().contiguous().reshape(rows, cols)
         positions = keep.reshape(-1).nonzero().reshape(-1)
         crow = torch.zeros(rows + 1, dtype=torch.int64)
-        # not keep.sum(dim=1), which first makes eight bytes of every bool
+        # Not keep.sum(dim=1), which first converts every bool to eight bytes.
         counts = torch.from_numpy(np.count_nonzero(keep.numpy(), axis=1))
         torch.cumsum(counts, dim=0, out=crow[1:])
         columns = positions % max(cols, 1)
         return {
             "crow_indices": crow.to(_smallest(len(positions))),
             "col_indices": columns.to(_smallest(cols - 1)),
-            "values": bits(tensor).reshape(-1)[positions].view(tensor.dtype),
+            "values": bits(tensor.cpu()).reshape(-1)[positions].view(tensor.dtype),
             "shape": torch.tensor(tuple(tensor.shape), dtype=torch.int64),
         }
 
@@ -129,5 +129,7 @@ def _index(parts: Mapping[str, Tensor], part: str) -> Tensor:
     """Return an index tensor as int64, if it is one."""
     index = parts[part]
     if index.dtype not in _INDEX_DTYPES or index.dim() != 1:
-        raise ArtifactError(f"has {part} of {tuple(index.shape)} {index.dtype}, which is no index")
+        raise ArtifactError(
+            f"has {part} of {tuple(index.shape)} {index.dtype}, which is not an index"
+        )
     return index.to(torch.int64)

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slt_compress.artifacts.formats.base import NmPattern, bits, expect_parts, expect_same_shape
+from slt_compress.artifacts.formats.base import NmPattern, expect_parts, expect_same_shape
 from slt_compress.errors import ArtifactError
+from slt_compress.storage.bits import bits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +29,7 @@ class Dense:
         """Zero what the mask drops."""
         expect_same_shape(tensor, mask)
         # Not tensor * mask: that would leave -0 and turn a dropped inf into NaN.
-        values = bits(tensor).masked_fill(~mask.cpu(), 0)
+        values = bits(tensor.cpu()).masked_fill(~mask.cpu(), 0)
         return {"": values.view(tensor.dtype)}
 
     def decode(

@@ -1,4 +1,4 @@
-"""Masks on their own, entropy-coded: as many bits as their densities leave open, and no value.
+"""Entropy-coded masks without values: as many bits as their densities leave open.
 
 All probabilities are fractions of 65,536, so that every machine decodes the same bits.
 """
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 _WHOLE = 1 << 16  # the probability 1; as a frequency: everything in the block is kept
 _CLASSES = 16  # classes of rows or of columns, at most
-_SLACK = 1.0005  # what the coder's rounding of probabilities costs at most
+_SLACK = 1.0005  # the most that the coder's rounding of probabilities costs
 _SPLITS = (1, 4, _CLASSES)  # numbers of classes that the writer tries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
-    """Densities of a matrix: its rows and columns fall into classes, each pair has a frequency.
+    """Densities of a matrix whose rows and columns fall into classes, one for each pair of classes.
 
     Attributes:
         rows: class of every row, int64.
@@ -55,7 +55,7 @@ class _Model:
 
 
 def encode_masks(masks: Iterable[Tensor]) -> Tensor:
-    """One stream for some masks, uint8 [4 * words]: 32-bit words, little-endian."""
+    """Encode masks as one stream, uint8 [4 * words] of little-endian 32-bit words."""
     coder = constriction.stream.queue.RangeEncoder()
     for mask in masks:
         matrix = mask.cpu().contiguous().reshape(as_matrix(tuple(mask.shape))).numpy()
@@ -77,11 +77,11 @@ def decode_masks(stream: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
     """Undo `encode_masks` for masks of these shapes, which are those of weights that exist.
 
     Raises:
-        ArtifactError: the stream is none of such masks.
+        ArtifactError: the stream does not hold masks of these shapes.
     """
     if stream.dtype is not torch.uint8 or stream.dim() != 1 or len(stream) % 4:
         raise ArtifactError(
-            f"has masks of {tuple(stream.shape)} {stream.dtype}, which are no words"
+            f"has masks of {tuple(stream.shape)} {stream.dtype}, not a whole number of words"
         )
     coder = constriction.stream.queue.RangeDecoder(stream.numpy().view("<u4").astype(np.uint32))
     try:
@@ -90,7 +90,7 @@ def decode_masks(stream: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
     except (AssertionError, ValueError, RuntimeError) as cause:
         raise ArtifactError(f"has masks that cannot be decoded ({cause})") from cause
     if not over:
-        raise ArtifactError("has more in its masks than the weights of its sites")
+        raise ArtifactError("has more data in its masks than the weights of its sites")
     return masks
 
 
@@ -103,13 +103,13 @@ def entropy_bits(total: int, kept: int) -> float:
 
 
 def coded_nbytes(total: int, kept: int) -> int:
-    """Bytes that one coded mask takes at most, as far as only its density is known."""
+    """The most bytes that one coded mask takes if only its density is known."""
     if not total:
         return 0
     sizes, counts = np.array([[total]]), np.array([[kept]])
     plain = np.zeros(0, dtype=np.int64)
     model = _Model(rows=plain, columns=plain, frequencies=_frequencies(counts, sizes))
-    # the numbers of classes, and the words that the coder ends with
+    # Plus the numbers of classes, and the words that the coder ends with.
     return 4 * (math.ceil((_bits(model, counts, sizes) * _SLACK + 9) / 32) + 1)
 
 
@@ -153,10 +153,10 @@ def _decode_model(coder: Any, rows: int, columns: int) -> _Model:
 
 
 def _fit(matrix: NDArray[Any]) -> _Model:
-    """The model under which the matrix takes the fewest bits, of the splits that are tried."""
+    """The model that takes the fewest bits for the matrix, of the splits that are tried."""
     by_row, by_column = (np.count_nonzero(matrix, axis=axis) for axis in (1, 0))
     rows, columns = _quantiles(by_row), _quantiles(by_column)
-    kept = _summed(matrix, rows)  # of every column, in each class of rows
+    kept = _summed(matrix, rows)  # for every column, in each class of rows
     pairs, sizes = (
         _summed(kept, columns),
         np.outer(np.bincount(rows, minlength=_CLASSES), np.bincount(columns, minlength=_CLASSES)),
@@ -172,25 +172,25 @@ def _fit(matrix: NDArray[Any]) -> _Model:
         return _bits(model, here, of), model
 
     splits = [(i, j) for i in _SPLITS for j in _SPLITS]
-    return min((tried(split) for split in splits), key=lambda found: found[0])[1]
+    return min((tried(split) for split in splits), key=lambda pair: pair[0])[1]
 
 
 def _summed(matrix: NDArray[Any], classes: NDArray[Any]) -> NDArray[Any]:
-    """Sums of the rows of a matrix that are of one class, int64 [columns, classes]."""
+    """Sum the rows of a matrix that share a class, int64 [columns, classes]."""
     sums = [matrix[classes == each].sum(axis=0, dtype=np.int64) for each in range(_CLASSES)]
-    found: NDArray[Any] = np.stack(sums, axis=1)
-    return found
+    stacked: NDArray[Any] = np.stack(sums, axis=1)
+    return stacked
 
 
 def _quantiles(counts: NDArray[Any]) -> NDArray[Any]:
-    """Sixteen classes of as many lines each, by how much of a line is kept."""
+    """Divide lines into sixteen classes of equal size by how much of a line is kept."""
     classes = np.zeros(len(counts), dtype=np.int64)
     classes[np.argsort(counts, kind="stable")] = np.arange(len(counts)) * _CLASSES // len(counts)
     return classes
 
 
 def _merged(pairs: NDArray[Any], split: tuple[int, int]) -> NDArray[Any]:
-    """Sums of the pairs of classes for fewer classes."""
+    """Sum the pairs of classes into fewer classes."""
     shape = (split[0], _CLASSES // split[0], split[1], _CLASSES // split[1])
     merged: NDArray[Any] = pairs.reshape(shape).sum(axis=(1, 3))
     return merged
@@ -200,12 +200,12 @@ def _frequencies(kept: NDArray[Any], sizes: NDArray[Any]) -> NDArray[Any]:
     """Densities in 65,536ths, rounded; 0 and 1 only where nothing or everything is kept."""
     rounded = (kept * _WHOLE + sizes // 2) // np.maximum(sizes, 1)
     inside = np.clip(rounded, 1, _WHOLE - 1)
-    found: NDArray[Any] = np.where(kept == 0, 0, np.where(kept == sizes, _WHOLE, inside))
-    return found
+    frequencies: NDArray[Any] = np.where(kept == 0, 0, np.where(kept == sizes, _WHOLE, inside))
+    return frequencies
 
 
 def _bits(model: _Model, kept: NDArray[Any], sizes: NDArray[Any]) -> float:
-    """About how many bits the matrix takes, with what describes the model."""
+    """About how many bits the matrix takes, with the description of the model."""
     density = np.clip(model.frequencies, 1, _WHOLE - 1) / _WHOLE
     coded = (model.frequencies > 0) & (model.frequencies < _WHOLE)
     blocks = -(kept * np.log2(density) + (sizes - kept) * np.log2(1 - density))

@@ -1,4 +1,4 @@
-"""The nm codec: weights of which exactly N of every M survive, positions in the fewest bits."""
+"""The nm codec: exactly N of every M weights survive, their positions in the fewest bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LARGEST_GROUP = 64  # the number of ways to choose from it still fits in 63 bits
-_TABLE = 1 << 16  # up to so many ways, a table of all of them is quicker than unranking
+_TABLE = 1 << 16  # up to this many ways, a table of all of them is faster than unranking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,13 @@ class Nm:
     def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Store the rank of every group and the kept weights."""
         expect_same_shape(tensor, mask)
-        found = find_pattern(mask.cpu())
-        if found is None:
+        pattern = find_pattern(mask.cpu())
+        if pattern is None:
             raise ArtifactError("does not keep the same number of weights in every group (N:M)")
-        groups = mask.cpu().movedim(found.axis, -1).reshape(-1, found.group).numpy()
+        groups = mask.cpu().movedim(pattern.axis, -1).reshape(-1, pattern.group).numpy()
         return {
-            "pattern": torch.tensor([found.kept, found.group, found.axis], dtype=torch.int64),
-            "positions": _pack(_rank(groups), _width(found)),
+            "pattern": torch.tensor([pattern.kept, pattern.group, pattern.axis], dtype=torch.int64),
+            "positions": _pack(_rank(groups), _width(pattern)),
             "values": pick(tensor, mask),
         }
 
@@ -74,19 +74,19 @@ class Nm:
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
         """Turn the ranks into positions."""
         expect_parts(parts, self.parts)
-        found = _pattern(parts["pattern"], shape)
-        count = math.prod(shape) // found.group
-        expect_values(parts["values"], count * found.kept)
-        ranks = _unpack(parts["positions"], count, _width(found))
-        ways = math.comb(found.group, found.kept)
+        pattern = _pattern(parts["pattern"], shape)
+        count = math.prod(shape) // pattern.group
+        expect_values(parts["values"], count * pattern.kept)
+        ranks = _unpack(parts["positions"], count, _width(pattern))
+        ways = math.comb(pattern.group, pattern.kept)
         if count and int(ranks.max()) >= ways:
             raise ArtifactError(f"has a group whose number is not below {ways:,}")
         if ways <= _TABLE:
-            groups = _choose(np.arange(ways, dtype=np.int64), found)[ranks]
+            groups = _choose(np.arange(ways, dtype=np.int64), pattern)[ranks]
         else:
-            groups = _choose(ranks, found)
-        moved = [*shape[: found.axis], *shape[found.axis + 1 :], shape[found.axis]]
-        return torch.from_numpy(groups).reshape(moved).movedim(-1, found.axis).contiguous()
+            groups = _choose(ranks, pattern)
+        moved = [*shape[: pattern.axis], *shape[pattern.axis + 1 :], shape[pattern.axis]]
+        return torch.from_numpy(groups).reshape(moved).movedim(-1, pattern.axis).contiguous()
 
     def nbytes(
         self,
@@ -103,9 +103,9 @@ class Nm:
 
 
 def find_pattern(mask: Tensor) -> NmPattern | None:
-    """The N:M pattern of a mask with the smallest groups; None where it has none.
+    """The N:M pattern of a mask with the smallest groups; None if the mask has none.
 
-    Axis 1 is looked at first (the input channels of most layers), then the others in order.
+    Axis 1 (the input channels of most layers) is tried first, then the others in order.
     """
     total, kept = mask.numel(), count_kept(mask)
     if not 0 < kept < total:
@@ -114,18 +114,18 @@ def find_pattern(mask: Tensor) -> NmPattern | None:
         size = mask.shape[axis]
         for group in range(2, min(size, _LARGEST_GROUP) + 1):
             if size % group == 0 and kept * group % total == 0:
-                found = NmPattern(kept=kept * group // total, group=group, axis=axis)
-                if _holds(mask, found):
-                    return found
+                pattern = NmPattern(kept=kept * group // total, group=group, axis=axis)
+                if _holds(mask, pattern):
+                    return pattern
     return None
 
 
-def _holds(mask: Tensor, found: NmPattern) -> bool:
-    moved = mask.movedim(found.axis, -1)
-    # most masks without a pattern fail in the first few groups
+def _holds(mask: Tensor, pattern: NmPattern) -> bool:
+    moved = mask.movedim(pattern.axis, -1)
+    # Most masks without a pattern fail in the first few groups.
     for part in (moved[(0,) * (mask.dim() - 1)], moved):
-        groups = part.reshape(-1, found.group).numpy()
-        if not (np.count_nonzero(groups, axis=1) == found.kept).all():
+        groups = part.reshape(-1, pattern.group).numpy()
+        if not (np.count_nonzero(groups, axis=1) == pattern.kept).all():
             return False
     return True
 
@@ -140,7 +140,7 @@ def _pattern(stored: Tensor, shape: tuple[int, ...]) -> NmPattern:
         or not 0 <= axis < len(shape)
         or shape[axis] % group != 0
     ):
-        raise ArtifactError(f"has the pattern {kept}:{group} along axis {axis}, which is none here")
+        raise ArtifactError(f"has the pattern {kept}:{group} along axis {axis}, which does not fit")
     return NmPattern(kept=kept, group=group, axis=axis)
 
 
@@ -151,7 +151,7 @@ def _width(pattern: NmPattern) -> int:
 
 @cache
 def _ways() -> NDArray[Any]:
-    """`C(position, count)`, int64; no more than a group needs."""
+    """`C(position, count)`, int64, as far as a group needs it."""
     size = range(_LARGEST_GROUP)
     return np.array([[math.comb(p, k) for k in range(_LARGEST_GROUP + 1)] for p in size])
 
@@ -196,7 +196,7 @@ def _unpack(packed: Tensor, count: int, width: int) -> NDArray[Any]:
         )
     bits = np.unpackbits(packed.numpy(), bitorder="little")
     if bits[count * width :].any():
-        raise ArtifactError("has a bit set behind the last position")
+        raise ArtifactError("has a bit set after the last position")
     columns = bits[: count * width].reshape(count, width)
     numbers = np.zeros(count, dtype=np.int64)
     for place in range(width):

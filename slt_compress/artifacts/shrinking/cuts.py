@@ -1,4 +1,4 @@
-"""What was cut out of a model: positions of its tensors, numbers moved into biases, head counts."""
+"""What was cut: positions of tensors, constants moved into biases, and numbers of heads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.parameters import is_conv1d
 from slt_compress.errors import ArtifactError
 
-# What modules keep of their number of heads and of the width of all heads together.
+# Attributes in which modules keep their number of heads and the width of all heads together.
 QUERY_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
 WIDTHS = ("all_head_size", "attn_dim", "embed_dim", "split_size", "inner_dim")
@@ -21,11 +22,11 @@ WIDTHS = ("all_head_size", "attn_dim", "embed_dim", "split_size", "inner_dim")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sliced:
-    """A tensor of which only some positions are left.
+    """A tensor of which only some positions remain.
 
     Attributes:
-        shape: its sizes before.
-        kept: per dimension the positions that are left, rising.
+        shape: its sizes before the cut.
+        kept: the positions that remain, by dimension, in rising order.
     """
 
     shape: tuple[int, ...]
@@ -33,11 +34,11 @@ class Sliced:
 
     @property
     def after(self) -> tuple[int, ...]:
-        """Its sizes now."""
+        """Its sizes after the cut."""
         return tuple(len(self.kept.get(dim, range(size))) for dim, size in enumerate(self.shape))
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The positions of a tensor of the shape before that are left."""
+        """The remaining positions of a tensor of the shape before the cut."""
         for dim, positions in self.kept.items():
             tensor = tensor.index_select(dim, torch.tensor(positions))
         return tensor.contiguous()
@@ -45,11 +46,11 @@ class Sliced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """Constant inputs of a layer that moved into its bias.
+    """Constant inputs of a layer that were moved into its bias.
 
-    The bias is `fl(bias + sum over j of weight[:, columns[j]] * constants[j])`, with the masked
-    weight at its dimension `dim`, summed over the kernel of a convolution, all of it in float64
-    with one rounding.
+    The bias is `fl(bias + sum over j of weight[:, columns[j]] * constants[j])`, with the columns of
+    the masked weight along `dim`, summed over the kernel of a convolution. It is computed in
+    float64 and rounded once.
     """
 
     weight: str
@@ -58,7 +59,7 @@ class Fold:
     constants: tuple[float, ...]
 
     def of(self, bias: Tensor, weight: Tensor) -> Tensor:
-        """The new bias, from the bias and the masked weight as they were before the cut."""
+        """The new bias, from the bias and the masked weight before the cut."""
         chosen = weight.detach().double().index_select(self.dim, torch.tensor(self.columns))
         matrix = chosen.transpose(0, 1 - self.dim)  # [outputs, columns, …]
         matrix = matrix.flatten(2).sum(2) if matrix.dim() > 2 else matrix
@@ -68,12 +69,12 @@ class Fold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shrunk:
-    """Everything that tells a shrunk model from the masked one.
+    """Everything in which a shrunk model differs from the masked one.
 
     Attributes:
-        tensors: per name what is left of a parameter or buffer.
-        folds: per name of a bias what moved into it.
-        attributes: per module and attribute the number before and after (of heads).
+        tensors: what remains of a parameter or buffer, by name.
+        folds: what was moved into a bias, by its name.
+        attributes: numbers of heads before and after, by module and attribute.
     """
 
     tensors: Mapping[str, Sliced]
@@ -81,7 +82,7 @@ class Shrunk:
     attributes: Mapping[str, Mapping[str, tuple[int, int]]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings and lists, as the manifest holds them."""
+        """The JSON object that the manifest holds."""
         tensors = {
             name: {
                 "shape": list(entry.shape),
@@ -100,29 +101,29 @@ class Shrunk:
 
 
 def parse_shrunk(values: object) -> Shrunk:
-    """Read what `Shrunk.to_dict` wrote, believing none of it.
+    """Read what `Shrunk.to_dict` wrote, trusting none of it.
 
     Raises:
-        ArtifactError: it is not of that form, or positions are not inside the sizes before.
+        ArtifactError: it has another form, or positions are outside the sizes before the cut.
     """
-    found = _object(values, "shrunk")
+    cut = _object(values, "shrunk")
     tensors = {
         name: _sliced(name, _object(entry, name))
-        for name, entry in _object(found.get("tensors"), "its tensors").items()
+        for name, entry in _object(cut.get("tensors"), "its tensors").items()
     }
     folds = {
         name: _fold(name, _object(entry, name))
-        for name, entry in _object(found.get("folds"), "its folds").items()
+        for name, entry in _object(cut.get("folds"), "its folds").items()
     }
     attributes = {
         name: {key: _counts(name, key, pair) for key, pair in _object(entry, name).items()}
-        for name, entry in _object(found.get("attributes"), "its attributes").items()
+        for name, entry in _object(cut.get("attributes"), "its attributes").items()
     }
     return Shrunk(tensors=tensors, folds=folds, attributes=attributes)
 
 
 def resize_(module: nn.Module, shrunk: Shrunk) -> None:
-    """Cut the tensors of a module down to the positions that are left, in place.
+    """Cut the tensors of a module down to the remaining positions, in place.
 
     Raises:
         ArtifactError: the module has no such tensor or attribute, or one of another size.
@@ -156,19 +157,19 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _note_sizes(owner: nn.Module) -> None:
-    """Correct what a layer remembers of the sizes of its tensors."""
+    """Update the attributes in which a layer keeps the sizes of its tensors."""
     known: Any = owner
     if isinstance(owner, nn.Linear):
         known.out_features, known.in_features = owner.weight.shape
     elif isinstance(owner, nn.modules.conv._ConvNd):
         known.out_channels = owner.weight.shape[0]
-        # a convolution in groups is only cut where it is depthwise: a group for each channel
+        # A grouped convolution is only cut if it is depthwise: one group per channel.
         known.groups = 1 if owner.groups == 1 else owner.weight.shape[0]
         known.in_channels = owner.weight.shape[1] * known.groups
     elif isinstance(owner, nn.modules.batchnorm._NormBase):
         sizes = [tensor for tensor in (owner.running_mean, owner.weight) if tensor is not None]
         known.num_features = len(sizes[0])
-    elif type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"):
+    elif is_conv1d(owner):
         known.nx, known.nf = known.weight.shape
 
 
@@ -178,7 +179,7 @@ def _object(value: object, what: str) -> dict[str, Any]:
     return value
 
 
-def _sliced(name: str, entry: Mapping[str, Any]) -> Sliced:
+def _sliced(name: str, entry: Mapping[str, object]) -> Sliced:
     shape = entry.get("shape")
     kept = _object(entry.get("kept"), name)
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
@@ -186,14 +187,14 @@ def _sliced(name: str, entry: Mapping[str, Any]) -> Sliced:
     places = {str(dim): size for dim, size in enumerate(shape)}
     for dim, positions in kept.items():
         if dim not in places or not _rising(positions, places[dim]):
-            raise ArtifactError(f"positions of {name[:80]} are none")
+            raise ArtifactError(f"the positions of {name[:80]} are invalid")
     return Sliced(
         shape=tuple(shape),
         kept={int(dim): tuple(positions) for dim, positions in sorted(kept.items())},
     )
 
 
-def _fold(name: str, entry: Mapping[str, Any]) -> Fold:
+def _fold(name: str, entry: dict[str, Any]) -> Fold:
     columns, constants = entry.get("columns"), entry.get("constants")
     good = _rising(columns, 2**48) and isinstance(constants, list) and isinstance(columns, list)
     if (
@@ -203,7 +204,7 @@ def _fold(name: str, entry: Mapping[str, Any]) -> Fold:
         or not isinstance(entry.get("weight"), str)
         or entry.get("dim") not in (0, 1)
     ):
-        raise ArtifactError(f"the fold into {name[:80]} is none")
+        raise ArtifactError(f"the fold into {name[:80]} is invalid")
     return Fold(
         weight=entry["weight"],
         dim=entry["dim"],
@@ -213,7 +214,7 @@ def _fold(name: str, entry: Mapping[str, Any]) -> Fold:
 
 
 def _rising(positions: object, size: int) -> bool:
-    """Whether positions are a list of at least one, each above the one before and inside."""
+    """Whether positions are a list, not empty, that rises strictly and stays below `size`."""
     if not isinstance(positions, list) or not positions:
         return False
     if not all(type(position) is int and 0 <= position < size for position in positions):

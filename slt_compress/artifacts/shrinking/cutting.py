@@ -1,4 +1,4 @@
-"""Decide which units of a masked model can go, and show on inputs that nothing is lost by it."""
+"""Decide which units of a masked model can be cut, and show on inputs that outputs stay."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.copies import private_copy
+from slt_compress.anatomy.copies import copy_of
 from slt_compress.artifacts.shrinking.cuts import Shrunk, resize_
 from slt_compress.artifacts.shrinking.decision import Decision, LayerNote
 from slt_compress.artifacts.shrinking.tracing import Forward, walk
 from slt_compress.errors import ArtifactError
 
-# Largest difference of logits, relative to the largest logit, that is still the same model.
+# The largest difference of logits, relative to the largest logit, for the same model.
 TOLERANCE = 1e-4
 
 
 def tolerance_of(module: nn.Module) -> float:
-    """`TOLERANCE`, or what sums in another order may differ by in the narrowest of its dtypes."""
+    """`TOLERANCE`, or the rounding of sums in another order in the narrowest dtype, if larger."""
     floating = [
         p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1
     ]
@@ -33,8 +33,8 @@ class Shrinking:
     Attributes:
         module: the smaller copy.
         shrunk: what was cut.
-        layers: per gated weight what became of it.
-        difference: largest difference to the masked model's outputs, relative to its largest one.
+        layers: what became of each gated weight.
+        difference: the largest from the masked model's outputs, relative to its largest output.
     """
 
     module: nn.Module
@@ -48,7 +48,7 @@ def shrink(module: nn.Module, forward: Forward, masks: Mapping[str, Tensor]) -> 
 
     Args:
         module: in eval mode with the masks applied; it is not changed.
-        forward: `forward(module)` gives the outputs that have to stay the same.
+        forward: `forward(module)` returns the outputs that must stay the same.
         masks: which weights count, by name.
 
     Raises:
@@ -63,7 +63,7 @@ def shrink(module: nn.Module, forward: Forward, masks: Mapping[str, Tensor]) -> 
     except ArtifactError:
         if not any(whole.cuts(entry.queries) for entry in ledger.heads):
             raise
-    # Some attentions keep their head count where nobody can correct it: leave them whole.
+    # Some attentions keep their number of heads where it cannot be updated: leave them whole.
     for entry in ledger.heads:
         ledger.pin(entry.queries, "has a number of heads that the model does not run without")
     return _shrunk_by(Decision(ledger, module, masks), module, forward, wanted)
@@ -75,7 +75,7 @@ def _shrunk_by(
     """Cut, and compare the outputs.
 
     Raises:
-        ArtifactError: nothing is to be cut, or they differ.
+        ArtifactError: there is nothing to cut, or the outputs differ.
     """
     shrunk, layers = decision.shrunk(), decision.notes()
     if not shrunk.tensors:
@@ -86,7 +86,7 @@ def _shrunk_by(
 
 
 def _summary(layers: Mapping[str, LayerNote]) -> str:
-    """Why nothing was cut, in the words of the first layer that has something to cut."""
+    """Why nothing was cut, from the first layer with something to cut."""
     for name, note in layers.items():
         if note.left:
             return f"{note.left} empty rows or columns of {name} stay, as {note.reason}"
@@ -94,8 +94,8 @@ def _summary(layers: Mapping[str, LayerNote]) -> str:
 
 
 def shrunken(module: nn.Module, shrunk: Shrunk) -> nn.Module:
-    """A copy of a masked module, smaller."""
-    smaller = private_copy(module)
+    """A smaller copy of a masked module."""
+    smaller = copy_of(module)
     with torch.no_grad():
         for name, fold in shrunk.folds.items():
             bias = smaller.get_parameter(name)
@@ -113,14 +113,14 @@ def _difference(module: nn.Module, forward: Forward, wanted: Tensor) -> float:
     way_out = "export without --shrink"
     try:
         with torch.no_grad():
-            found = forward(module)
+            outputs = forward(module)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         text = " ".join(str(error).split())[:120]
         raise ArtifactError(f"the shrunk model does not run ({text}); {way_out}") from error
-    if found.shape != wanted.shape:
+    if outputs.shape != wanted.shape:
         raise ArtifactError(f"the shrunk model has outputs of another shape; {way_out}")
     largest = float(wanted.double().abs().max())
-    difference = float((found.double() - wanted.double()).abs().max()) / (largest or 1.0)
+    difference = float((outputs.double() - wanted.double()).abs().max()) / (largest or 1.0)
     if not difference <= tolerance_of(module):
         raise ArtifactError(
             f"the outputs of the shrunk model differ by {difference:.1e} of the largest; {way_out}"

@@ -1,4 +1,4 @@
-"""Decide which units go: those that are constant, or that nothing reads."""
+"""Decide which units are cut: those that are constant, or that nothing reads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from slt_compress.artifacts.shrinking.flows import Consumer, Heads, Ledger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerNote:
-    """What became of a gated layer: its shape before and after, and what could have gone but stays.
+    """What became of a gated layer: its shape before and after, and the empty lines that stay.
 
-    `left` counts its empty rows and columns that are still there, and `reason` says why.
+    `left` counts the empty rows and columns that were not cut, and `reason` says why.
     """
 
     before: tuple[int, ...]
@@ -35,7 +35,7 @@ class LayerNote:
 
 
 class Decision:
-    """Which classes of units go: those that every reader can do without."""
+    """Which classes of units are cut: those that every reader can do without."""
 
     def __init__(self, ledger: Ledger, module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.ledger, self.module, self.masks = ledger, module, masks
@@ -51,7 +51,7 @@ class Decision:
         self._settle()
 
     def _settle(self) -> None:
-        """Grow the classes that go until nothing more can, then leave every layer a unit."""
+        """Add classes to cut until none is left to add, but leave every layer one unit."""
         while True:
             gone, reasons = self._spared()
             if gone != self.gone:
@@ -68,7 +68,7 @@ class Decision:
             self.gone = set()
 
     def _spared(self) -> tuple[set[int], dict[int, str]]:
-        """The candidates that no consumer needs, given what is gone already; why not the others."""
+        """The candidates that no consumer needs, given what is cut already; and why others stay."""
         needed: dict[int, str] = {}
         for consumer in self.ledger.consumers:
             zero, known = consumer.constant == 0, ~consumer.constant.isnan()
@@ -89,7 +89,7 @@ class Decision:
         return self.candidates - needed.keys(), needed
 
     def _silent(self, consumer: Consumer) -> Tensor:
-        """Columns of a consumer none of whose weights is kept in a row that stays."""
+        """Columns of a consumer of which no weight is kept in a row that stays."""
         mask = self.masks.get(consumer.weight)
         if mask is None:
             return torch.zeros(len(consumer.units), dtype=torch.bool)
@@ -98,12 +98,12 @@ class Decision:
         return ~seen[~self.cut(self.ledger.rows[consumer.weight].units)].any(0)
 
     def cut(self, units: Tensor) -> Tensor:
-        """Which of these units go."""
-        found = [root in self.gone for root in self.roots[units].tolist()]
-        return torch.tensor(found, dtype=torch.bool)
+        """Which of these units are cut."""
+        gone = [root in self.gone for root in self.roots[units].tolist()]
+        return torch.tensor(gone, dtype=torch.bool)
 
     def cuts(self, units: Tensor) -> bool:
-        """Whether any of these units goes."""
+        """Whether any of these units is cut."""
         return bool(self.cut(units).any())
 
     def shrunk(self) -> Shrunk:
@@ -140,7 +140,7 @@ class Decision:
                 )
 
     def _fewer(self, heads: Heads) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-        """What the module around an attention that lost heads remembers of their number."""
+        """The numbers of heads that the module around a cut attention keeps as attributes."""
         if not self.cuts(heads.queries):
             return
         mine = set(self.roots[torch.cat([heads.queries, heads.keys])].tolist())
@@ -154,10 +154,10 @@ class Decision:
         width = (queries[0] * heads.width, queries[1] * heads.width)
         counts = dict.fromkeys(QUERY_HEADS, queries) | dict.fromkeys(KEY_HEADS, keys)
         counts |= dict.fromkeys(WIDTHS, width)
-        remembered = vars(self.module.get_submodule(parent))
-        found = {key: pair for key, pair in counts.items() if remembered.get(key) == pair[0]}
-        if found:
-            yield parent, found
+        attributes = vars(self.module.get_submodule(parent))
+        fewer = {key: pair for key, pair in counts.items() if attributes.get(key) == pair[0]}
+        if fewer:
+            yield parent, fewer
 
     def notes(self) -> dict[str, LayerNote]:
         """What becomes of every gated layer."""
@@ -175,7 +175,7 @@ class Decision:
         return notes
 
     def _left(self, name: str, mask: Tensor) -> Iterator[str]:
-        """For every empty row and column that stays, why."""
+        """The reason for every empty row and column that stays."""
         rows = self.ledger.rows.get(name)
         if rows is None:
             empty = int((~mask.flatten(1).any(1)).sum())

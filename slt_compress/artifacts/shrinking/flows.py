@@ -1,4 +1,4 @@
-"""Units in flight: which output unit of which layer every position of an activation belongs to."""
+"""Flows: which output unit of which layer every position of an activation belongs to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Flow:
     """The units in a tensor, and what is known of their values.
 
     Attributes:
-        units: int64 labels; as many dimensions as the tensor, each of its size, or 1 where the
-            label does not depend on it.
-        constant: of the shape of `units`: the value that all positions of a label have for every
-            input of the model; NaN where that is not known.
+        units: int64 labels with the dimensions of the tensor, each of its size, or of size 1 where
+            the label does not depend on it.
+        constant: in the shape of `units`, the value that all positions of a label have for every
+            input of the model; NaN where it is not known.
     """
 
     units: Tensor
@@ -37,7 +37,7 @@ class Value:
         flow: its units, where it has some.
         weight: the name of a stored tensor.
         content: the values of a stored tensor.
-        mask: which of these count; None for all.
+        mask: which of these values count; None for all.
     """
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """A dimension of a stored tensor that belongs to units, one label for each position."""
+    """A dimension of a stored tensor that belongs to units, with a label for each position."""
 
     name: str
     dim: int
@@ -64,8 +64,8 @@ class Consumer:
         weight, bias: names of its tensors; no bias is None.
         dim: the dimension of the weight that is summed over.
         units, constant: label and known value of every column.
-        exact: whether a constant input adds the same number to every output, so that it can move
-            into the bias; not so where zeros are padded around it.
+        exact: whether a constant input adds the same number at every output position, and so can be
+            moved into the bias; not so where the input is padded with zeros.
     """
 
     weight: str
@@ -78,7 +78,7 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
-    """The heads of an attention: a label of each query head and of each key-value head."""
+    """The heads of an attention: a label for each query head and for each key-value head."""
 
     queries: Tensor
     keys: Tensor
@@ -87,7 +87,7 @@ class Heads:
 
 @dataclass(slots=True)
 class Ledger:
-    """What the walk through a graph finds: classes of units that go together, and their users."""
+    """What the walk through a graph collects: classes of units cut together, and their users."""
 
     uses: list[Use] = field(default_factory=list)
     consumers: list[Consumer] = field(default_factory=list)
@@ -97,31 +97,31 @@ class Ledger:
     _parents: list[int] = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
-        """Make labels of new units, int64 [count]."""
+        """Make labels for new units, int64 [count]."""
         start = len(self._parents)
         self._parents.extend(range(start, start + count))
         return torch.arange(start, start + count)
 
     def pin(self, units: Tensor, reason: str) -> None:
-        """Units that have to stay."""
+        """Mark units that have to stay."""
         self.pins.append((torch.tensor(sorted(set(units.reshape(-1).tolist()))), reason))
 
     def join(self, left: Tensor, right: Tensor) -> None:
-        """Units that stay or go together, position by position (broadcast)."""
+        """Join units that are cut together or not at all, position by position (broadcast)."""
         sides = (spread(side, other).reshape(-1) for side, other in ((left, right), (right, left)))
         for a, b in set(zip(*(side.tolist() for side in sides), strict=True)):
             self._parents[self._root(a)] = self._root(b)
 
     def join_along(self, units: Tensor, dim: int) -> Tensor:
-        """Join all units along a dimension; gives the labels without it (size 1)."""
+        """Join all units along a dimension; returns the labels with size 1 there."""
         first = units.narrow(dim, 0, 1)
         self.join(units, first)
         return first
 
     def roots(self) -> Tensor:
         """The class of every label, int64 [labels]."""
-        found = [self._root(label) for label in range(len(self._parents))]
-        return torch.tensor(found, dtype=torch.int64)
+        roots = [self._root(label) for label in range(len(self._parents))]
+        return torch.tensor(roots, dtype=torch.int64)
 
     def _root(self, label: int) -> int:
         while self._parents[label] != label:
@@ -136,7 +136,7 @@ def spread(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def unknown(units: Tensor) -> Tensor:
-    """No known constant for any of the labels."""
+    """Constants that are not known for any label."""
     return torch.full(units.shape, torch.nan)
 
 
@@ -156,7 +156,7 @@ def fitted(constant: Tensor, units: Tensor) -> Tensor:
 
 
 def compressed(units: Tensor, constant: Tensor) -> Flow:
-    """A flow from labels at every position: dimensions that do not matter get the size 1."""
+    """A flow from labels at every position, with size 1 along dimensions that do not matter."""
     for dim, size in enumerate(units.shape):
         first = units.narrow(dim, 0, 1) if size else units
         if size > 1 and bool((units == first).all()):

@@ -1,4 +1,4 @@
-"""What layers do to units: matrices and convolutions end some and begin others, norms follow."""
+"""Rules of layers: matrices and convolutions end units and begin others, norms follow them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from slt_compress.artifacts.shrinking.flows import (
 )
 from slt_compress.artifacts.shrinking.operation_rules import any_of, pinned, plain, values_in
 
-# Arguments of a convolution where they are left out: bias, stride, padding, dilation, groups.
+# Defaults of the arguments of a convolution, from its bias on: stride, padding, dilation, groups.
 _CONVOLUTION: tuple[Any, ...] = (None, None, None, 1, 0, 1, 1)
 
 
 def linear(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """`x @ weight.T + bias`: units of the last dimension end, one begins for each row."""
+    """`x @ weight.T + bias`: units of the last dimension end, and one begins per row."""
     value, weight, bias = (*args, None)[:3]
     return _matrix(ledger, node, value, weight, bias, outputs=0)
 
 
 def addmm(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """`bias + x @ weight`, as transformers' Conv1D has it: one begins for each column."""
+    """`bias + x @ weight`, as in transformers' Conv1D: one unit begins per column."""
     bias, value, weight = args[:3]
     if kwargs:
         return pinned(ledger, node, list(values_in(args)), "goes through addmm with factors")
@@ -53,7 +53,7 @@ def _matrix(
 
 
 def convolution(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Channels end and begin as in a matrix; in a depthwise one they go on."""
+    """Channels end and begin as in a matrix; in a depthwise convolution they continue."""
     value, weight, bias, _, padding, _, groups = tuple(args) + _CONVOLUTION[len(args) :]
     if weight.weight is None or (bias is not None and bias.weight is None):
         known = [entry for entry in (value, weight, bias) if entry is not None]
@@ -85,12 +85,12 @@ def _grouped(
     added = bias.content.float() if bias is not None and bias.content is not None else 0.0
     total = (content * mask).flatten(1).sum(1)
     from_input = torch.where(constant == 0, 0.0, constant * total if exact else torch.nan)
-    found = torch.where(mask.flatten(1).any(1), from_input, 0.0) + added
-    return plain(node.meta["val"], _laid(labels, found, len(value.shape), 1))
+    outputs = torch.where(mask.flatten(1).any(1), from_input, 0.0) + added
+    return plain(node.meta["val"], _laid(labels, outputs, len(value.shape), 1))
 
 
 def batch_norm(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Its numbers follow the channels; in eval mode it is one line per channel."""
+    """Its tensors follow the channels; in eval mode it is a linear function of each channel."""
     value = args[0]
     flow, stored = value.flow, [entry for entry in args[1:5] if entry is not None]
     known = all(isinstance(entry, Value) and entry.content is not None for entry in stored)
@@ -101,16 +101,16 @@ def batch_norm(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     scale, shift, mean, variance = (
         None if entry is None else entry.content.float() for entry in args[1:5]
     )
-    found = torch.nn.functional.batch_norm(
+    outputs = torch.nn.functional.batch_norm(
         flow.constant.reshape(1, -1), mean, variance, scale, shift, eps=args[-1]
     )
-    result = _laid(labels, found.reshape(-1), len(value.shape), 1)
+    result = _laid(labels, outputs.reshape(-1), len(value.shape), 1)
     rest = node.meta["val"][1:]
     return (plain(node.meta["val"][0], result), *(plain(entry) for entry in rest))
 
 
 def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Heads stay or go whole, and with them the key-value heads that they share."""
+    """Heads are cut whole, together with the key-value heads that they share."""
     flows = [value.flow for value in args[:3]]
     others = list(values_in((args[3:], kwargs)))
     fit = all(f is not None and set(f.varying) <= {1, 3} and f.units.dim() == 4 for f in flows)
@@ -125,7 +125,7 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     shared = [entry.repeat_interleave(heads // entry.shape[1], 1) for entry in labels]
     for entry in shared[1:]:
         ledger.join(shared[0], entry)
-    for mask in others:  # one of its own for each head
+    for mask in others:  # a mask per head
         if len(mask.shape) == 4 and mask.shape[1] > 1:
             ledger.pin(shared[0], "goes into an attention with a mask for each head")
     ledger.heads.append(
@@ -134,7 +134,7 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
     repeated = heads // args[2].shape[1]
     units = values.units.expand(-1, args[2].shape[1], -1, args[2].shape[3])
     constant = values.constant.expand(units.shape)
-    if others:  # a query that sees nothing has no mean of constants
+    if others:  # a query that attends to nothing has no mean of constants
         constant = constant.masked_fill(constant != 0, torch.nan)
     result = Flow(
         units=units.repeat_interleave(repeated, 1),
@@ -144,7 +144,7 @@ def attention(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def product(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """A product of two activations, as attentions written out have it."""
+    """A product of two activations, as in attentions that are written out."""
     left, right = args[0], args[1]
     dims = len(node.meta["val"].shape)
     if left.flow is None or right.flow is None or dims < 3 or len(left.shape) != len(right.shape):
@@ -167,7 +167,7 @@ def product(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _summed(ledger: Ledger, value: Value, dim: int) -> Flow | None:
-    """The units along the dimension that a layer sums over; those along any other stay."""
+    """The units along the dimension that a layer sums over; units along others are pinned."""
     flow = value.flow
     if flow is None:
         return None
@@ -201,7 +201,7 @@ def _consume(
 def _row_constants(
     content: Tensor, mask: Tensor, bias: Value | None, inputs: Flow | None, *, exact: bool
 ) -> Tensor:
-    """Outputs that no input changes: their bias, and what constant inputs add to it."""
+    """Outputs that do not depend on the input: their bias plus what constant inputs add."""
     columns = content.shape[1]
     given = torch.full((columns,), torch.nan)
     if inputs is not None:
@@ -227,8 +227,8 @@ def _produce(
     if bias is not None and bias.weight is not None:
         ledger.uses.append(Use(name=bias.weight, dim=0, units=labels))
     result = _laid(labels, constant, len(node.meta["val"].shape), dim)
-    found: Value = plain(node.meta["val"], result)
-    return found
+    value: Value = plain(node.meta["val"], result)
+    return value
 
 
 def _laid(labels: Tensor, constant: Tensor, dims: int, dim: int) -> Flow:

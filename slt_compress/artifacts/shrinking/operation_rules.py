@@ -1,6 +1,6 @@
-"""What operations without weights of their own do to units: one function a kind.
+"""Rules of operations without weights of their own: one function per kind.
 
-An operation that mixes units pins them: they keep their place.
+An operation that mixes units pins them: they cannot be cut.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def operation(node: fx.Node) -> str:
 
 
 def pinned(ledger: Ledger, node: fx.Node, values: list[Value], reason: str) -> Any:
-    """Keep all units of `values` where they are; the result has none."""
+    """Pin all units of `values`; the result has no units."""
     for value in values:
         if value.flow is not None:
             ledger.pin(value.flow.units, reason)
@@ -51,12 +51,12 @@ def values_in(nested: Any) -> Iterator[Value]:
             yield from values_in(entry)
 
 
-def plain(found: Any, flows: Any = None) -> Any:
-    """The value of a node whose result is `found`, with flows where there are some."""
-    if isinstance(found, list | tuple):
-        given = flows if isinstance(flows, list | tuple) else [None] * len(found)
-        return tuple(plain(entry, flow) for entry, flow in zip(found, given, strict=True))
-    return Value(shape=tuple(found.shape), flow=flows) if isinstance(found, Tensor) else found
+def plain(result: Any, flows: Any = None) -> Any:
+    """The value of a node with this result, with flows where there are some."""
+    if isinstance(result, list | tuple):
+        given = flows if isinstance(flows, list | tuple) else [None] * len(result)
+        return tuple(plain(entry, flow) for entry, flow in zip(result, given, strict=True))
+    return Value(shape=tuple(result.shape), flow=flows) if isinstance(result, Tensor) else result
 
 
 def _replaced(nested: Any, tensors: Iterator[Tensor]) -> Any:
@@ -72,13 +72,13 @@ def _replaced(nested: Any, tensors: Iterator[Tensor]) -> Any:
 def _called(node: fx.Node, args: Any, kwargs: Any, tensors: list[Tensor]) -> Any:
     """Run the operation itself on other tensors."""
     if not callable(node.target):
-        raise TypeError(f"{node.target} is no operation")
+        raise TypeError(f"{node.target} is not an operation")
     rest = iter(tensors)
     return node.target(*_replaced(args, rest), **_replaced(kwargs, rest))
 
 
 def elementwise(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Positions meet positions: units of several tensors go together from here on."""
+    """Positions meet positions: the units of several tensors are joined."""
     values = list(values_in((args, kwargs)))
     dims = len(node.meta["val"].shape)
     units = None
@@ -99,7 +99,7 @@ def elementwise(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _meet(ledger: Ledger, units: Tensor, value: Value) -> None:
-    """A tensor that has positions of its own along units: a weight follows them, another joins."""
+    """A tensor with positions of its own along units: a weight follows them, others join them."""
     shape = (1,) * (units.dim() - len(value.shape)) + value.shape
     own = units.shape if value.flow is None else aligned(value.flow.units, units.dim()).shape
     fixed = [
@@ -117,7 +117,7 @@ def _meet(ledger: Ledger, units: Tensor, value: Value) -> None:
 
 
 def _constant(node: fx.Node, args: Any, kwargs: Any, values: list[Value], dims: int) -> Tensor:
-    """What the operation makes of known values; 0 times an unknown one is 0."""
+    """What the operation makes of known values; 0 times an unknown value is 0."""
     tensors = []
     for value in values:
         if value.flow is not None:
@@ -126,20 +126,20 @@ def _constant(node: fx.Node, args: Any, kwargs: Any, values: list[Value], dims: 
             tensors.append(aligned(value.content.float(), dims))
         else:
             tensors.append(torch.full((1,) * dims, torch.nan))
-    found: Tensor = _called(node, args, kwargs, tensors).float()
-    lost = torch.zeros(found.shape, dtype=torch.bool)
+    result: Tensor = _called(node, args, kwargs, tensors).float()
+    lost = torch.zeros(result.shape, dtype=torch.bool)
     for tensor in tensors:
         lost = lost | tensor.isnan()
-    found = found.masked_fill(lost, torch.nan)
-    found = found.masked_fill(found.isinf(), torch.nan)
+    result = result.masked_fill(lost, torch.nan)
+    result = result.masked_fill(result.isinf(), torch.nan)
     if operation(node) == "mul":
         for tensor in tensors:
-            found = found.masked_fill(tensor == 0, 0.0)
-    return found
+            result = result.masked_fill(tensor == 0, 0.0)
+    return result
 
 
 def moving(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Positions only move: their labels move with them."""
+    """Positions only move, and their labels with them."""
     values = list(values_in((args, kwargs)))
     labels, constants = [], []
     for value in values:
@@ -166,7 +166,7 @@ def getitem(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def pooling(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Windows over what lies behind the channels."""
+    """Windows over the dimensions after the channels."""
     value = args[0]
     flow = value.flow
     spatial = int(operation(node).rpartition("pool")[2][0])
@@ -174,18 +174,18 @@ def pooling(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return pinned(ledger, node, [value], f"goes through {operation(node)}")
     constant = flow.constant
     around = args[3] if len(args) > 3 else kwargs.get("padding", 0)
-    if operation(node).startswith("avg") and any_of(around):  # zeros around it count
+    if operation(node).startswith("avg") and any_of(around):  # the zeros of the padding count
         constant = constant.masked_fill(constant != 0, torch.nan)
     return plain(node.meta["val"], Flow(units=flow.units, constant=constant))
 
 
 def any_of(widths: Any) -> bool:
-    """Whether a padding adds something."""
+    """Whether a padding adds anything."""
     return any(widths) if isinstance(widths, list | tuple) else bool(widths)
 
 
 def padding(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Positions around what lies behind the channels."""
+    """Padding around the dimensions after the channels."""
     value, widths = args[0], args[1]
     flow = value.flow
     touched = range(len(value.shape) - (len(widths) + 1) // 2, len(value.shape))
@@ -197,7 +197,7 @@ def padding(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def mean(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """A mean over dimensions without units; one over units mixes them."""
+    """A mean over dimensions without units; a mean over units mixes them."""
     value, named = args[0], args[1] if len(args) > 1 else kwargs.get("dim")
     flow, count = value.flow, len(value.shape)
     dims = range(count) if not named else named if isinstance(named, list | tuple) else [named]
@@ -212,7 +212,7 @@ def mean(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def along_last(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Softmax and layer norms: they mix the positions of some dimensions and leave the rest."""
+    """Softmax and layer norms, which mix the positions of some dimensions and keep the rest."""
     value, second = args[0], args[1]
     flow, count = value.flow, len(value.shape)
     mixed = [second % count] if isinstance(second, int) else range(count - len(second), count)

@@ -1,4 +1,4 @@
-"""Prove that a shrunk model is the masked one: cut to pieces again, and compared bit by bit."""
+"""Prove that a shrunk model is the masked one: cut that again, and compare bit by bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from slt_compress.artifacts.shrinking.cuts import Shrunk
 from slt_compress.artifacts.shrinking.cutting import shrink, shrunken
 from slt_compress.artifacts.shrinking.tracing import Forward
 from slt_compress.errors import ArtifactError
+from slt_compress.storage.bits import same_bits
 
-# Of a bias that constants moved into: sums in float64 may be ordered differently elsewhere.
+# For a bias with constants moved in: sums in float64 may have another order elsewhere.
 _FOLD_TOLERANCE = 1e-6
 
 
@@ -26,14 +27,14 @@ def prove(
     """Name, outcome and detail of every check of a shrunk model against the masked one.
 
     Args:
-        small: the model that is to be proved.
+        small: the model to prove.
         masked: the whole model with the masks (and gains) applied.
-        shrunk: what is said to have been cut.
+        shrunk: what the artifact says was cut.
         masks: of the whole model.
-        forward: gives the outputs on inputs that the models take; None where there are none.
+        forward: the outputs on inputs that the models take; None where there are no inputs.
     """
     there, here = _state(shrunken(masked, shrunk)), _state(small)
-    wrong = [name for name in there if name not in here or not _same_bits(here[name], there[name])]
+    wrong = [name for name in there if name not in here or not same_bits(here[name], there[name])]
     sites = [name for name in wrong if name in masks]
     yield (
         "weights",
@@ -55,7 +56,7 @@ def prove(
         "folds",
         not off,
         f"{len(shrunk.folds) - len(off)} of {len(shrunk.folds)} biases that constants moved into "
-        "are what comes out again" + "".join(f"; not {name}" for name in off[:1]),
+        "are what the cut gives again" + "".join(f"; not {name}" for name in off[:1]),
     )
     yield "cut", *_cut_again(masked, shrunk, masks, forward)
 
@@ -77,12 +78,6 @@ def _cut_again(
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.dtype is not b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(*(t.detach().reshape(-1).contiguous().view(torch.uint8) for t in (a, b)))
 
 
 def _close(a: Tensor | None, b: Tensor | None) -> bool:

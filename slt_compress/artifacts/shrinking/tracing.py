@@ -1,4 +1,4 @@
-"""Walk the graph of a model and write down where the units of every layer end up."""
+"""Walk the graph of a model and record where the units of every layer go."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ _KINDS: tuple[tuple[Rule, str], ...] = (
 RULES: Mapping[str, Rule] = MappingProxyType(
     {name: rule for rule, names in _KINDS for name in names.split()}
 )
-# Checks that the graph keeps of the sizes it was made with: they end nothing.
+# Checks of sizes in the graph, which do not affect units.
 _IGNORED = ("_assert_tensor_metadata", "sym_size")
-# What has a meaning also where no unit comes in: layers begin units.
+# Rules that apply even if no unit comes in: layers begin units.
 _BEGIN = (layer_rules.linear, layer_rules.addmm, layer_rules.convolution, operation_rules.getitem)
-# What takes values of any kind, with units or without.
+# Rules that take values with units or without.
 _ANY: tuple[Rule, ...] = (
     operation_rules.elementwise,
     operation_rules.moving,
@@ -67,7 +67,7 @@ _ANY: tuple[Rule, ...] = (
 
 
 class _Called(nn.Module):
-    """A module under the one name that the graph's parameters are called by."""
+    """A module under the name that prefixes the parameters of the graph."""
 
     def __init__(self, module: nn.Module, forward: Forward) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Called(nn.Module):
         self.call = forward
 
     def forward(self) -> Tensor:
-        """What `forward` makes of the module."""
+        """Call `forward` on the module."""
         return self.call(self.model)
 
 
@@ -125,13 +125,13 @@ def _apply(ledger: Ledger, node: fx.Node, args: Any, kwargs: Any) -> Any:
 
 
 def _exported(module: nn.Module, forward: Forward) -> torch.export.ExportedProgram:
-    """The graph in functional form, so that nothing in it is changed in place."""
+    """The graph in functional form, in which nothing is changed in place."""
     try:
         with _silent(), torch.no_grad():
             program = torch.export.export(_Called(module, forward).eval(), (), strict=False)
             functional: torch.export.ExportedProgram = program.run_decompositions({})
             return functional
-    except Exception as error:  # tracing raises whatever the model's own code does under it
+    except Exception as error:  # tracing raises whatever the model's own code raises
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise ArtifactError(
             f"the model cannot be shrunk, as torch.export cannot trace it ({text}); export it "
@@ -141,7 +141,7 @@ def _exported(module: nn.Module, forward: Forward) -> torch.export.ExportedProgr
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Tracing warns of what concerns its graph as a program, which it is not used as."""
+    """Silence what tracing says about running its graph, which is only read here."""
     logger = logging.getLogger("torch")
     level = logger.level
     try:
@@ -156,12 +156,12 @@ def _silent() -> Iterator[None]:
 def _stored(
     program: torch.export.ExportedProgram, module: nn.Module
 ) -> dict[str, tuple[str, Tensor]]:
-    """Parameters and buffers behind the placeholders of a graph, under their names in `module`."""
+    """Parameters and buffers of the placeholders of a graph, with their names in `module`."""
     signature = program.graph_signature
-    found = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors |= dict(module.named_buffers(remove_duplicate=False))
-    names = {place: target.removeprefix("model.") for place, target in found.items()}
+    names = {place: target.removeprefix("model.") for place, target in targets.items()}
     return {
         place: (name, tensors[name].detach()) for place, name in names.items() if name in tensors
     }
@@ -173,7 +173,7 @@ def _pin_shared(
     module: nn.Module,
     stored: Mapping[str, tuple[str, Tensor]],
 ) -> None:
-    """Stored tensors that are read more than once, tied, or read where no rule follows them."""
+    """Pin stored tensors that are read more than once, tied, or read where no rule applies."""
     owners: dict[int, int] = {}
     for _, tensor in module.named_parameters(remove_duplicate=False):
         owners[id(tensor)] = owners.get(id(tensor), 0) + 1

@@ -1,4 +1,4 @@
-"""Compile the programs for this machine, once a process, and run their jobs on torch's threads."""
+"""Compile the programs for this machine, once per process, and run jobs on torch's threads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ import torch
 from slt_compress.runtime.kernels.job_layout import Field
 
 _JOB = ctypes.c_int64 * len(Field)
-# its argument is an array, which ctypes hands over by address
+# Its argument is an array, which ctypes passes by address.
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_int64))
-# Multiply-adds below which waking a second thread costs more than it saves.
+# Below this many multiply-adds, waking a second thread costs more than it saves.
 _ALONE = 1 << 20
 
 
 def can_compile() -> bool:
     """Whether llvmlite, the extra `fast`, is installed."""
     return find_spec("llvmlite") is not None
+
+
+def has_team() -> bool:
+    """Whether jobs can run on several threads; see `_team`."""
+    return _team() is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +39,13 @@ class _Compiled:
 
 
 def run(name: str, work: int, items: int, *fields: int) -> None:
-    """Do a job: all its items, by as many threads as torch may use.
+    """Run all items of a job on as many threads as torch may use.
 
     Args:
         name: of the worker, see `programs.program`.
         work: multiply-adds of the job.
         items: how many items it has.
-        fields: the other fields of the job, from `Field.INPUTS` on; the rest is 0.
+        fields: the other fields of the job, from `Field.INPUTS` on; the remaining ones are 0.
     """
     worker, address = _compiled().workers[name]
     job = _JOB(0, items, *fields)
@@ -77,10 +82,10 @@ def _compiled() -> _Compiled:
 
 @cache
 def _team() -> Any | None:
-    """OpenMP's way to run a function in a team of threads, of the library that torch has loaded.
+    """The function that runs another one on a team of threads, in the OpenMP library of torch.
 
-    So the kernel's threads are torch's own, which wait for no others. None where that library
-    speaks another dialect; then one thread does it all.
+    The kernel's threads are then torch's own and do not compete with them. None if torch was built
+    with an OpenMP library other than GNU's; then one thread does all the work.
     """
     try:
         parallel = ctypes.CDLL(None).GOMP_parallel

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slt_compress.runtime.kernels.linear import SparseRows, on_planes, on_tiles
 
-# What the narrowest tile needs.
+# Tokens of the narrowest tile.
 _LEAST = 8
 
 
@@ -24,7 +24,7 @@ class Geometry:
     dilation: tuple[int, int]
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what comes out of such a picture; below 1 where it is too small."""
+        """Height and width of the output for such an image; below 1 if the image is too small."""
         sizes = [
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
@@ -35,15 +35,15 @@ class Geometry:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output reads one place."""
+        """Whether each output reads one position."""
         return self.kernel == (1, 1) and self.padding == (0, 0)
 
 
 class Convolution:
-    """The convolution of pictures [N, channels, height, width] by a matrix [outputs, inputs].
+    """The convolution of images [N, channels, height, width] by a matrix [outputs, inputs].
 
-    A column of the matrix is a channel and a place in the kernel, in the order of torch's weight.
-    Pictures are float32, on the CPU, large enough for an output.
+    A column of the matrix is a channel and a position in the kernel, in the order of torch's
+    weight. Images are float32, on the CPU, and large enough for an output.
     """
 
     def __init__(self, rows: SparseRows, geometry: Geometry) -> None:
@@ -53,39 +53,39 @@ class Convolution:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors, with those for the last size of pictures."""
+        """Bytes of the tensors, including those for the last image size."""
         extra = 0 if self._planes is None else self._planes[1].places.nbytes
         return self.rows.nbytes + extra
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """What comes out, [N, outputs, height, width]."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """The output, [N, outputs, height, width]."""
         geometry = self.geometry
-        height, width = geometry.outputs(*pictures.shape[-2:])
+        height, width = geometry.outputs(*images.shape[-2:])
         if geometry.is_pointwise:
-            pictures = pictures[:, :, :: geometry.stride[0], :: geometry.stride[1]]
-            if _channels_last(pictures) or height * width < _LEAST:
-                return self._on_tokens(pictures.permute(0, 2, 3, 1), height, width)
-            return self._on_planes(pictures, 1, height, width)
+            images = images[:, :, :: geometry.stride[0], :: geometry.stride[1]]
+            if _channels_last(images) or height * width < _LEAST:
+                return self._on_tokens(images.permute(0, 2, 3, 1), height, width)
+            return self._on_planes(images, 1, height, width)
         if height * width < _LEAST:
             windows = F.unfold(
-                pictures, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride
+                images, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride
             )
             return self._on_tokens(windows.transpose(1, 2), height, width)
-        return self._on_planes(pictures, geometry.stride[0], height, width)
+        return self._on_planes(images, geometry.stride[0], height, width)
 
     def _on_tokens(self, inputs: Tensor, height: int, width: int) -> Tensor:
-        """Each place of the outputs as a token [..., columns]; channels come out last in memory."""
-        found = on_tiles(self.rows, inputs.reshape(-1, self.rows.columns).contiguous())
-        return found.view(-1, height, width, self.rows.rows).permute(0, 3, 1, 2)
+        """Each output position as a token [..., columns]; the output is channels last in memory."""
+        outputs = on_tiles(self.rows, inputs.reshape(-1, self.rows.columns).contiguous())
+        return outputs.view(-1, height, width, self.rows.rows).permute(0, 3, 1, 2)
 
-    def _on_planes(self, pictures: Tensor, stride: int, height: int, width: int) -> Tensor:
-        """A convolution with a stride is one without on the phases of its padded picture."""
+    def _on_planes(self, images: Tensor, stride: int, height: int, width: int) -> Tensor:
+        """A convolution with a stride is one without a stride on the phases of the padded image."""
         down, right = self.geometry.padding
         below, beside = (-(side + 2 * pad) % stride for side, pad in
-                         zip(pictures.shape[-2:], (down, right), strict=True))  # fmt: skip
+                         zip(images.shape[-2:], (down, right), strict=True))  # fmt: skip
         if down or right or below or beside:
-            pictures = F.pad(pictures, (right, right + beside, down, down + below))
-        planes = F.pixel_unshuffle(pictures, stride) if stride > 1 else pictures
+            images = F.pad(images, (right, right + beside, down, down + below))
+        planes = F.pixel_unshuffle(images, stride) if stride > 1 else images
         planes = planes.contiguous()
         tall, wide = planes.shape[-2:]
         outputs = torch.empty(planes.shape[0], self.rows.rows, height, wide)
@@ -95,7 +95,7 @@ class Convolution:
 
     def _placed(self, height: int, width: int, stride: int) -> SparseRows:
         """The matrix with places in a sample of phases [channels * stride^2, height, width]."""
-        last = self._planes  # which another thread may exchange
+        last = self._planes  # read once, as another thread may replace it
         if last is not None and last[0] == (height, width):
             return last[1]
         tall, wide = self.geometry.kernel
@@ -105,11 +105,11 @@ class Convolution:
         channel = columns // (tall * wide)
         phase = (channel * stride + down % stride) * stride + right % stride
         places = (phase * height + down // stride) * width + right // stride
-        found = replace(self.rows, places=places.int())
-        self._planes = (height, width), found
-        return found
+        rows = replace(self.rows, places=places.int())
+        self._planes = (height, width), rows
+        return rows
 
 
-def _channels_last(pictures: Tensor) -> bool:
-    last = pictures.is_contiguous(memory_format=torch.channels_last)
-    return last and not pictures.is_contiguous()
+def _channels_last(images: Tensor) -> bool:
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return last and not images.is_contiguous()

@@ -11,7 +11,7 @@ class CsrLinear:
     """Inputs [..., columns] times a sparse matrix transposed, plus a bias [rows]."""
 
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
-        with warnings.catch_warnings():  # torch calls them a beta, once in a process
+        with warnings.catch_warnings():  # torch warns once per process that they are in beta
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
             self.matrix = matrix.to_sparse_csr()
         self.bias = None if bias is None else bias.clone()
@@ -23,9 +23,9 @@ class CsrLinear:
         return sum(part.nbytes for part in parts)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """[..., rows]; the kernel likes activations as [columns, tokens]."""
+        """[..., rows]; the kernel is fastest on activations as [columns, tokens]."""
         rows, columns = self.matrix.shape
-        found = (self.matrix @ inputs.reshape(-1, columns).t()).t()
+        outputs = (self.matrix @ inputs.reshape(-1, columns).t()).t()
         if self.bias is not None:
-            found = found + self.bias
-        return found.contiguous().view(*inputs.shape[:-1], rows)
+            outputs = outputs + self.bias
+        return outputs.contiguous().view(*inputs.shape[:-1], rows)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-# Tokens that are summed at once. 64 floats are 4 registers of AVX-512, 8 of AVX2.
+# Tokens that are summed at once: 64 floats are 4 registers of AVX-512, or 8 of AVX2.
 WIDTHS = (64, 32, 16, 8)
-# Rows whose sums are turned round together: 16 floats are a cache line of the output.
+# Rows whose sums are transposed together: 16 floats are a cache line of the output.
 PANEL = 16
-# Rows of W, or inputs to pack, of an item; a multiple of PANEL.
+# Rows of W, or inputs to pack, per item; a multiple of PANEL.
 CHUNK = 64
 
 

@@ -11,8 +11,8 @@ from slt_compress.runtime.kernels.compiled import run
 from slt_compress.runtime.kernels.job_layout import CHUNK, WIDTHS
 
 _NARROW, _WIDE = WIDTHS[-1], WIDTHS[0]
-# The widths of the tiles of what is left after wide ones, by its eighths. A tile of 8 takes as long
-# as one of 16, and three of them longer than one of 64 (measured with AVX-512).
+# Widths of the tiles for the tokens left after the wide ones, by their number in eights. A tile of
+# 8 takes as long as one of 16, and three of them longer than one of 64 (measured with AVX-512).
 _REST = ((), (8,), (16,), (32,), (32,), (32, 8), (32, 16), (64,), (64,))
 
 
@@ -22,11 +22,11 @@ class SparseRows:
 
     Attributes:
         pointers: int32 [rows + 1], where each row begins in the other two.
-        places: the column of every weight, as int32 or as the bits of uint16 in int16, which can be
-            pickled.
+        places: the column of every weight, as int32, or as uint16 bits in int16, which torch can
+            pickle.
         values: float32.
         bias: float32 [rows].
-        rows, columns, nonzero: how many there are, of the last all in all.
+        rows, columns, nonzero: how many there are; `nonzero` counts the whole matrix.
     """
 
     pointers: Tensor
@@ -44,7 +44,7 @@ class SparseRows:
 
     @property
     def addresses(self) -> tuple[int, int, int, int]:
-        """Those of the tensors, in the order of a job's fields."""
+        """The addresses of the tensors, in the order of a job's fields."""
         return (self.pointers.data_ptr(), self.places.data_ptr(),
                 self.values.data_ptr(), self.bias.data_ptr())  # fmt: skip
 
@@ -82,29 +82,29 @@ class Tiles:
 
 
 def tiles_of(tokens: int) -> list[Tiles]:
-    """Tiles side by side that reach from token 0 to `tokens` or up to 31 beyond."""
+    """Adjacent tiles from token 0 to `tokens`, or up to 31 beyond."""
     first = tokens - tokens % _WIDE
-    found = [Tiles(_WIDE, 0, first // _WIDE, _WIDE)] if first else []
+    tiles = [Tiles(_WIDE, 0, first // _WIDE, _WIDE)] if first else []
     for width in _REST[-(-(tokens - first) // _NARROW)]:
-        found.append(Tiles(width, first, 1, width))
+        tiles.append(Tiles(width, first, 1, width))
         first += width
-    return found
+    return tiles
 
 
 def tiles_within(tokens: int) -> list[Tiles]:
-    """Tiles that cover tokens 0 to `tokens`, at least 8, and none beyond: the last ones overlap."""
+    """Tiles that cover exactly tokens 0 to `tokens`, at least 8; the last ones may overlap."""
     if tokens < _WIDE:
         width = next(width for width in WIDTHS if width <= tokens)
         count = -(-tokens // width)
         return [Tiles(width, 0, count, (tokens - width) // max(1, count - 1))]
     first = tokens - tokens % _WIDE
     rest = _REST[-(-(tokens - first) // _NARROW)]
-    found = [Tiles(_WIDE, 0, first // _WIDE, _WIDE)]
+    tiles = [Tiles(_WIDE, 0, first // _WIDE, _WIDE)]
     first = tokens - sum(rest)
     for width in rest:
-        found.append(Tiles(width, first, 1, width))
+        tiles.append(Tiles(width, first, 1, width))
         first += width
-    return found
+    return tiles
 
 
 def on_tiles(rows: SparseRows, inputs: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ class Linear:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """[..., rows]."""
-        found = on_tiles(self.rows, inputs.reshape(-1, self.rows.columns).contiguous())
-        return found.view(*inputs.shape[:-1], self.rows.rows)
+        outputs = on_tiles(self.rows, inputs.reshape(-1, self.rows.columns).contiguous())
+        return outputs.view(*inputs.shape[:-1], self.rows.rows)
 
 
 def on_planes(rows: SparseRows, inputs: Tensor, tokens: int, outputs: Tensor) -> None:

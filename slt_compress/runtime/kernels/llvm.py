@@ -23,7 +23,7 @@ def vector(width: int) -> ir.VectorType:
 
 
 class Emitter:
-    """A function `void name(int64 *job)` in the making."""
+    """A function `void name(int64 *job)` that is being built."""
 
     def __init__(self, module: ir.Module, name: str) -> None:
         self.module = module
@@ -41,7 +41,7 @@ class Emitter:
         return self.build.inttoptr(self.field(index), of.as_pointer())
 
     def take(self, index: int) -> Any:
-        """The number at a place of the job, which the next one to take it finds one higher."""
+        """The number at a place of the job, which is incremented atomically."""
         place = self.build.gep(self.function.args[0], [constant(index)])
         return self.build.atomic_rmw("add", place, constant(1), "monotonic")
 
@@ -70,7 +70,7 @@ class Emitter:
         self.build.store(value, place, align=4)
 
     def splat(self, value: Any, width: int) -> Any:
-        """A vector that has one number everywhere."""
+        """A vector with the same number in every lane."""
         empty = ir.Constant(vector(width), ir.Undefined)
         one = self.build.insert_element(empty, value, ir.Constant(I32, 0))
         return self.build.shuffle_vector(one, empty, _lanes([0] * width))
@@ -94,7 +94,7 @@ class Emitter:
         body: Callable[[Any, Sequence[Any]], Sequence[Any]],
         carried: Sequence[Any] = (),
     ) -> Sequence[Any]:
-        """Count from `start` to below `stop`; `body` gets the carried values and gives new ones."""
+        """Count from `start` to below `stop`; `body` maps the carried values to new ones."""
         before = self.build.block
         head, inside, after = (self.function.append_basic_block() for _ in range(3))
         self.build.branch(head)
@@ -133,14 +133,14 @@ class Emitter:
         self.loop(*outer, line)
 
     def multiply_add(self, first: Any, second: Any, total: Any) -> Any:
-        """`first * second + total`, rounded once where the processor can do that in one step."""
+        """`first * second + total`, rounded once if the processor can do it in one step."""
         name = f"llvm.fmuladd.v{total.type.count}f32"
         if name not in self.module.globals:
             ir.Function(self.module, ir.FunctionType(total.type, [total.type] * 3), name)
         return self.build.call(self.module.globals[name], [first, second, total])
 
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
-        """Eight vectors of eight floats, rows as columns: first halves change places."""
+        """Transpose eight vectors of eight floats, exchanging halves, quarters and eighths."""
         rows = list(rows)
         distance = EIGHT // 2
         while distance:

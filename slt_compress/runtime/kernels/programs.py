@@ -2,14 +2,14 @@
 
 The product is Y = W X + bias, W [rows, columns] sparse by rows, X [columns, tokens]. A row of Y is
 summed for a tile of up to 64 tokens at once, in registers: for each kept weight of the row, one
-fused multiply-add of the tile's row of X. What is read from X lies side by side, so that nothing is
-gathered. `tiles` reads an X that was packed by tiles and writes Y as [tokens, rows]; `planes` reads
-an X whose features are planes (the channels of a picture), each weight at an offset of its own, so
-that a convolution needs no copies of its inputs (Park et al. 2017, "Faster CNNs with Direct Sparse
+fused multiply-add of the tile's row of X. Reads from X are contiguous: nothing is gathered.
+`tiles` reads an X packed by tiles and writes Y as [tokens, rows]. `planes` reads an X whose
+features are planes (the channels of an image), each weight at an offset of its own, so that a
+convolution needs no copies of its inputs (Park et al. 2017, "Faster CNNs with Direct Sparse
 Convolutions and Guided Pruning", section 3.1), and writes Y the same way.
 
-All functions are workers that take one item of a job after the other, so that any number of threads
-can run the same job.
+All functions are workers that take items of a job one by one, so that any number of threads can run
+the same job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def program() -> str:
 
 
 def _worker(module: ir.Module, name: str, make: Callable[[Emitter], Item]) -> None:
-    """A function that does items of a job until none is left."""
+    """A function that runs items of a job until none is left."""
     emit = Emitter(module, name)
     build, items, taken = emit.build, emit.field(Field.ITEMS), emit.build.alloca(I64)
     item = make(emit)
@@ -55,7 +55,7 @@ def _worker(module: ir.Module, name: str, make: Callable[[Emitter], Item]) -> No
 
 
 def _pack(emit: Emitter, width: int) -> Item:
-    """X [tokens, columns] as tiles [columns, width]; past the last token that one is repeated."""
+    """X [tokens, columns] as tiles [columns, width]; the last token is repeated past the end."""
     build, columns = emit.build, emit.field(Field.COLUMNS)
     source, packed = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
     last = build.sub(emit.field(Field.TOKENS), constant(1))
@@ -89,7 +89,7 @@ def _pack(emit: Emitter, width: int) -> Item:
 
 
 def _tiles(emit: Emitter, width: int, places: ir.Type) -> Item:
-    """The product on packed tiles; sums go through a buffer, where they are turned round."""
+    """The product on packed tiles; sums go through a buffer, where they are transposed."""
     build, rows = emit.build, emit.field(Field.ROWS)
     inputs, outputs = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
     space = build.alloca(ir.ArrayType(FLOAT, PANEL * width))
@@ -124,7 +124,7 @@ def _tiles(emit: Emitter, width: int, places: ir.Type) -> Item:
 def _turn(
     emit: Emitter, buffer: Any, width: int, outputs: Any, extents: tuple[Any, Any, Any]
 ) -> None:
-    """Write a panel [height, width] of sums as [tokens, rows], in eights where it is whole."""
+    """Write a panel [height, width] of sums as [tokens, rows], eight by eight where it is whole."""
     build = emit.build
     tokens, height, rows = extents
     even = build.sub(tokens, build.srem(tokens, constant(EIGHT)))
@@ -148,7 +148,7 @@ def _turn(
 
 
 def _planes(emit: Emitter, width: int) -> Item:
-    """The product on planes: tiles of each sample, the last of them over what others wrote."""
+    """The product on planes: tiles of each sample, of which the last may overwrite others."""
     build, rows, tiles = emit.build, emit.field(Field.ROWS), emit.field(Field.TILES)
     inputs, outputs = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
     sums = _sums(emit, width, I32, scale=1)
@@ -172,7 +172,7 @@ def _planes(emit: Emitter, width: int) -> Item:
 
 
 def _chunk(emit: Emitter, number: Any, length: Any) -> tuple[Any, Any, Any]:
-    """Which tile an item is of, and from where to where it goes along the other dimension."""
+    """Which tile an item belongs to, and its start and stop along the other dimension."""
     build = emit.build
     chunks = build.sdiv(build.add(length, constant(CHUNK - 1)), constant(CHUNK))
     start = emit.times(build.srem(number, chunks), CHUNK)
@@ -183,7 +183,7 @@ def _chunk(emit: Emitter, number: Any, length: Any) -> tuple[Any, Any, Any]:
 def _sums(emit: Emitter, width: int, places: ir.Type, scale: int) -> Callable[[Any, Any], Any]:
     """A row of W times a tile of X, plus the bias: a vector of `width`.
 
-    Narrow tiles sum in several vectors, as one product waits for the sum before it.
+    Narrow tiles sum in several vectors, because each sum has to wait for the one before it.
     """
     build, chains = emit.build, WIDTHS[0] // width
     pointers, bias = emit.pointer(Field.POINTERS, I32), emit.pointer(Field.BIAS, FLOAT)

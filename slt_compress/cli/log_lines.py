@@ -1,0 +1,40 @@
+"""Log lines of the package on stderr, as plain text."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def log_lines(*, quiet: bool) -> Iterator[None]:
+    """Show what the package logs on stderr inside this block; warnings alone if `quiet`.
+
+    Of the processes of a distributed search only the first one speaks.
+    """
+    logger = logging.getLogger("slt_compress")
+    before = logger.level, logger.propagate
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    first = os.environ.get("RANK", "0") == "0"
+    logger.setLevel((logging.WARNING if quiet else logging.INFO) if first else logging.CRITICAL)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class _Printable(logging.Formatter):
+    """Names out of files may hold control characters: they are shown as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message with everything but printable characters escaped."""
+        text = super().format(record)
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
