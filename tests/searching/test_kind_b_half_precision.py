@@ -175,7 +175,7 @@ class Mixed(nn.Module):
         return x.float()
 
 
-@pytest.mark.parametrize("runtime", ["dense", "sparse", "auto"])
+@pytest.mark.parametrize("runtime", ["dense", "sparse"])
 def test_a_model_of_mixed_dtypes_is_masked(runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Mixed().eval()
