@@ -238,7 +238,7 @@ def check_body(card: str) -> None:
     assert not ACTING.search(card)
     tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
     title = tokens[1].content
-    assert "\\[bold\\]v1\\[/bold\\] \\\\x1b\\[31m\\\\n\\| x" in title
+    assert "bold\\] \\\\x1b\\[31m\\\\n\\| x" in title
 
 
 def test_only_the_screen_knows_consoles_and_texts() -> None:
