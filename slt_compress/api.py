@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.remembering import leaves_unchanged
 from slt_compress.artifacts import Artifact, is_artifact
 from slt_compress.checkpoints.recorded import local_folder
 from slt_compress.errors import ArtifactError, TicketError
@@ -87,6 +88,7 @@ def search(
                save_every=save_every, fresh=fresh)  # fmt: skip
 
 
+@leaves_unchanged
 def plan(
     source: str | Path | nn.Module,
     data: str | None = None,
@@ -166,6 +168,7 @@ def report(path: str | Path | None = None) -> Report:
     return make_report(read_ticket(folder))
 
 
+@leaves_unchanged
 def export(
     ticket: str | Path | None = None,
     *,
@@ -204,6 +207,7 @@ def export(
     return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
 
 
+@leaves_unchanged
 def load(
     path: str | Path,
     *,
@@ -231,6 +235,7 @@ def load(
     return run_on(opened, runtime, device)
 
 
+@leaves_unchanged
 def verify(
     path: str | Path | None = None,
     *,

@@ -98,7 +98,9 @@ def _computed(owner: nn.Module, param: str) -> Tensor:
     chain = owner.get_submodule(f"parametrizations.{param}")
     modes = {child: child.training for child in chain.modules()}
     chain.eval()
-    value: Tensor = getattr(owner, param)
-    for child, mode in modes.items():
-        child.training = mode
+    try:
+        value: Tensor = getattr(owner, param)
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
     return value

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slt_compress.anatomy.remembering import remember_state
 from slt_compress.errors import TicketError
 from slt_compress.masks import Masks
 
@@ -28,28 +29,37 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Restore the module's buffers when the block ends."""
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    """Restore the buffers when the block ends, and what else forward passes change.
+
+    A cache goes with its length: both are restored, or neither would fit the other.
+    """
+    before = remember_state(module)
     try:
         yield
     finally:
-        set_buffers(module, kept)
+        before.put_back_state()
 
 
 def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Copy values into the module's buffers of the same names."""
+    """Copy values into the module's buffers of the same names; one of another shape is replaced."""
     with torch.no_grad():
         for name, buffer in module.named_buffers():
-            if name in values:
+            if name in values and values[name].shape == buffer.shape:
                 buffer.copy_(values[name])
+            elif name in values:
+                path, _, leaf = name.rpartition(".")
+                fitting = values[name].to(buffer.device, buffer.dtype, copy=True)
+                module.get_submodule(path)._buffers[leaf] = fitting
 
 
 def changed_buffers(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the buffers that differ from those of the same names in `before`."""
+    """Copies of the buffers that differ from those of the same names in `before`; no sparse one."""
     return {
         name: buffer.clone()
         for name, buffer in module.named_buffers()
-        if name in before and not torch.equal(buffer, before[name])
+        if name in before
+        and buffer.layout is torch.strided
+        and not torch.equal(buffer, before[name])
     }
 
 

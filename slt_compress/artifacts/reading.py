@@ -31,7 +31,7 @@ from slt_compress.artifacts.manifest import (
 from slt_compress.artifacts.shrunk import cut_down_
 from slt_compress.artifacts.state import State, fill_, own_shapes
 from slt_compress.checkpoints import TASKS, Checkpoint, Family, Task, build_module, open_checkpoint
-from slt_compress.errors import ArtifactError, SourceError
+from slt_compress.errors import ArtifactError, OwnModuleError, SourceError
 from slt_compress.masks import Masks
 from slt_compress.storage.files import (
     parse_json,
@@ -129,9 +129,7 @@ def _blank(artifact: Artifact, model: nn.Module | None) -> nn.Module:
     family, task = _architecture(manifest)
     if family == "module":
         if model is None:
-            raise ArtifactError(
-                f"{folder} was made from a module of your own: pass that module as model="
-            )
+            raise OwnModuleError(folder)
         return model
     config = manifest.object("config")
     if family != "transformers" and artifact.format != SHRUNK:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from slt_compress.anatomy.copies import flatten_
 from slt_compress.errors import ArtifactError
 
 
@@ -83,8 +83,7 @@ def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tupl
             owner = module.get_submodule(owner_name)
         except AttributeError:
             continue
-        if parametrize.is_parametrized(owner, leaf):
-            parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+        flatten_(owner, leaf)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slt_compress.anatomy.copies import copy_of
 from slt_compress.checkpoints import Checkpoint, fetch_all, origin_files, reopen
-from slt_compress.errors import SltError, SourceError
+from slt_compress.errors import OwnModuleError, SltError, SourceError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +86,5 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
 
 def _own_module(path: Path, model: nn.Module | None) -> nn.Module:
     if model is None:
-        raise SourceError(
-            f"{path} was searched on a module of your own: hand it over with "
-            "slt_compress.load(PATH, model=module)"
-        )
+        raise OwnModuleError(path)
     return copy_of(model).cpu().eval()

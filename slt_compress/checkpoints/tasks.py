@@ -8,6 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from slt_compress.checkpoints.casting import fitted
+from slt_compress.checkpoints.moving import to_device as to_device
+
 Family = Literal["transformers", "timm", "reference", "module"]
 Task = Literal[
     "image-classification",
@@ -57,11 +60,14 @@ def forward_of(family: Family, task: Task) -> Forward:
 
     A module of the user's own is called with the tensors of the batch, in their order.
     """
-    if family == "transformers":
-        return _FORWARDS.get(task, _logits)
     if family == "module":
         return lambda module, batch: _tensor(module(*batch.values()))
-    return lambda module, batch: _tensor(module(batch["pixel_values"]))
+    run = _FORWARDS.get(task, _logits) if family == "transformers" else _images
+    return lambda module, batch: run(module, fitted(module, batch))
+
+
+def _images(module: nn.Module, batch: Batch) -> Tensor:
+    return _tensor(module(batch["pixel_values"]))
 
 
 def declared_head(task: Task, config: Mapping[str, Any], outputs: int | None) -> Head | None:
@@ -109,23 +115,6 @@ def _tensor(value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"the model gave {type(value).__name__} where a tensor was expected")
     return value
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor of a nested batch to a device; images are laid out channels last.
-
-    Convolutions run faster that way on a CPU (benchmarks/steps.py).
-    """
-    if isinstance(batch, Tensor):
-        images = batch.dim() == 4
-        return batch.to(
-            device, memory_format=torch.channels_last if images else torch.preserve_format
-        )
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
 
 
 def rows(task: Task, logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -40,11 +40,13 @@ from slt_compress.cli.options import (
     push_if_asked,
     resumed,
 )
+from slt_compress.cli.own_modules import in_python
+from slt_compress.cli.plain_lines import say
 from slt_compress.cli.plan_command import plan
 from slt_compress.cli.recipe_commands import recipes_app
 from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 from slt_compress.cli.ticket_commands import import_command, tickets_app
-from slt_compress.errors import SltError
+from slt_compress.errors import PythonOnlyError, SltError
 
 app = typer.Typer(
     name="slt-compress",
@@ -114,7 +116,7 @@ def search(
     if as_json:
         print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
     else:
-        print(ticket.path)
+        say(ticket.path)
 
 
 @app.command()
@@ -150,8 +152,11 @@ def export(
     from slt_compress.cli.console import print_artifact
     from slt_compress.evidence.cards import how_to_load
 
-    artifact = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
-                          values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+    options = {"format": format, "shrink": shrink, "out": out, "values_dtype": values_dtype,
+               "max_shard_size": max_shard_size}  # fmt: skip
+    with in_python("export", **options):
+        artifact = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
+                              values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
     facts, path = api.report(artifact.path), artifact.path
     print_artifact(artifact, how_to_load(artifact.format, facts.source, str(path)), facts.warnings)
     push_if_asked(path, push_to_hub)
@@ -159,7 +164,7 @@ def export(
         print_json({"path": str(path), "format": artifact.format, "bytes": artifact.nbytes,
                      "dense_bytes": artifact.dense_nbytes})  # fmt: skip
         return
-    print(path)
+    say(path)
 
 
 @app.command()
@@ -167,7 +172,8 @@ def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) ->
     """Prove that a ticket or exported folder is the masked origin, bit for bit."""
     from slt_compress import api
 
-    verification = api.verify(path, origin=origin, in_process=True)
+    with in_python("verify"):
+        verification = api.verify(path, origin=origin, in_process=True)
     if as_json:
         print_json(verification.to_dict())
     else:
@@ -192,7 +198,8 @@ def evaluate(
 
     recipe = api.search_recipe(path, dataset)
     resolved = resolve(recipe.to_dict(), set_, {"training.batch_size": batch_size})
-    measured = api.evaluate(path, origin=origin, recipe=resolved)
+    with in_python("evaluate"):
+        measured = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
         print_json(measured)
         return
@@ -262,7 +269,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="slt-compress", standalone_mode=True)
     except SltError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", err=True)
+        for line in error.lines if isinstance(error, PythonOnlyError) else ():
+            say(f"    {line}", err=True)
         sys.exit(1)
     finally:
         for signum, handler in before.items():
@@ -271,5 +280,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _stop(signum: int, frame: object) -> None:
     """Exit through every `finally`, with the exit code that shells use for this signal."""
-    print("interrupted: nothing was left half-written", file=sys.stderr)
+    say("interrupted: nothing was left half-written", err=True)
     sys.exit(128 + signum)

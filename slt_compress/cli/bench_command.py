@@ -10,6 +10,7 @@ import typer
 
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import Json, Newest, Origin, listed
+from slt_compress.cli.own_modules import in_python
 
 if TYPE_CHECKING:
     from slt_compress.runtime.benching import Bench
@@ -37,7 +38,8 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = newest(Path("tickets")) if path is None else path
-    measured = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
+    with in_python("bench"):
+        measured = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
     if as_json:
         print_json(measured.to_dict())
     else:
@@ -55,10 +57,11 @@ def _sizes(text: str) -> list[int]:
 
 
 def _print(bench: Bench) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from slt_compress.cli.screen import Screen
+
+    console = Screen()
     table = Table(title=f"on {bench.machine['threads']} threads, {bench.machine['cpu']}")
     for name in ("runtime", "batch", "ms", "least", "most", "examples/s", "speed", "peak MB"):
         table.add_column(name, justify="left" if name == "runtime" else "right")
@@ -74,4 +77,4 @@ def _print(bench: Bench) -> None:
         for what, count in sorted(counts.items(), key=lambda entry: -entry[1]):
             console.print(f"{runtime}: {count} layers on {what}", highlight=False, soft_wrap=True)
     for note in bench.notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)

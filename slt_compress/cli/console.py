@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 from slt_compress.artifacts import Artifact
 from slt_compress.cli.log_lines import log_lines
+from slt_compress.cli.plain_lines import say
 from slt_compress.cli.plan_outline import outline
 from slt_compress.cli.plots import plot
+from slt_compress.cli.screen import Screen, Text, stacked
 from slt_compress.evidence.checks import Verification
 from slt_compress.evidence.reporting import Report
 from slt_compress.searching.comparing import LESS_IS_BETTER, Comparison, OnRow, Row
@@ -32,7 +31,7 @@ _LOG_LINES = 20
 @contextmanager
 def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
     """Show the steps of a search on stderr: a live bar, or a few lines if stderr is a file."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     with log_lines(quiet=quiet):
         if quiet:
             yield None
@@ -47,13 +46,13 @@ def search_progress(*, quiet: bool) -> Iterator[OnStep | None]:
 @contextmanager
 def compare_progress(*, quiet: bool) -> Iterator[tuple[OnStep | None, OnRow | None]]:
     """Print a line on stderr for each search of a comparison; a terminal shows a bar as well."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     with log_lines(quiet=quiet):
         if quiet:
             yield None, None
             return
         if not console.is_terminal:
-            yield None, lambda *row: print(_row_line(*row), file=sys.stderr, flush=True)
+            yield None, lambda *row: say(_row_line(*row), err=True)
             return
         with _live(console) as (bars, on_step):
             yield on_step, lambda *row: bars.console.print(Text(_row_line(*row)), soft_wrap=True)
@@ -68,7 +67,7 @@ def _row_line(row: Row, number: int, total: int) -> str:
 
 
 @contextmanager
-def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
+def _live(console: Screen) -> Iterator[tuple[Progress, OnStep]]:
     """A bar over the steps of the current search."""
     columns = (
         TextColumn("{task.description}"),
@@ -91,11 +90,11 @@ def _live(console: Console) -> Iterator[tuple[Progress, OnStep]]:
         )
 
 
-def _stdout() -> Console:
+def _stdout() -> Screen:
     """Standard output. A file or pipe has no width, and in 80 columns long names would fold."""
-    console = Console()
+    console = Screen()
     wide = console.is_terminal or "COLUMNS" in os.environ
-    return console if wide else Console(width=120)
+    return console if wide else Screen(width=120)
 
 
 def _figures(step: Step) -> str:
@@ -108,9 +107,9 @@ def _print_some(step: Step) -> None:
     if last or step.index % max(1, step.total // _LOG_LINES) == 0:
         left = step.seconds / (step.index + 1) * (step.total - step.index - 1)
         line = f"step {step.index + 1}/{step.total} {_figures(step)} left {left:.0f} s"
-        print(line, file=sys.stderr, flush=True)
+        say(line, err=True)
     if last:
-        print("measuring the mask and its controls", file=sys.stderr, flush=True)
+        say("measuring the mask and its controls", err=True)
 
 
 def print_report(report: Report) -> None:
@@ -154,16 +153,17 @@ def _layer_table(report: Report) -> Table:
 def _totals(report: Report) -> Text:
     sparsity = report.sparsity
     flips = sparsity.get("flips", 0)
-    signed = f"flips: {flips:,} of the kept weights have their sign flipped\n" if flips else ""
-    pattern, units = report.recipe.get("pattern"), sparsity.get("units", {})
-    if units:
-        signed += f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}\n"
-    return Text(
+    told = [
         f"kept {sparsity['kept']:,} of {sparsity['gated']:,} gated weights: "
         f"{sparsity['achieved']:.4%} sparse (target {sparsity['target']:.4%}); removed "
-        f"{sparsity['achieved_parameters']:.2%} of all {sparsity['parameters']:,} parameters\n"
-        + signed
-    )
+        f"{sparsity['achieved_parameters']:.2%} of all {sparsity['parameters']:,} parameters"
+    ]
+    if flips:
+        told.append(f"flips: {flips:,} of the kept weights have their sign flipped")
+    pattern, units = report.recipe.get("pattern"), sparsity.get("units")
+    if units:
+        told.append(f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}")
+    return stacked(*told, "")
 
 
 def _metric_table(report: Report) -> Table:
@@ -187,7 +187,7 @@ def print_plan(plan: Plan) -> None:
 
 def print_artifact(artifact: Artifact, loading: list[str], notes: Sequence[str]) -> None:
     """Print on stderr what an export wrote: shrunk layers, bytes, ratio to dense, how to load."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     for line in notes:
         if line.startswith(("shrunk:", "not shrunk:")):
             console.print(Text(line), soft_wrap=True)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from slt_compress.storage.outside import visible
+
 
 @contextmanager
 def log_lines(*, quiet: bool) -> Iterator[None]:
@@ -32,9 +34,8 @@ def log_lines(*, quiet: bool) -> Iterator[None]:
 
 
 class _Printable(logging.Formatter):
-    """Names out of files may hold control characters: they are shown as escapes."""
+    """Messages as `visible` shows them: names from files may hold control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message with everything but printable characters escaped."""
-        text = super().format(record)
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        """The message with characters that act as escapes."""
+        return visible(super().format(record))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from slt_compress.cli.plain_lines import say
 from slt_compress.cli.recipe_flags import literal_keys, option
 
 # Names for the help, read without importing their modules, which import torch.
@@ -125,7 +125,7 @@ def push_if_asked(folder: Path, repo: str | None) -> None:
     if repo is not None:
         from slt_compress.exporting.pushing import push
 
-        print(f"pushed to {push(folder, repo)}", file=sys.stderr)
+        say(f"pushed to {push(folder, repo)}", err=True)
 
 
 def resumed(folder: Path, source: str | None, out: Path | None) -> tuple[str, dict[str, Any], Path]:

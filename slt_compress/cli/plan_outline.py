@@ -9,9 +9,9 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 from rich.tree import Tree
 
+from slt_compress.cli.screen import Text, stacked
 from slt_compress.searching.planning import Plan
 
 _TIMES = "×"  # noqa: RUF001
@@ -49,10 +49,11 @@ def outline(plan: Plan) -> Iterator[RenderableType]:
     yield _skipped(plan.skipped)
     sparsity = plan.sparsity
     kept = sparsity["gated"] - round(sparsity["target"] * sparsity["gated"])
-    yield Text(
+    yield stacked(
         f"{sparsity['gated']:,} weights at {len(plan.sites)} sites would be gated, "
         f"{sparsity['gated'] / sparsity['parameters']:.1%} of {sparsity['parameters']:,} "
-        f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}\n"
+        f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}",
+        "",
     )
     yield _memory(plan)
     yield _sizes(plan.sizes)
@@ -60,7 +61,7 @@ def outline(plan: Plan) -> Iterator[RenderableType]:
     for label, lines in (("note", plan.warnings), ("expect", plan.expectations)):
         for line in lines:
             yield Text(f"{label}: {line}")
-    yield Text(f"\n{plan.command}")
+    yield stacked("", plan.command)
 
 
 def _tree(plan: Plan) -> Tree:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from rich.text import Text
+from slt_compress.cli.screen import Text, stacked
 
 # Size of a plot in characters, without its axes; one mark and one colour per method.
 _WIDTH, _HEIGHT = 60, 14
@@ -41,17 +41,17 @@ def plot(points: Sequence[Mapping[str, Any]], title: str) -> Text:
                 cells[x, round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))] = ("·", styles[method][1])
     for method, curve in curves.items():
         cells |= dict.fromkeys(curve, styles[method])
-    text = Text(f"{title}\n")
+    rows = [Text(title)]
     for y in reversed(range(_HEIGHT)):
         labelled = y in (0, _HEIGHT // 2, _HEIGHT - 1)
-        text.append(f"{bottom + span * y / (_HEIGHT - 1):9.4g} ┤" if labelled else f"{'│':>11}")
+        row = Text(f"{bottom + span * y / (_HEIGHT - 1):9.4g} ┤" if labelled else f"{'│':>11}")
         for x in range(_WIDTH):
-            text.append(*cells.get((x, y), (" ", "")))
-        text.append("\n")
-    text.append(f"{'└':>11}{'─' * _WIDTH}\n{' ' * 11}{_ticks(sparsities, column)}\n")
+            row.append(*cells.get((x, y), (" ", "")))
+        rows.append(row)
+    rows += [Text(f"{'└':>11}{'─' * _WIDTH}"), Text(f"{' ' * 11}{_ticks(sparsities, column)}")]
     for method, (mark, colour) in styles.items():
-        text.append(f"{' ' * 11}{mark} {method}\n", colour)
-    return text
+        rows.append(Text(f"{' ' * 11}{mark} {method}", colour))
+    return stacked(*rows, "")
 
 
 def _ticks(sparsities: Sequence[float], column: Callable[[float], int]) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import Json
+from slt_compress.cli.plain_lines import say
 
 tickets_app = typer.Typer(help="Compare and combine tickets of the same weights.",
                           no_args_is_help=True)  # fmt: skip
@@ -25,15 +26,16 @@ def _diff(first: First, second: Second, as_json: Json = False) -> None:
     if as_json:
         print_json(result.to_dict())
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from slt_compress.cli.screen import Screen
 
     table = Table("layer", "A", "B", "both", "overlap", "IoU", title="Kept by A, by B and by both")
     for layer in result.layers:
         counts = [f"{count:,}" for count in (*layer.kept, layer.both)]
         table.add_row(layer.name, *counts, f"{layer.overlap:.2%}", f"{layer.iou:.2%}")
-    Console().print(table)
-    print(f"overlap: {result.overlap:.4%} of A; intersection over union: {result.iou:.4%}")
+    Screen().print(table)
+    say(f"overlap: {result.overlap:.4%} of A; intersection over union: {result.iou:.4%}")
 
 
 @tickets_app.command("merge")
@@ -49,7 +51,7 @@ def _merge(
     operations: dict[str, Operation] = {"and": "and", "or": "or"}
     if op not in operations:
         raise typer.BadParameter(f"{op!r} is neither `and` nor `or`", param_hint="--op")
-    print(merge(first, second, operations[op], out).path)
+    say(merge(first, second, operations[op], out).path)
 
 
 def import_command(
@@ -60,4 +62,4 @@ def import_command(
     from slt_compress.searching.recipes import Recipe
     from slt_compress.tickets.importing import import_checkpoint
 
-    print(import_checkpoint(path, out, recipe=Recipe().to_dict()).path)
+    say(import_checkpoint(path, out, recipe=Recipe().to_dict()).path)

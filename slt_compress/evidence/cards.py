@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from slt_compress.artifacts.onnx_file import OnnxInput
 from slt_compress.evidence.reporting import Report
+from slt_compress.storage.outside import code_span, markdown
 from slt_compress.tickets.card import flip_note, front_matter, metric_table, own_loading, title_of
 
 
@@ -50,8 +51,8 @@ def _pattern_clause(report: Report) -> str:
     if pattern in (None, "unstructured"):
         return ""
     if units is None:
-        return f". The masks have the pattern `{pattern}`"
-    return f". The pattern `{pattern}` keeps {units['kept']:,} of {units['gated']:,} units"
+        return f". The masks have the pattern {code_span(pattern)}"
+    return f". The pattern {code_span(pattern)} keeps {units['kept']:,} of {units['gated']:,} units"
 
 
 def how_to_load(format: str, origin: Mapping[str, object], folder: str) -> list[str]:
@@ -89,7 +90,8 @@ def onnx_inputs(
     names = {value.name for value in inputs}
     lines = ["## Inputs", "", "| name | dtype | shape |", "|---|---|---|"]
     for value in inputs:
-        lines.append(f"| {value.name} | {value.dtype} | {', '.join(map(str, value.shape))} |")
+        cells = (value.name, value.dtype, ", ".join(map(str, value.shape)))
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
     lines += ["", "Where the shape has a word, any size will do.", ""]
     if origin.get("family") == "transformers":
         name, example = next(

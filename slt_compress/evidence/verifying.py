@@ -15,6 +15,7 @@ from slt_compress.artifacts import ONNX, Artifact
 from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.checks import Check, Verification, against_origin, failed
+from slt_compress.evidence.import_checks import as_imported
 from slt_compress.evidence.onnx_checks import verify_onnx
 from slt_compress.runtime.opening import Opened, describe_folder, open_path, origin_of
 from slt_compress.runtime.probes import stored_probe
@@ -57,6 +58,7 @@ def _verify_model(
         step = "origin"
         probe = stored_probe(opened)
         checks += against_origin(opened, known, source, probe)
+        checks += as_imported(opened)
         step = "logits"
         checks.append(_logits(opened, known, probe))
     except (TicketError, ArtifactError) as error:

@@ -26,6 +26,7 @@ from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import stored_probe
+from slt_compress.storage.outside import markdown
 from slt_compress.storage.probe import Probe
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
@@ -84,7 +85,9 @@ def _evidence(
     card = artifact_card(report, SHRUNK, ticket.origin, name)
     return Evidence(
         report=report.to_dict() | {"shrunk": sizes},
-        card="\n".join([card, "## What was cut", "", *(f"- {line}" for line in lines), ""]),
+        card="\n".join(
+            [card, "## What was cut", "", *(f"- {markdown(line)}" for line in lines), ""]
+        ),
         ticket_hash=ticket.hash,
         provenance=provenance_of(ticket).to_dict(),
         probe=probe,

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from slt_compress.anatomy.copies import own_class_
 from slt_compress.anatomy.gradient_paths import grads_from_embeddings
 from slt_compress.anatomy.memory_formats import contiguous_convolutions
-from slt_compress.anatomy.states import kept_buffers, set_buffers
+from slt_compress.anatomy.remembering import Remembered, freeze_, remember_state, unchanged
+from slt_compress.anatomy.states import kept_buffers
 from slt_compress.gates.base import Learned, Phase, Sample, sample_key
 from slt_compress.masks import Masks, masked_weight
 from slt_compress.sites.layouts import Layout
@@ -58,6 +59,7 @@ class Gates:
 
     by_name: Mapping[str, Gate]
     module: nn.Module
+    dense: Remembered
     dense_buffers: Mapping[str, Tensor]
 
     @property
@@ -100,16 +102,9 @@ class Gates:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The dense network, with its own buffers, for as long as the block lasts."""
-        modes = {name: gate.mode for name, gate in self.by_name.items()}
-        for gate in self.by_name.values():
-            gate.mode = "open"
-        try:
-            with kept_buffers(self.module):
-                set_buffers(self.module, self.dense_buffers)
-                yield
-        finally:
-            for name, gate in self.by_name.items():
-                gate.mode = modes[name]
+        with kept_buffers(self.module):
+            self.dense.put_back_state()
+            yield
 
 
 @contextmanager
@@ -137,73 +132,25 @@ def gated(
 ) -> Iterator[Gates]:
     """Put a gate on every site and freeze the weights; restore everything on exit.
 
-    On exit the module has its values, buffers, modes, `requires_grad` flags, ties, classes and
-    the order of its parameters again, also after an exception. Gates start open.
+    On exit the module is what it was, also after an exception: values, buffers, modes,
+    `requires_grad` flags, ties, classes, hooks and the order of its parameters, with the same
+    tensor objects. Gates start open.
     """
-    remembered = _remember(module, plan)
     gates: dict[str, Gate] = {}
-    try:
-        for parameter in module.parameters():
-            parameter.requires_grad_(False)
+    with unchanged(module):
+        freeze_(module)
         for site in plan.sites:
             score = None if scores is None else scores[site.name]
             gate = Gate(method, score, site.layout, rescale=rescale)
             gates[site.name] = gate
             for owner, param in _owners(module, site):
+                own_class_(owner)
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
         with contiguous_convolutions(module), grads_from_embeddings(module):
-            yield Gates(by_name=gates, module=module, dense_buffers=remembered.buffers)
-    finally:
-        for site in plan.sites:
-            for owner, param in _owners(module, site) if site.name in gates else ():
-                _remove(owner, param, gates[site.name])
-        remembered.restore(module)
-
-
-@dataclass(frozen=True, slots=True)
-class _Remembered:
-    """What gating and training may change in a module beside its gates.
-
-    Parts are known by themselves and not by name: some models exchange modules as they run (BigBird
-    for short inputs).
-    """
-
-    buffers: Mapping[str, Tensor]
-    requires_grad: tuple[tuple[nn.Parameter, bool], ...]
-    training: tuple[tuple[nn.Module, bool], ...]
-    momentum: tuple[tuple[_BatchNorm, float | None], ...]
-    order: Mapping[str, tuple[str, ...]]
-
-    def restore(self, module: nn.Module) -> None:
-        set_buffers(module, self.buffers)
-        for parameter, wanted in self.requires_grad:
-            parameter.requires_grad_(wanted)
-        for child, mode in self.training:
-            child.training = mode
-        for norm, momentum in self.momentum:
-            norm.momentum = momentum
-        for name, keys in self.order.items():
-            own = module.get_submodule(name)._parameters
-            ordered = {key: own[key] for key in keys}
-            own.clear()
-            own.update(ordered)
-
-
-def _remember(module: nn.Module, plan: SitePlan) -> _Remembered:
-    return _Remembered(
-        buffers={name: buffer.clone() for name, buffer in module.named_buffers()},
-        requires_grad=tuple((p, p.requires_grad) for p in module.parameters()),
-        training=tuple((child, child.training) for child in module.modules()),
-        momentum=tuple(
-            (child, child.momentum) for child in module.modules() if isinstance(child, _BatchNorm)
-        ),
-        order={
-            path: tuple(module.get_submodule(path)._parameters)
-            for site in plan.sites
-            for path, _ in site.places
-        },
-    )
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            dense = remember_state(module)
+            yield Gates(by_name=gates, module=module, dense=dense, dense_buffers=buffers)
 
 
 def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
@@ -214,16 +161,3 @@ def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:
         if id(owner) not in seen:
             seen.add(id(owner))
             yield owner, param
-
-
-def _remove(owner: nn.Module, param: str, gate: Gate) -> None:
-    """Take the gate off, if it came on; a parametrization that was there before stays."""
-    if not parametrize.is_parametrized(owner, param):
-        return
-    chain = owner.get_submodule(f"parametrizations.{param}")
-    if not isinstance(chain, nn.ModuleList) or chain[len(chain) - 1] is not gate:
-        return
-    if len(chain) > 1:
-        del chain[len(chain) - 1]
-    else:
-        parametrize.remove_parametrizations(owner, param, leave_parametrized=False)

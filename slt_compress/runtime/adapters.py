@@ -36,7 +36,8 @@ class Base:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._weights: Mapping[str, Tensor] = MappingProxyType({})
-        self._buffers: Mapping[str, Tensor] = MappingProxyType({})
+        # the buffer that was there, and its values
+        self._buffers: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
         self._applied: Path | None = None
 
     @property
@@ -70,7 +71,7 @@ class Base:
         self.remove()
         try:
             self._put_on(mask)
-        except SltError:
+        except BaseException:
             if before is not None:
                 self._put_on(_mask_in(before))
             raise
@@ -82,32 +83,34 @@ class Base:
         with torch.no_grad():
             for name, weight in self._weights.items():
                 parameters[name].copy_(weight)
-        set_buffers(self._module, self._buffers)
-        self._weights = self._buffers = MappingProxyType({})
+            for name, (buffer, values) in self._buffers.items():
+                _put_back(self._module, name, buffer, values)
+        self._weights, self._buffers = MappingProxyType({}), MappingProxyType({})
         self._applied = None
         return self
 
     def _put_on(self, mask: MaskOfOrigin) -> None:
+        for name in mask.shapes:
+            _check_place(self._module, name)
         weights = site_parameters(self._module, mask.shapes)
-        computed = [name for name in weights if _is_computed(self._module, name)]
-        if computed:
-            raise TicketError(
-                f"{computed[0]} is computed by a parametrization, so a mask could not be taken off "
-                "it again; use slt_compress.load"
-            )
         frozen = {name: weight.detach() for name, weight in weights.items()}
+        _check_memory(self._module, weights)
         if sha256_tensors(frozen) != mask.provenance.weights_hash:
             raise TicketError(f"{mask.recorded.path} is not a ticket of the weights of this module")
         masks, own = mask.masks(), dict(self._module.named_buffers())
         if set(mask.buffers) - own.keys():
             raise TicketError(f"{mask.recorded.path} has buffers that this module lacks")
         self._weights = {name: weight.clone() for name, weight in frozen.items()}
-        self._buffers = {name: own[name].clone() for name in mask.buffers}
-        with torch.no_grad():
-            for name, weight in weights.items():
-                gain, flip = mask.provenance.gains.get(name, 1.0), masks.flips.get(name)
-                weight.copy_(masked_weight(weight, masks[name].to(weight.device), gain, flip))
-        set_buffers(self._module, mask.buffers)
+        self._buffers = {name: (own[name], own[name].clone()) for name in mask.buffers}
+        try:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    gain, flip = mask.provenance.gains.get(name, 1.0), masks.flips.get(name)
+                    weight.copy_(masked_weight(weight, masks[name], gain, flip))
+            set_buffers(self._module, mask.buffers)
+        except BaseException:
+            self.remove()
+            raise
         self._applied = mask.recorded.path
 
 
@@ -120,6 +123,54 @@ def _mask_in(ticket: Ticket | str | Path) -> MaskOfOrigin:
     return mask_of(read_mask_artifact(holder))
 
 
-def _is_computed(module: nn.Module, name: str) -> bool:
+def _check_place(module: nn.Module, name: str) -> None:
+    """Refuse a computed weight, without computing it: spectral norm changes as it is read."""
     path, _, leaf = name.rpartition(".")
-    return parametrize.is_parametrized(module.get_submodule(path), leaf)
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return  # `site_parameters` says so
+    if parametrize.is_parametrized(owner, leaf):
+        raise TicketError(
+            f"{name} is computed by a parametrization, so that no mask can be taken off "
+            "it again; use slt_compress.load"
+        )
+
+
+def _check_memory(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a weight in whose memory another one lies too: a mask in place would be on both."""
+    end, last = 0, ""
+    places = sorted((*_extent(tensor), name) for name, tensor in module.named_parameters())
+    for start, stop, name in places:
+        if start < end and (name in weights or last in weights):
+            raise TicketError(
+                f"{name} and {last} share memory, so that a mask cannot be put on one of them in "
+                "place; use slt_compress.load"
+            )
+        if stop > end:
+            end, last = stop, name
+    for name, weight in weights.items():
+        if torch._debug_has_internal_overlap(weight) == 1:
+            raise TicketError(
+                f"{name} is expanded, so that its elements cannot be masked in place; use "
+                "slt_compress.load"
+            )
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First byte, and the byte behind the last one, of a tensor; empty where it has no memory."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.numel() == 0:
+        return (0, 0)
+    lasts = ((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return (start, start + (1 + sum(lasts)) * tensor.element_size())
+
+
+def _put_back(module: nn.Module, name: str, buffer: Tensor, values: Tensor) -> None:
+    """A buffer with its values; what the module replaced in the meantime is replaced again."""
+    path, _, leaf = name.rpartition(".")
+    buffers = module.get_submodule(path)._buffers
+    now = buffers.get(leaf)
+    if now is None or now.shape != values.shape:
+        buffers[leaf] = now = buffer
+    now.copy_(values)

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from slt_compress.anatomy.copies import copy_of
+from slt_compress.anatomy.copies import copy_of, flatten_
 from slt_compress.anatomy.states import (
     kept_buffers,
     set_buffers,
@@ -168,10 +167,7 @@ class MaskOfOrigin:
         checkpoint = self.recorded.open(origin=origin, model=model)
         source = checkpoint if keep_origin else None
         if keep_origin:
-            try:
-                checkpoint = replace(checkpoint, module=copy_of(checkpoint.module))
-            except RuntimeError:  # torch copies no tensor that an operation made (old weight norm)
-                checkpoint = self.recorded.open(origin=origin, model=model)
+            checkpoint = replace(checkpoint, module=copy_of(checkpoint.module))
         masks, flattened = self.put_on_(checkpoint.module, str(origin) if origin else None)
         return Opened(
             path=self.recorded.path,
@@ -277,12 +273,12 @@ def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) ->
         for name, mask in masks.items():
             path, _, param = name.rpartition(".")
             owner = module.get_submodule(path)
-            if parametrize.is_parametrized(owner, param):
-                parametrize.remove_parametrizations(owner, param, leave_parametrized=True)
+            if flatten_(owner, param):
                 flattened.append(name)
             weight = getattr(owner, param)
             gain, flip = gains.get(name, 1.0), masks.flips.get(name)
-            weight.copy_(masked_weight(weight, mask, gain, flip))
+            # not copied into: a weight may be expanded, or lie in the memory of another one
+            weight.data = masked_weight(weight, mask, gain, flip)
     return tuple(flattened)
 
 

@@ -56,7 +56,7 @@ def confined(plan: SitePlan, ticket: Ticket, module: nn.Module) -> SitePlan:
     Raises:
         TicketError: the ticket gates a weight that the plan does not.
     """
-    lost = [name for name in ticket.masks if name not in plan.layouts]
+    lost = [n for n, m in ticket.masks.items() if n not in plan.layouts and _adds(module, n, m)]
     if lost:
         raise TicketError(f"{ticket.path} gates {lost[0]}, which this search does not gate")
     allowed = dict(ticket.masks)
@@ -68,6 +68,12 @@ def confined(plan: SitePlan, ticket: Ticket, module: nn.Module) -> SitePlan:
         for site in plan.sites
     )
     return replace(plan, sites=sites)
+
+
+def _adds(module: nn.Module, name: str, mask: Tensor) -> bool:
+    """Whether a mask removes more than the weights themselves say: an import has masks of zeros."""
+    weight = site_weights(module, {name: tuple(mask.shape)})[name]
+    return weight.is_meta or bool((weight[~mask] != 0).any())
 
 
 def _check_room(plan: SitePlan, budget: Budget, path: Path) -> None:

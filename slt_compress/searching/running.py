@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slt_compress.anatomy.remembering import leaves_unchanged
 from slt_compress.gates import Learned, Method
 from slt_compress.searching.accelerators import accelerator_for, in_main
 from slt_compress.searching.inside import sites_of
+from slt_compress.searching.preflight import check_module, ordinary_mode
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.recording import Target, record
 from slt_compress.searching.reserving import about_search, reserved
@@ -22,6 +24,8 @@ from slt_compress.searching.workloads import open_workload
 from slt_compress.tickets import Ticket, read_ticket
 
 
+@ordinary_mode()
+@leaves_unchanged
 def run(
     source: str | Path | nn.Module,
     data: str | Iterable[Any] | None,
@@ -40,6 +44,7 @@ def run(
         SltError: the source, data, budget or target cannot be used, or the search diverged.
     """
     started = time.monotonic()
+    check_module(source)
     with accelerator_for(recipe.training) as accelerator:
         in_main(accelerator, target.check)
         with accelerator.main_process_first():  # which downloads, where there is anything to

@@ -18,6 +18,7 @@ from slt_compress.gates.gating import Gates, gated
 from slt_compress.searching.accelerators import accelerator_for
 from slt_compress.searching.conclusion import Measuring, SearchResult
 from slt_compress.searching.first_scores import first_scores
+from slt_compress.searching.preflight import fit_precision_, precision_notes
 from slt_compress.searching.resuming import Progress, SearchFolder
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
@@ -63,7 +64,8 @@ class Search(SearchSetup):
                 result = measuring.conclude(
                     _saved_scores(progress)[0], weights, dict(progress.dense), progress.history
                 )
-                return replace(result, notes=progress.notes)
+                mixed = precision_notes(self.module, self.training)
+                return replace(result, notes=(*progress.notes, *mixed))
 
     def pace(self) -> float:
         """Seconds of a step: the mean of two after a first one; the module comes back as it was.
@@ -96,6 +98,7 @@ class Search(SearchSetup):
         with own as ready:
             try:
                 self.module.to(ready.device)
+                fit_precision_(ready, self.module, self.training)
                 yield ready
             finally:
                 self.module.to(home)

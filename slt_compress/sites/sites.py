@@ -173,6 +173,8 @@ def _impossible(entry: Parameter) -> str | None:
         return "bias" if "bias" in entry.param else "one-dimensional"
     if not entry.tensor.is_floating_point():
         return f"not floating point ({entry.tensor.dtype})"
+    if entry.tensor.element_size() < 2:
+        return f"nothing can be computed in {str(entry.tensor.dtype).removeprefix('torch.')}"
     return "empty" if entry.tensor.numel() == 0 else None
 
 

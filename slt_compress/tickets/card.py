@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from slt_compress.masks import Masks
+from slt_compress.storage.outside import code_span, markdown
 from slt_compress.tickets.records import Metrics
 
 
@@ -26,8 +27,8 @@ def ticket_card(
         f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
-        f"({1 - masks.density:.2%} sparse), found by the method `{method}`"
-        + (f" in the pattern `{pattern}`. " if pattern != "unstructured" else ". ")
+        f"({1 - masks.density:.2%} sparse), found by the method {code_span(method)}"
+        + (f" in the pattern {code_span(pattern)}. " if pattern != "unstructured" else ". ")
         + "No weight was trained: this folder holds masks, not weights.",
         "",
         *flip_note(masks.flipped, masks.kept),
@@ -48,7 +49,8 @@ def derived_card(origin: Mapping[str, object], masks: Masks, note: str) -> str:
         f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
-        f"({1 - masks.density:.2%} sparse): {note}. This folder holds masks, not weights.",
+        f"({1 - masks.density:.2%} sparse): {markdown(note)}. "
+        "This folder holds masks, not weights.",
         "",
         "```python",
         *own_loading("path/to/this/folder", origin),
@@ -84,12 +86,12 @@ def front_matter(origin: Mapping[str, object]) -> str:
 
 
 def title_of(origin: Mapping[str, object]) -> str:
-    """The name of a model for the title of a card."""
+    """The name of a model for the title of a card, as Markdown."""
     name = str(origin.get("source")).rstrip("/").rpartition("/")[2]
     init = origin.get("init")
     if not isinstance(init, Mapping):
-        return name
-    return f"{name} (random init {init.get('scheme')}, seed {init.get('seed')})"
+        return markdown(name)
+    return markdown(f"{name} (random init {init.get('scheme')}, seed {init.get('seed')})")
 
 
 def metric_table(metrics: Metrics) -> list[str]:
@@ -98,11 +100,15 @@ def metric_table(metrics: Metrics) -> list[str]:
     if not names:
         return ["Nothing was measured."]
     rows = [
-        f"| {model} | " + " | ".join(_cell(values, name) for name in names) + " |"
+        f"| {markdown(model)} | " + " | ".join(_cell(values, name) for name in names) + " |"
         for model, values in metrics.items()
         if values
     ]
-    return [f"| model | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|", *rows]
+    return [
+        f"| model | {' | '.join(map(markdown, names))} |",
+        "|---" * (len(names) + 1) + "|",
+        *rows,
+    ]
 
 
 def _cell(values: Mapping[str, float], name: str) -> str:

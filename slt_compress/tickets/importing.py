@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from slt_compress.anatomy.states import environment, module_nbytes
+from slt_compress.anatomy.states import environment, module_nbytes, shapes_of, site_weights
 from slt_compress.checkpoints import Checkpoint, origin_record, read_folder
 from slt_compress.checkpoints import open_checkpoint as open_folder
 from slt_compress.checkpoints.companions import copy_companions
@@ -31,9 +32,15 @@ from slt_compress.tickets import (
     write_ticket,
 )
 from slt_compress.tickets.card import derived_card
+from slt_compress.tickets.imported_masks import Spelled, imported_hashes, masks_of
 
 _PACKED = ("compressed", "bitmask", "row_offsets", "shape")
 _CONFIG_DROPPED = ("quantization_config", "compression_config", "sparsity_config")
+# What tensors beside quantized weights are called, by compressed-tensors, GPTQ, AWQ, bitsandbytes.
+_QUANTIZED = (
+    "weight_packed", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_g_idx",
+    "input_scale", "qweight", "qzeros", "scales", "g_idx", "absmax", "quant_map", "SCB",
+)  # fmt: skip
 
 
 def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str, object]) -> Ticket:
@@ -41,23 +48,46 @@ def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str,
 
     Three spellings are known: plain tensors with zeros; torch's `<name>_orig` and `<name>_mask`;
     and compressed-tensors' `sparse-bitmask`, from before and after its version 0.9. For the last
-    two, a plain checkpoint is written beside the ticket as `<out>-origin`, and is its origin.
+    two, and where the config calls plain tensors compressed, a plain checkpoint is written beside
+    the ticket as `<out>-origin`, and is its origin.
+
+    The ticket holds every mask and every zero of the source, or nothing is written. Zeros that are
+    there without pruning, in a bias that is all zero or the padding row of an embedding, are the
+    origin's values and no mask.
 
     The ticket records `recipe` as its own, so that a later search can start from it.
 
     Raises:
         SourceError: the folder is not a checkpoint, or cannot be read.
-        TicketError: it has no zeros, or `out` is taken.
+        TicketError: it has no zeros, a mask cannot be carried over, or `out` is taken.
     """
     folder, target = Path(path), Path(out)
     check_target(target)
     config, tensors = read_folder(folder)
+    _refuse_quantized(tensors, folder)
     plain, masks = unpacked(tensors, str(folder))
     origin = folder
-    if plain is not tensors:
+    if plain is not tensors or any(key in config for key in _CONFIG_DROPPED):
         origin = target.parent / f"{target.name}-origin"
         _write_origin(origin, folder, config, plain)
-    return _ticket_of(open_folder(origin), masks, target, folder, recipe)
+    spelled = Spelled(tensors=plain, masks=masks, where=str(folder))
+    try:
+        return _ticket_of(open_folder(origin), spelled, target, folder, recipe)
+    except BaseException:
+        if origin is not folder:  # written just now, and of use to nobody without its ticket
+            shutil.rmtree(origin, ignore_errors=True)
+        raise
+
+
+def _refuse_quantized(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse weights that are not what their numbers say."""
+    for key, tensor in tensors.items():
+        narrow = tensor.is_floating_point() and tensor.element_size() < 2
+        if narrow or key.rpartition(".")[2] in _QUANTIZED:
+            raise SourceError(
+                f"{folder} is quantized ({key}); masks need the original weights: give the "
+                "unquantized checkpoint"
+            )
 
 
 def unpacked(
@@ -71,7 +101,7 @@ def unpacked(
         SourceError: parts are missing or contradict each other.
     """
     packed = [key.removesuffix(".bitmask") for key in tensors if key.endswith(".bitmask")]
-    masked = [key.removesuffix("_mask") for key in tensors if _is_masked(key, tensors)]
+    masked = [key.removesuffix("_mask") for key in tensors if _is_mask(key, tensors, where)]
     if not packed and not masked:
         return tensors, {}
     used: set[str] = set()
@@ -83,15 +113,18 @@ def unpacked(
                         if keys[part] not in tensors)  # fmt: skip
         if absent:
             raise SourceError(f"{where} lacks {absent[0]}, a part of a sparse-bitmask tensor")
-        weight = name if name.endswith(".weight") else f"{name}.weight"
+        weight = name if name.endswith((".weight", ".bias")) else f"{name}.weight"
         parts = {part: tensors[key] for part, key in keys.items() if key in tensors}
         weights[weight], masks[weight] = _from_bitmask(parts, f"{where}: {name}")
         used |= set(keys.values())
     for name in masked:
-        mask = tensors[f"{name}_mask"] != 0
-        if mask.shape != tensors[f"{name}_orig"].shape:
-            raise SourceError(f"{where}: {name}_mask has another shape than {name}_orig")
-        weights[name], masks[name] = tensors[f"{name}_orig"], mask
+        mask = tensors[f"{name}_mask"]
+        orig = f"{name}_orig" if f"{name}_orig" in tensors else name
+        if mask.shape != tensors[orig].shape:
+            raise SourceError(f"{where}: {name}_mask has another shape than {orig}")
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise SourceError(f"{where}: {name}_mask holds more than 0 and 1, so it is no mask")
+        weights[name], masks[name] = tensors[orig], mask != 0
         used |= {f"{name}_mask", f"{name}_orig", name}
     rest = {key: tensor for key, tensor in tensors.items() if key not in used}
     if rest.keys() & weights.keys():
@@ -99,8 +132,20 @@ def unpacked(
     return {**rest, **weights}, masks
 
 
-def _is_masked(key: str, tensors: Mapping[str, Tensor]) -> bool:
-    return key.endswith("_mask") and f"{key.removesuffix('_mask')}_orig" in tensors
+def _is_mask(key: str, tensors: Mapping[str, Tensor], where: str) -> bool:
+    """Whether a tensor is the mask of another one: of `<name>_orig`, else of the weight beside it.
+
+    Raises:
+        SourceError: it is called the mask of a weight or bias that is not there.
+    """
+    name = key.removesuffix("_mask")
+    if not key.endswith("_mask") or f"{name}_orig" in tensors:
+        return key.endswith("_mask")
+    if name.rpartition(".")[2] not in ("weight", "bias"):
+        return False  # a buffer of the model, such as attn_mask
+    if name not in tensors:
+        raise SourceError(f"{where} holds {key} and neither {name}_orig nor {name}")
+    return True
 
 
 def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tensor]:
@@ -115,9 +160,9 @@ def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tens
         )
     bits = np.unpackbits(bitmask.reshape(rows, -1).numpy(), axis=1, bitorder="little")
     mask = torch.from_numpy(bits[:, :columns].astype(bool)).reshape(sizes)
-    if values.dim() != 1 or len(values) != int(mask.count_nonzero()):
+    if values.dim() not in (1, 2) or values.numel() != int(mask.count_nonzero()):
         raise SourceError(f"{where} has {tuple(values.shape)} values for its bitmask")
-    return torch.zeros(sizes, dtype=values.dtype).masked_scatter_(mask, values), mask
+    return torch.zeros(sizes, dtype=values.dtype).masked_scatter_(mask, values.reshape(-1)), mask
 
 
 def _write_origin(
@@ -136,34 +181,30 @@ def _write_origin(
 
 def _ticket_of(
     checkpoint: Checkpoint,
-    given: Mapping[str, Tensor],
+    spelled: Spelled,
     target: Path,
     source: Path,
     recipe: Mapping[str, object],
 ) -> Ticket:
-    """Write the ticket of a checkpoint: masks given by file key, or else whatever is not zero."""
-    plan = find_sites(checkpoint.module)
-    weights: dict[str, Tensor] = {}
-    masks: dict[str, Tensor] = {}
-    kinds: dict[str, str] = {}
-    for site in plan.sites:
-        weight = getattr(checkpoint.module.get_submodule(site.module), site.param).detach()
-        keys = [key for key in checkpoint.file_keys.get(site.name, ()) if key in given]
-        mask = given[keys[0]] if len(keys) == 1 else weight != 0
-        mask = mask if mask.shape == weight.shape else weight != 0
-        if not bool(mask.all()):
-            weights[site.name], masks[site.name], kinds[site.name] = weight, mask, site.kind
+    """Write the ticket of all that is masked or zero in a checkpoint."""
+    module, plan = checkpoint.module, find_sites(checkpoint.module)
+    masks = masks_of(checkpoint, plan, spelled)
     if not masks or not Masks(masks).kept:
         raise TicketError(f"{source} has no weight with zeros among the sites, so there is no mask")
-    whole = {site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks}
+    kinds = {site.name: site.kind for site in plan.sites}
+    weights = site_weights(module, shapes_of(Masks(masks)))
     facts = {
-        name: SiteFacts(index=index, kind=kinds[name], dtype=dtype_name(weight.dtype))
-        for index, (name, weight) in enumerate(weights.items())
+        name: SiteFacts(index=index, kind=kinds.get(name, "other"), dtype=dtype_name(weight.dtype))
+        for index, (name, weight) in enumerate((name, weights[name]) for name in masks)
     }
+    skipped = {name: why for name, why in plan.skipped.items() if name not in masks}
+    whole = {site.name: "nothing of it is zero" for site in plan.sites if site.name not in masks}
     content = _content(checkpoint, Masks(masks), source, recipe, sites=facts,
-                       skipped={**plan.skipped, **whole},
+                       skipped={**skipped, **whole},
                        weights_hash=sha256_tensors(weights))  # fmt: skip
-    return write_ticket(target, content)
+    imported = {"tensors": imported_hashes(spelled, checkpoint, masks)}
+    extra = None if content.extra is None else replace(content.extra, imported=imported)
+    return write_ticket(target, replace(content, extra=extra))
 
 
 def _content(

@@ -85,6 +85,7 @@ class Extra:
         notes: sentences for the report.
         silenced: kept weights without effect by parameter, of patterns that remove whole units.
         neighbours_unknown: sites whose neighbours were not found, so that none were counted there.
+        imported: `tensors`: the hash of every tensor of the model that was imported, by its name.
     """
 
     environment: Mapping[str, object] | None = None
@@ -93,6 +94,7 @@ class Extra:
     notes: tuple[str, ...] = ()
     silenced: Mapping[str, int] | None = None
     neighbours_unknown: tuple[str, ...] | None = None
+    imported: Mapping[str, Mapping[str, str]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object: `data` and `notes` always, the others where they are known."""
@@ -160,7 +162,11 @@ def parse_extra(manifest: Manifest) -> Extra:
     silenced = extra.optional("silenced", dict)
     if silenced is not None and not all(is_count(count, least=0) for count in silenced.values()):
         raise manifest.damaged(f"it counts {str(silenced)[:60]} weights without effect")
-    unknown = extra.optional("neighbours_unknown", list)
+    unknown, imported = (
+        extra.optional("neighbours_unknown", list), extra.optional("imported", dict)
+    )  # fmt: skip
+    if imported is not None and not isinstance(imported.get("tensors"), dict):
+        raise manifest.damaged("it does not say which tensors were imported")
     return Extra(
         environment=extra.optional("environment", dict),
         dense_nbytes=extra.optional("dense_nbytes", int),
@@ -168,6 +174,7 @@ def parse_extra(manifest: Manifest) -> Extra:
         notes=tuple(str(note) for note in extra.optional("notes", list) or () if note),
         silenced=silenced,
         neighbours_unknown=None if unknown is None else tuple(map(str, unknown)),
+        imported=imported,
     )
 
 

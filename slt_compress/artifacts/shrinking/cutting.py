@@ -20,7 +20,9 @@ TOLERANCE = 1e-4
 
 def tolerance_of(module: nn.Module) -> float:
     """`TOLERANCE`, or the rounding of sums in another order in the narrowest dtype, if larger."""
-    floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    floating = [
+        p.dtype for p in module.parameters() if p.is_floating_point() and p.element_size() > 1
+    ]
     return max(TOLERANCE, 2 * max((torch.finfo(dtype).eps for dtype in floating), default=0.0))
 
 
