@@ -15,7 +15,8 @@ from slt_compress.checkpoints.checkpoint import TASKS, Checkpoint, Family, Init,
 from slt_compress.checkpoints.downloads import cached, fetch
 from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.checkpoints.timm_models import hub_id, is_name
+from slt_compress.checkpoints.timm_arguments import is_name
+from slt_compress.checkpoints.timm_models import hub_id
 from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
 from slt_compress.errors import SltError, SourceError
 from slt_compress.storage.manifests import is_count

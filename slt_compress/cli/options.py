@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -114,18 +113,6 @@ def numbers(text: str, option: str) -> list[float]:
     except ValueError:
         raise typer.BadParameter(f"{text!r} has an entry that is not a number",
                                  param_hint=option) from None  # fmt: skip
-
-
-def push_if_asked(folder: Path, repo: str | None) -> None:
-    """Upload the folder that a command wrote if `repo` is given, and print its address on stderr.
-
-    Raises:
-        SltError: the upload failed.
-    """
-    if repo is not None:
-        from slt_compress.exporting.pushing import push
-
-        print(f"pushed to {push(folder, repo)}", file=sys.stderr)
 
 
 def resumed(folder: Path, source: str | None, out: Path | None) -> tuple[str, dict[str, Any], Path]:

@@ -1,0 +1,42 @@
+"""Failing: what went wrong as one line on stderr, and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from slt_compress.errors import SltError
+
+# What the machine refuses, whatever the command: no space, no quota, no right, no descriptors.
+_MACHINE = frozenset((
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
+    errno.ENFILE, errno.EFBIG, errno.EIO,
+))  # fmt: skip
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turn an error that a user can do something about into a line and exit code 1."""
+    try:
+        yield
+    except SltError as error:
+        reason = str(error)
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        reason = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    except (MemoryError, RuntimeError) as error:
+        from slt_compress.storage.memory import is_low_memory
+
+        if not is_low_memory(error):
+            raise
+        reason = (
+            "there is not enough memory: use a smaller --batch-size, set evaluation.limit, or free "
+            "some; nothing was left half-written"
+        )
+    else:
+        return
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(1)
