@@ -19,7 +19,8 @@ from slt_compress.errors import SltError, SourceError
 _GROWTH = 8
 _ELEMENTS, _TENSORS = 4_000_000, 4_000
 # of a model of which no more is known than that somebody searched it
-MOST_TENSORS = 100_000
+MOST_TENSORS = 4_000
+_ANY_SIZE = 10**15
 
 
 class _TooLargeError(Exception):
@@ -65,11 +66,28 @@ def bounded(elements: int, tensors: int, where: object, error: type[SltError]) -
         # whatever a library made of it: what it was about is known here
         except Exception as cause:
             if seen[0] > most or seen[1] > most_tensors or _is_overflow(cause):
+                asked = "more tensors" if seen[1] > most_tensors else "a larger model"
+                known = elements < _ANY_SIZE
                 raise error(
-                    f"the config of {where} asks for a larger model than its {elements:,} weights "
-                    f"in {tensors:,} tensors: one of them is damaged"
+                    f"the config of {where} asks for {asked} than "
+                    + (
+                        f"its {elements:,} weights in {tensors:,} tensors: one of them is damaged"
+                        if known
+                        else "any model has: it is damaged"
+                    )
                 ) from cause
             raise
+
+
+@contextmanager
+def bounded_count(where: object) -> Iterator[None]:
+    """Let no more tensors be built in the block than any model has, of whatever size.
+
+    Raises:
+        SourceError: more were asked for, or sizes that no tensor can have.
+    """
+    with bounded(_ANY_SIZE, MOST_TENSORS, where, SourceError):
+        yield
 
 
 @contextmanager

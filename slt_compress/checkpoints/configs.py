@@ -119,6 +119,13 @@ def class_names(config: Any, task: Task) -> tuple[str, ...]:
         return tuple(cls.__name__ for cls in _classes(config, task))
 
 
+def named_class(values: Mapping[str, Any]) -> str | None:
+    """The first class under `architectures` in the values of a config; None where there is none."""
+    named = values.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) else None
+
+
 def model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
     """The model class for a task: `named` if it is among them, else the first.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import reference_models, timm_models, transformers_models
-from slt_compress.checkpoints.bounds import bounded_by
+from slt_compress.checkpoints.bounds import bounded_by, bounded_count
 from slt_compress.checkpoints.checkpoint import Architecture, Family, Init, Task
 from slt_compress.checkpoints.configs import as_dict, read_config
 from slt_compress.checkpoints.filling import initialise_
@@ -130,7 +130,7 @@ def sketch_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.M
     Raises:
         SourceError: the installed library cannot build it, or `family` is `module`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), bounded_count("the architecture"):
         if family != "transformers":
             return build_module(family, task, config)
         return transformers_models.sketch(task, config)
@@ -212,7 +212,7 @@ def random_module(
     Raises:
         SourceError: the installed library cannot build it, or there is no such scheme.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), bounded_count("the architecture"):
         torch.manual_seed(init.seed)
         if family == "transformers":
             module = transformers_models.build_initialised(task, config)

@@ -177,7 +177,7 @@ def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init 
         return None
     known = recorded if isinstance(recorded, dict) else {}
     scheme, seed = known.get("scheme"), known.get("seed")
-    if not isinstance(scheme, str) or not isinstance(seed, int):
+    if not isinstance(scheme, str) or type(seed) is not int or not 0 <= seed < 2**63:
         text = str(recorded)[:80]
         raise error(f"the recorded random init is {text}, not a scheme and a seed")
     return Init(scheme=scheme, seed=seed)

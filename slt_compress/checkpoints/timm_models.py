@@ -247,8 +247,9 @@ def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.
                 **arguments,
             )
         except (TypeError, ValueError, AssertionError) as error:
+            text = " ".join(str(error).split())[:300]
             raise SourceError(
-                f"timm cannot build {name} with {arguments or 'no arguments'}: {error}"
+                f"timm cannot build {name} with {arguments or 'no arguments'}: {text}"
             ) from error
     # timm keeps its settings on the module, and so would keep the weights twice.
     for holder in ("pretrained_cfg", "default_cfg"):

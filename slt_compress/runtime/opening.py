@@ -33,12 +33,10 @@ from slt_compress.artifacts import (
 )
 from slt_compress.artifacts.origin import init_of_artifact, origin_of_artifact
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.checkpoints.bounds import MOST_TENSORS, bounded
-from slt_compress.checkpoints.families import sketch_module
-from slt_compress.checkpoints.origins import checked_record
 from slt_compress.checkpoints.recorded import RecordedOrigin
-from slt_compress.errors import ArtifactError, SltError, SourceError
+from slt_compress.errors import ArtifactError, SltError
 from slt_compress.masks import Masks, masked_weight
+from slt_compress.runtime.origin_sizes import expect_sizes
 from slt_compress.storage.files import sha256_tensors
 from slt_compress.tickets import Ticket, read_ticket
 from slt_compress.tickets.origin import origin_of_ticket
@@ -168,7 +166,7 @@ class MaskOfOrigin:
         self, *, origin: str | Path | None, model: nn.Module | None, keep_origin: bool = False
     ) -> Opened:
         """The origin under the mask, and with `keep_origin` the untouched origin beside it."""
-        self._expect_sizes()
+        expect_sizes(self.recorded, self.provenance.counts.parameters, self.shapes)
         checkpoint = self.recorded.open(origin=origin, model=model)
         source = checkpoint if keep_origin else None
         if keep_origin:
@@ -187,25 +185,6 @@ class MaskOfOrigin:
             source=source,
             flattened=flattened,
         )
-
-    def _expect_sizes(self) -> None:
-        """Refuse a random init with other sites or more weights, before any is in memory."""
-        recorded, parameters = self.recorded, self.provenance.counts.parameters
-        if recorded.record.get("kind") != "random":
-            return  # as large as its files
-        family, task, _, config = checked_record(recorded.record)
-        try:
-            with bounded(parameters, MOST_TENSORS, recorded.path, recorded.error):
-                module = sketch_module(family, task, config)
-        except (SourceError, RuntimeError, NotImplementedError):
-            return  # some architectures compute with values while they are built
-        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        for name, shape in self.shapes.items():
-            if shapes.get(name, shape) != shape:
-                raise recorded.error(
-                    f"{recorded.path} has a mask of {shape} for {name}, and its origin a weight of "
-                    f"{shapes[name]}: one of the two is damaged"
-                )
 
     def put_on_(self, module: nn.Module, named: str | None = None) -> tuple[Masks, tuple[str, ...]]:
         """Mask a module in place, once its frozen weights are proven to be those of the search."""

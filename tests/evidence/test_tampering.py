@@ -9,7 +9,7 @@ import pytest
 from artifact_cases import export, tiny
 
 import slt_compress
-from slt_compress.artifacts import open_manifest, read_artifact
+from slt_compress.artifacts import describe_artifact, read_artifact
 from slt_compress.artifacts.beside import BESIDE
 from slt_compress.errors import ArtifactError, SltError
 from slt_compress.searching.recipes import parse_recipe
@@ -70,7 +70,7 @@ def test_every_file_is_covered(folders, tmp_path, format):
 
 @pytest.mark.parametrize("format", ["dense", "bitmask", "mask"])
 def test_what_load_reads_is_checked_by_load(folders, tmp_path, format):
-    manifest = open_manifest(folders[format]).values
+    manifest = describe_artifact(folders[format]).manifest.values
     names = set(manifest[BESIDE])
     assert {"config.json", "report.json", "tokenizer_config.json", "tokenizer.json"} <= names
     for name in sorted(names):
