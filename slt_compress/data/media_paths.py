@@ -38,8 +38,8 @@ def _resolved(value: dict[str, Any] | None, folder: Path, spec: str) -> dict[str
     path = (folder / str(value["path"])).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise DataError(
-            f"{spec} names the file {str(value['path'])[:80]!r}, which is outside of its own folder "
-            f"{folder}: copy it there, or store its bytes in the table"
+            f"{spec} names the file {str(value['path'])[:80]!r}, which is outside of its own "
+            f"folder {folder}: copy it there, or store its bytes in the table"
         )
     if not path.is_file():
         raise DataError(f"{spec} names the file {str(value['path'])[:80]!r}, which is not there")
