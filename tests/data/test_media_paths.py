@@ -28,7 +28,7 @@ def table(folder, paths):
 def test_a_path_under_the_folder_is_read(tmp_path):
     (tmp_path / "x" / "images").mkdir(parents=True)
     (tmp_path / "x" / "images" / "1.png").write_bytes(png((1, 2, 3), (4, 4)))
-    rows = read_path(table(tmp_path / "x", ["images/1.png"]), "x")["train"]
+    rows = read_path(table(tmp_path / "x", ["images/1.png"]), "x")[0]["train"]
     assert rows.column("image")[0]["path"] == str(tmp_path / "x" / "images" / "1.png")
 
 
