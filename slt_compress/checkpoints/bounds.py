@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from slt_compress.errors import SltError, SourceError
+from slt_compress.storage.memory import is_low_memory
 
 # A library registers a parameter again as it loads it, resizes some (positions, the first
 # convolution) and makes up a few: so much more than its files may a model have, and so many
@@ -76,6 +77,8 @@ def bounded(elements: int, tensors: int, where: object, error: type[SltError]) -
                         else "any model has: it is damaged"
                     )
                 ) from cause
+            if is_low_memory(cause) and not isinstance(cause, SltError):
+                raise error(f"there is not enough memory to build the model of {where}") from cause
             raise
 
 

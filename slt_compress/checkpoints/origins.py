@@ -178,7 +178,7 @@ def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init 
     known = recorded if isinstance(recorded, dict) else {}
     scheme, seed = known.get("scheme"), known.get("seed")
     if not isinstance(scheme, str) or type(seed) is not int or not 0 <= seed < 2**63:
-        text = str(recorded)[:80]
+        text = " ".join(str(recorded)[:80].split())
         raise error(f"the recorded random init is {text}, not a scheme and a seed")
     return Init(scheme=scheme, seed=seed)
 

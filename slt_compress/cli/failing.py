@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,18 +17,25 @@ _MACHINE = frozenset((
 ))  # fmt: skip
 
 
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """A warning as one line, without the place in the code that gave it."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
     """Turn an error that a user can do something about into a line and exit code 1."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            yield
     except SltError as error:
         reason = str(error)
     except OSError as error:
         if error.errno not in _MACHINE:
             raise
         reason = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         from slt_compress.storage.memory import is_low_memory
 
         if not is_low_memory(error):

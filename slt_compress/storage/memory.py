@@ -10,7 +10,7 @@ import torch
 
 _SPELLINGS = re.compile(
     r"can't allocate memory|[Cc]annot allocate memory|not enough memory|out of memory"
-    r"|[Uu]nable to allocate|malloc failed|bad_?alloc|OutOfMemory|os error 12"
+    r"|[Uu]nable to allocate|malloc failed|bad_?alloc|OutOfMemory|os error 12|failed to map segment"
 )
 
 
