@@ -20,7 +20,7 @@ from slt_compress.storage.memory import is_low_memory
 _GROWTH = 8
 _ELEMENTS, _TENSORS = 4_000_000, 4_000
 # of a model of which no more is known than that somebody searched it
-MOST_TENSORS = 4_000
+MOST_TENSORS = 2_000
 _ANY_SIZE = 10**15
 
 

@@ -100,7 +100,7 @@ def read_bytes(path: Path, error: type[SltError]) -> bytes:
         error: it is missing, cannot be read, or is larger.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             # no more than the file has: Python allocates as much as it is asked to read
             data = stream.read(min(os.fstat(stream.fileno()).st_size, JSON_LIMIT) + 1)
     except OSError as cause:
