@@ -51,6 +51,8 @@ class Augment:
                 "data.augment needs shift >= 0, rotate >= 0 and 0 <= zoom < 1, "
                 f"not {self.shift}, {self.rotate} and {self.zoom}"
             )
+        if not isinstance(self.timm, Mapping):
+            raise DataError(f"data.augment.timm must be a mapping, not {self.timm!r}")
         fixed = [key for key in self.timm if key in _OURS]
         if fixed:
             raise DataError(
