@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +110,14 @@ def _write(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
     if isinstance(draft.format, MaskOnly):
         _write_masks(folder, manifest, draft)
     elif draft.format.sparse:
-        _write_sparse(folder, manifest, draft)
+        _write_sparse(folder, manifest, draft, draft.format)
     else:
         write_dense(folder, manifest, draft)
 
 
-def _write_sparse(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
+def _write_sparse(
+    folder: Path, manifest: Mapping[str, object], draft: Draft, format: Format
+) -> None:
     """Write the weights tensor by tensor, and a config that no library takes for its own."""
     entries: dict[str, Entry] = {}
     masks, writer = draft.content.masks, ShardWriter(folder, draft.max_shard_size)
@@ -125,7 +128,8 @@ def _write_sparse(folder: Path, manifest: Mapping[str, object], draft: Draft) ->
             tensor = tensor.to(draft.stored_dtype(tensor))
         else:
             mask = torch.ones(tensor.shape, dtype=torch.bool)
-        components = CODECS[entries[name].format].encode(tensor, mask)
+        codec, components = format.encode(CODECS[entries[name].format], tensor, mask)
+        entries[name] = replace(entries[name], format=codec.name)
         writer.add({part_key(name, part): value for part, value in components.items()})
     writer.close({**manifest, "entries": entry_dicts(entries)})
     _write_config(folder, draft)
