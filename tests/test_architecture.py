@@ -46,6 +46,7 @@ FLAGS = {
     "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
     "import": "PATH -o --out",
     "bench": "PATH --batch --origin --threads --rounds --json",
+    "audit": "MODEL --ticket --origin --strict --json",
     "tickets": "",
     "tickets diff": "FIRST SECOND --json",
     "tickets merge": "FIRST SECOND --op -o --out",

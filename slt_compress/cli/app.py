@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from slt_compress import __version__
+from slt_compress.cli.audit_command import audit
 from slt_compress.cli.bench_command import bench
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
@@ -59,6 +60,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
 app.command("import")(import_command)
 app.command()(bench)
+app.command()(audit)
 
 
 def _version(wanted: bool) -> None:
