@@ -115,7 +115,7 @@ def audit_model(path: str | Path, ticket: str | Path, *, origin: str | Path | No
         SltError: one of the three cannot be read.
     """
     found = read_ticket(ticket)
-    weights, reason = _masked_weights(Path(ticket), found, origin)
+    weights, reason = masked_weights(Path(ticket), found, origin)
     model = open_stored(Path(path))
     known = found.masks if weights is None else weights
     names = {name: site.get("file_keys", ()) for name, site in found.summary["sites"].items()}
@@ -129,7 +129,7 @@ def audit_model(path: str | Path, ticket: str | Path, *, origin: str | Path | No
     return Audit(model=str(path), kind=model.kind, ticket=str(ticket), layers=layers, notes=notes)
 
 
-def _masked_weights(
+def masked_weights(
     folder: Path, ticket: Ticket, origin: str | Path | None
 ) -> tuple[Mapping[str, Tensor] | None, str]:
     """The masked weights of all sites, or None and why they are not at hand."""

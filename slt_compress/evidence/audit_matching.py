@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slt_compress.anatomy.wrapped_names import plain_name
 from slt_compress.errors import SourceError
 from slt_compress.evidence.audit_tensors import StoredModel, StoredWeight
 
 _SAMPLES = 4096  # places of a weight that are compared
+_CLEARLY = 0.2  # by how much another way to lie has to be more alike
 _ALIKE = 0.5  # cosine from which two weights are the same one: others have about 0
-_PREFIXES = ("module.", "_orig_mod.", "base_model.model.", "base_model.", "model.")
-_WRAPPERS = ((".base_layer.", "."), (".parametrizations.weight.original", ".weight"),
-             (".original_module.", "."), (".orig.", "."))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +51,10 @@ def match_sites(
         names: further names of a site, such as those of its checkpoint's own files.
     """
     found: dict[str, Match] = {}
-    by_name = {_plain_name(key): key for key in reversed(list(model.weights))}
+    by_name = {plain_name(key): key for key in reversed(list(model.weights))}
     for site, weight in known.items():
         for name in (site, *names.get(site, ())):
-            key = name if name in model.weights else by_name.get(_plain_name(name))
+            key = name if name in model.weights else by_name.get(plain_name(name))
             turned = None if key is None else _turned(weight, model.weights[key], model.heads)
             if key is not None and turned is not None:
                 found[site] = Match(key=key, turned=turned)
@@ -87,18 +86,6 @@ def heads_of(turned: str) -> tuple[int, ...]:
     return (int(turned.split()[0]),) if turned.endswith("heads") else ()
 
 
-def _plain_name(name: str) -> str:
-    for wrapper, plain in _WRAPPERS:
-        name = name.replace(wrapper, plain)
-    short = True
-    while short:
-        short = False
-        for prefix in _PREFIXES:
-            if name.startswith(prefix):
-                name, short = name.removeprefix(prefix), True
-    return name
-
-
 def _turned(weight: Tensor, stored: StoredWeight, heads: Sequence[int]) -> str | None:
     """How a weight lies that has the right name; None where it is another one.
 
@@ -110,7 +97,10 @@ def _turned(weight: Tensor, stored: StoredWeight, heads: Sequence[int]) -> str |
         return ways[0][0] if ways else None
     pattern = weight.dtype is torch.bool
     wanted = _sampled(weight, pattern=pattern)
-    return max(ways, key=lambda way: float(_sampled(way[1], pattern=pattern) @ wanted))[0]
+    likely = [float(_sampled(way, pattern=pattern) @ wanted) for _, way in ways]
+    best = max(range(len(ways)), key=lambda i: likely[i])
+    # what was trained on may be like neither: then the way that needs no turning
+    return ways[best if likely[best] > likely[0] + _CLEARLY else 0][0]
 
 
 def _by_content(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slt_compress.artifacts.onnx_file import require_onnx
 from slt_compress.errors import ArtifactError, SourceError
-from slt_compress.evidence.audit_tensors import StoredModel, StoredWeight
+from slt_compress.evidence.audit_tensors import StoredModel, StoredWeight, unpack_words
 from slt_compress.storage.manifests import is_file_name
 
 _PADDED = (
@@ -24,22 +24,35 @@ _PADDED = (
 _PLACES: Mapping[str, tuple[tuple[int, int | None, int | None], ...]] = {
     "DequantizeLinear": ((0, 1, 2),),
     "QLinearConv": ((3, 4, 5),),
+    "QGemm": ((3, 4, 5),),
     "QLinearMatMul": ((0, 1, 2), (3, 4, 5)),
     "MatMulIntegerToFloat": ((1, 3, 5),),
     "DynamicQuantizeMatMul": ((1, 2, 3),),
     "MatMulInteger": ((1, None, 3),),
     "ConvInteger": ((1, None, 3),),
+    "MatMulNBits": ((1, 2, 3),),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Quantised:
-    """Names of the scale and the zero point of an initializer, and the axis of several scales."""
+    """Names of the scale and the zero point of an initializer, and how it is laid out.
+
+    Attributes:
+        scale: an initializer: one, or one for each place of `axis` or for each block along it.
+        zero: of the zero points; None where they are 0, or the middle of packed codes.
+        axis: of several scales.
+        block: weights to a scale; 0 where there is one for a place of the axis.
+        bits: of packed codes, in rows of (outputs, blocks, bytes); 0 where they are not packed.
+        inputs: how many codes of a row count, where they are packed.
+    """
 
     scale: str
     zero: str | None
     axis: int
     block: int
+    bits: int = 0
+    inputs: int = 0
 
 
 def read_onnx(path: Path) -> StoredModel:
@@ -98,7 +111,9 @@ def _quantised(nodes: list[Any], entries: Mapping[str, Any]) -> Iterator[tuple[s
             if told in entries:
                 axis = facts.get("axis", 1 if node.op_type == "DequantizeLinear" else -1)
                 yield name, _Quantised(scale=told, zero=point if point in entries else None,
-                                       axis=axis, block=facts.get("block_size", 0))  # fmt: skip
+                                       axis=axis, block=facts.get("block_size", 0),
+                                       bits=facts.get("bits", 4) if "N" in facts else 0,
+                                       inputs=facts.get("K", 0))  # fmt: skip
 
 
 def _read(path: Path, entry: Any, entries: Mapping[str, Any], known: _Quantised | None) -> Tensor:
@@ -106,8 +121,10 @@ def _read(path: Path, entry: Any, entries: Mapping[str, Any], known: _Quantised 
     if known is None:
         return values
     scale = _tensor(path, entries[known.scale]).float()
-    zero = None if known.zero is None else _tensor(path, entries[known.zero]).float()
+    zero = None if known.zero is None else _tensor(path, entries[known.zero])
     try:
+        if known.bits:
+            return _unpacked(values, scale, zero, known)
         scale, zero = (_placed(part, values, known) for part in (scale, zero))
         whole = values.float() if zero is None else values.float() - zero
         dequantised: Tensor = whole * scale
@@ -116,10 +133,26 @@ def _read(path: Path, entry: Any, entries: Mapping[str, Any], known: _Quantised 
     return dequantised
 
 
+def _unpacked(values: Tensor, scale: Tensor, zero: Tensor | None, known: _Quantised) -> Tensor:
+    """Codes of a few bits in bytes, the lowest first, with a scale for every block of a row."""
+    rows = len(values)
+    codes = unpack_words(values.reshape(rows, -1), known.bits)
+    scale = scale.reshape(rows, -1)
+    if zero is None:
+        middle = torch.full_like(scale, 1 << (known.bits - 1))
+    elif zero.dtype is torch.uint8:
+        middle = unpack_words(zero.reshape(rows, -1), known.bits)[:, : scale.shape[1]].float()
+    else:
+        middle = zero.reshape(rows, -1)
+    centred = codes.reshape(rows, scale.shape[1], -1) - middle[:, :, None]
+    return (centred * scale[:, :, None]).reshape(rows, -1)[:, : known.inputs]
+
+
 def _placed(part: Tensor | None, values: Tensor, known: _Quantised) -> Any:
     """Scales in a shape that broadcasts over the values."""
     if part is None or part.numel() == 1:
-        return part if part is None else part.reshape(())
+        return part if part is None else part.float().reshape(())
+    part = part.float()
     if known.block:
         repeated = part.repeat_interleave(known.block, dim=known.axis)
         return repeated.narrow(known.axis, 0, values.shape[known.axis])

@@ -72,9 +72,9 @@ def _spread(scale: Tensor, shape: Any) -> Tensor:
 
 
 def unpack_words(packed: Tensor, bits: int) -> Tensor:
-    """Numbers of 1 to 8 bits out of the last dimension of int32 words, the lowest bits first.
+    """Numbers of 1 to 8 bits out of the last dimension of words or bytes, the lowest bits first.
 
-    Numbers may lie across two words. uint8, with as many numbers as fit.
+    Numbers may lie across two of them. uint8, with as many numbers as fit.
     """
     words = packed.contiguous().view(torch.uint8).reshape(*packed.shape[:-1], -1)
     places = torch.arange(8, dtype=torch.uint8)
