@@ -55,7 +55,7 @@ def train(model, optimizer, steps=STEPS, after=lambda: None):
     losses = []
     for step in range(steps):
         loss = model(**batch(model, step % 4)).loss
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
