@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from slt_compress import __version__
-from slt_compress.cli.further_commands import add_commands
+from slt_compress.cli.apply_command import apply
+from slt_compress.cli.audit_command import audit
+from slt_compress.cli.bench_command import bench
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
     METHOD_NAMES,
@@ -58,7 +60,9 @@ app.command()(plan)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
 app.command("import")(import_command)
-add_commands(app)
+app.command()(bench)
+app.command()(audit)
+app.command()(apply)
 
 
 def _version(wanted: bool) -> None:

@@ -118,8 +118,7 @@ def audit_model(path: str | Path, ticket: str | Path, *, origin: str | Path | No
     weights, reason = masked_weights(Path(ticket), found, origin)
     model = open_stored(Path(path))
     known = found.masks if weights is None else weights
-    names = {name: site.get("file_keys", ()) for name, site in found.summary["sites"].items()}
-    matches = match_sites(known, model, names)
+    matches = match_sites(known, model)
     layers = tuple(
         _compare(name, found.masks[name], model, matches.get(name),
                  None if weights is None else weights[name])

@@ -40,25 +40,20 @@ class Match:
         return dict(orientations(stored.read(), shape, heads_of(self.turned)))[self.turned]
 
 
-def match_sites(
-    known: Mapping[str, Tensor], model: StoredModel, names: Mapping[str, Sequence[str]]
-) -> dict[str, Match]:
+def match_sites(known: Mapping[str, Tensor], model: StoredModel) -> dict[str, Match]:
     """Find sites in a model.
 
     Args:
         known: by site, what is looked for: the masked weight, or the mask alone.
         model: where.
-        names: further names of a site, such as those of its checkpoint's own files.
     """
     found: dict[str, Match] = {}
     by_name = {plain_name(key): key for key in reversed(list(model.weights))}
     for site, weight in known.items():
-        for name in (site, *names.get(site, ())):
-            key = name if name in model.weights else by_name.get(plain_name(name))
-            turned = None if key is None else _turned(weight, model.weights[key], model.heads)
-            if key is not None and turned is not None:
-                found[site] = Match(key=key, turned=turned)
-                break
+        key = site if site in model.weights else by_name.get(plain_name(site))
+        turned = None if key is None else _turned(weight, model.weights[key], model.heads)
+        if key is not None and turned is not None:
+            found[site] = Match(key=key, turned=turned)
     taken = {match.key for match in found.values()}
     rest = {site: weight for site, weight in known.items() if site not in found}
     if rest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slt_compress.artifacts import ONNX_MODEL, is_artifact, open_manifest
+from slt_compress.artifacts import ONNX_MODEL, describe_artifact, is_artifact
 from slt_compress.checkpoints.weight_files import check_weights_path, weight_files
 from slt_compress.errors import SourceError
 from slt_compress.evidence.audit_gguf import read_gguf
@@ -60,7 +60,7 @@ def _artifact(path: Path) -> StoredModel:
     """One of our own exports, decoded."""
     if (path / ONNX_MODEL).is_file():
         return read_onnx(path / ONNX_MODEL)
-    form = open_manifest(path).text("format")
+    form = describe_artifact(path).format
     module = open_path(path).module
     weights = {
         name: StoredWeight(encoding=form, read=lambda tensor=tensor: tensor)  # type: ignore[misc]

@@ -21,7 +21,7 @@ from slt_compress.evidence.audit_sources import open_stored
 from slt_compress.evidence.audit_tensors import StoredModel
 from slt_compress.masks import Masks, count_kept
 from slt_compress.storage.files import atomic_folder, write_json
-from slt_compress.tickets import Ticket, read_ticket, ticket_hash
+from slt_compress.tickets import Ticket, read_ticket
 
 RECORD = "slt-derived.json"
 
@@ -83,7 +83,7 @@ def apply_ticket(ticket: str | Path, model: str | Path, out: str | Path) -> Appl
                         shutil.copyfile(source / name, folder / name)
                 copy_companions(source, folder)
             zeros = found.masks.total - found.masks.kept
-            write_json(folder / RECORD, _record(Path(ticket), found, source, zeros, cleared))
+            write_json(folder / RECORD, _record(found, source, zeros, cleared))
     except FileExistsError as cause:
         raise ArtifactError(f"cannot write the model: {cause}") from cause
     except (OSError, SafetensorError) as cause:
@@ -94,9 +94,8 @@ def apply_ticket(ticket: str | Path, model: str | Path, out: str | Path) -> Appl
 def _places(folder: Path, ticket: Ticket, stored: StoredModel, source: Path) -> dict[str, Tensor]:
     """By key in the files: which weights are dropped, as the weight lies there."""
     weights, _ = masked_weights(folder, ticket, None)
-    names = {name: site.get("file_keys", ()) for name, site in ticket.summary["sites"].items()}
     known: Mapping[str, Tensor] = ticket.masks if weights is None else weights
-    matches = match_sites(known, stored, names)
+    matches = match_sites(known, stored)
     missing = sorted(ticket.masks.keys() - matches.keys())
     if missing:
         raise ArtifactError(
@@ -126,14 +125,12 @@ def _write(source: Path, target: Path, places: Mapping[str, Tensor]) -> int:
     return cleared
 
 
-def _record(
-    folder: Path, ticket: Ticket, source: Path, zeros: int, cleared: int
-) -> dict[str, object]:
+def _record(ticket: Ticket, source: Path, zeros: int, cleared: int) -> dict[str, object]:
     return {
         "kind": "slt-derived",
         "version": 1,
-        "ticket": ticket_hash(folder),
-        "origin_weights_hash": ticket.summary["weights_hash"],
+        "ticket": ticket.hash,
+        "origin_weights_hash": ticket.weights_hash,
         "model": source.name,
         "zeros": zeros,
         "cleared": cleared,

@@ -16,7 +16,7 @@ from slt_compress.evidence.audit import audit_model
 from slt_compress.exporting.applying import RECORD, apply_ticket
 from slt_compress.searching.recipes import Recipe
 from slt_compress.storage.bits import same_bits
-from slt_compress.tickets import ticket_hash
+from slt_compress.tickets import read_ticket
 from slt_compress.tickets.importing import import_checkpoint
 
 
@@ -66,7 +66,7 @@ def test_it_is_recorded_as_derived(case, tmp_path, capsys):
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     assert record["kind"] == "slt-derived"
     assert record["untouched"] is False
-    assert record["ticket"] == ticket_hash(folder / "t")
+    assert record["ticket"] == read_ticket(folder / "t").hash
     with pytest.raises(SystemExit) as left:
         main(["verify", str(tmp_path / "out")])
     assert left.value.code == 1

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slt_compress.artifacts.formats.base import bits
 from slt_compress.errors import ArtifactError
+from slt_compress.storage.bits import bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
