@@ -1,0 +1,183 @@
+"""Passes through a network block by block, each from the outputs of the block before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.blocks import block_names
+from slt_compress.sites.sites import Site, SitePlan
+
+RunBatch = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Sites that are worked on together: those of one block, or one site outside all blocks.
+
+    Attributes:
+        module: name of the block, or of the site's module.
+        sites: in the order of the plan.
+        once: whether a forward pass calls the module exactly once, so that it can stop behind it.
+        continues: whether the output of the stage before leads to the bits of a whole pass.
+    """
+
+    module: str
+    sites: tuple[Site, ...]
+    once: bool
+    continues: bool = False
+
+
+def stages_of(module: nn.Module, plan: SitePlan, run: RunBatch, batch: Any) -> tuple[Stage, ...]:
+    """The sites of a plan by block, in the order in which a forward pass on `batch` calls these.
+
+    Stages that the pass does not call are at the end. The module has to be as in the passes to
+    come, in eval mode.
+    """
+    blocks = block_names(module)
+    members: dict[str, list[Site]] = {}
+    for site in plan.sites:
+        block = next((name for name in blocks if f"{site.module}.".startswith(f"{name}.")), None)
+        members.setdefault(site.module if block is None else block, []).append(site)
+    digests: dict[str, list[bytes]] = {}
+    with ExitStack() as hooks:
+        for name in members:
+            hook = module.get_submodule(name).register_forward_hook(_digester(name, digests))
+            hooks.callback(hook.remove)
+        run(batch)
+    called = [*digests, *(name for name in members if name not in digests)]
+    stages = [
+        Stage(module=name, sites=tuple(members[name]), once=len(digests.get(name, ())) == 1)
+        for name in called
+    ]
+    return tuple(_marked(module, run, batch, stages, digests))
+
+
+def _digester(name: str, digests: dict[str, list[bytes]]) -> Any:
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        digests.setdefault(name, []).append(_digest(output))
+
+    return keep
+
+
+def _digest(output: Any) -> bytes:
+    """Of the bits of a module's first output; what gives no tensor equals nothing."""
+    tensor = first_tensor(output)
+    if tensor is None:
+        return b""
+    values = tensor.detach().cpu().contiguous().view(torch.uint8)
+    return sha256(values.numpy().tobytes()).digest()
+
+
+def _marked(
+    module: nn.Module,
+    run: RunBatch,
+    batch: Any,
+    stages: Sequence[Stage],
+    digests: Mapping[str, Sequence[bytes]],
+) -> Iterator[Stage]:
+    """The stages, those marked that give the bits of a whole pass from the one before them."""
+    stream = Stream(module=module, run=run, batches=[batch])
+    for stage in stages:
+        if stage.once and stream.outputs:
+            continued = replace(stage, continues=True)
+            outputs = list(stream.through(continued))
+            if b"" != _digest(outputs[0]) == digests[stage.module][0]:
+                stage = continued
+                stream.passed, stream.outputs = [*stream.passed, stage.module], outputs
+                yield stage
+                continue
+        stream.advance(stage)
+        yield stage
+
+
+class _Stop(Exception):
+    """Ends a forward pass behind the last module that it is for."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """Batches on their way through a network, held by the outputs of the last block so far.
+
+    All blocks before a stage that `continues` are replaced by the stored output, so that only its
+    own block costs time. At any other the pass begins at the input. Only one block's outputs are
+    held.
+    """
+
+    module: nn.Module
+    run: RunBatch
+    batches: Sequence[Any]
+    passed: list[str] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+    def through(self, stage: Stage, only: slice = slice(None)) -> Iterator[Any]:
+        """Run the batches through a stage, in order; yields what its module gives for each."""
+        for index in range(len(self.batches))[only]:
+            yield self._output(stage, index)
+
+    def advance(self, stage: Stage) -> None:
+        """Run through a stage as it is now, and hold its outputs."""
+        if not stage.once:
+            self.passed, self.outputs = [], []
+            return
+        outputs = list(self.through(stage))
+        self.passed.append(stage.module)
+        self.outputs = outputs
+
+    def _output(self, stage: Stage, index: int) -> Any:
+        caught: list[Any] = []
+
+        def catch(_: nn.Module, __: Any, output: Any) -> None:
+            caught.append(output)
+            if stage.once:
+                raise _Stop
+
+        with ExitStack() as undo:
+            if stage.continues and self.outputs:
+                for name in self.passed:
+                    owner = self.module.get_submodule(name)
+                    undo.enter_context(_replaced(owner, self.outputs[index]))
+            hook = self.module.get_submodule(stage.module).register_forward_hook(catch)
+            undo.callback(hook.remove)
+            with suppress(_Stop):
+                self.run(self.batches[index])
+        return caught[-1] if caught else None
+
+
+@contextmanager
+def _replaced(owner: nn.Module, output: Any) -> Iterator[None]:
+    """Let a module give a stored output, whatever it is called with."""
+    own = vars(owner).get("forward")
+    owner.forward = lambda *_, **__: _copied(output)
+    try:
+        yield
+    finally:
+        del owner.forward
+        if own is not None:
+            owner.forward = own
+
+
+def _copied(output: Any) -> Any:
+    """The output with its tensors copied: the network may work on them in place."""
+    if isinstance(output, Tensor):
+        return output.clone()
+    if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
+        return type(output)(_copied(value) for value in output)
+    return output
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The output of a module, or the first of several."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
+def gathered(batches: Iterable[Any], limit: int) -> list[Any]:
+    """At most `limit` batches."""
+    return [batch for batch, _ in zip(batches, range(limit), strict=False)]

@@ -1,0 +1,149 @@
+"""Gram matrices of the inputs of sites, summed up by hooks on forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from slt_compress.sites.sites import Site
+
+# Inputs of one call as rows [groups, N, C]: what C weights of one output multiply, N times.
+_Rows = Callable[[Tensor], Tensor]
+# Windows of a convolution are laid out for at most so many fp32 numbers at once.
+_WINDOWS = 2**26
+
+
+@dataclass(slots=True)
+class Gram:
+    """X'X of the inputs of one site, [groups, C, C] in fp32, and the number N of rows of X.
+
+    A convolution of several groups has one matrix for each; all others have one.
+    """
+
+    total: Tensor | None = None
+    rows: int = 0
+
+    def add(self, total: Tensor, rows: int) -> None:
+        """Add X'X of one call."""
+        self.total = total if self.total is None else self.total + total
+        self.rows += rows
+
+    def mean(self) -> Tensor | None:
+        """X'X / N; None where the site saw nothing."""
+        return None if self.total is None or not self.rows else self.total / self.rows
+
+
+class _Products:
+    """X'X of the last input, which several sites may share: queries, keys and values."""
+
+    def __init__(self) -> None:
+        self._input: Tensor | None = None
+        self._kind: Any = None
+        self._product: tuple[Tensor, int] | None = None
+
+    def of(self, value: Tensor, rows_of: Callable[[Tensor], Iterator[Tensor]], kind: Any) -> tuple[Tensor, int]:
+        if self._product is None or self._input is not value or self._kind != kind:
+            total, count = torch.zeros(()), 0
+            for rows in rows_of(value.detach()):
+                total = total.to(rows.device) + rows.transpose(1, 2) @ rows
+                count += rows.shape[1]
+            self._input, self._kind, self._product = value, kind, (total, count)
+        return self._product
+
+
+@contextmanager
+def seen_grams(module: nn.Module, sites: Sequence[Site]) -> Iterator[Mapping[str, Gram]]:
+    """Sum up the inputs of the sites over all forward passes in the block, by hooks.
+
+    Only sites for which `has_gram` holds have an entry. It takes 4 C^2 bytes a site.
+    """
+    grams: dict[str, Gram] = {}
+    products = _Products()
+    with ExitStack() as hooks:
+        for site in sites:
+            owner = module.get_submodule(site.module)
+            if has_gram(owner, site):
+                grams[site.name] = Gram()
+                hook = owner.register_forward_pre_hook(
+                    _listener(grams[site.name], owner, products)
+                )
+                hooks.callback(hook.remove)
+        yield grams
+
+
+def has_gram(owner: nn.Module, site: Site) -> bool:
+    """Whether the outputs of a site are sums over its module's one input: linear or convolution."""
+    if site.param != "weight" or isinstance(owner, _ConvTransposeNd):
+        return False
+    if isinstance(owner, nn.Linear | _ConvNd):
+        return True
+    return site.kind == "linear" and site.input_dim == 0  # transformers' Conv1D
+
+
+def as_matrix(site: Site, weight: Tensor) -> Tensor:
+    """A weight as rows of outputs over inputs, [R, C]; of a kernel the channels vary fastest."""
+    if site.kind == "conv":
+        return weight.movedim(1, -1).flatten(1)
+    return weight if site.input_dim == 1 else weight.t()
+
+
+def from_matrix(site: Site, matrix: Tensor) -> Tensor:
+    """The inverse of `as_matrix`."""
+    if site.kind == "conv":
+        out, channels, *kernel = site.shape
+        return matrix.reshape(out, *kernel, channels).movedim(-1, 1).contiguous()
+    return matrix if site.input_dim == 1 else matrix.t().contiguous()
+
+
+def _listener(
+    gram: Gram, owner: nn.Module, products: _Products
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    kind = None
+    if isinstance(owner, _ConvNd):
+        kind = (owner.kernel_size, owner.stride, owner.padding, owner.dilation, owner.groups,
+                owner.padding_mode)  # fmt: skip
+
+    def rows_of(value: Tensor) -> Iterator[Tensor]:
+        if isinstance(owner, _ConvNd):
+            return _windows(value, owner)
+        return iter([value.reshape(1, -1, value.shape[-1]).float()])
+
+    def listen(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if arguments and isinstance(arguments[0], Tensor):
+            gram.add(*products.of(arguments[0], rows_of, kind))
+
+    return listen
+
+
+def _windows(value: Tensor, conv: _ConvNd) -> Iterator[Tensor]:
+    """The windows that a convolution sees, [groups, N, kernel * channels], some examples a time."""
+    spatial = len(conv.kernel_size)
+    batch = value if value.dim() == spatial + 2 else value[None]
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    taps = prod(conv.kernel_size)
+    size = max(1, _WINDOWS // max(1, batch[0].numel() * taps))
+    for part in batch.float().split(size):
+        padded = F.pad(part, conv._reversed_padding_repeated_twice, mode=mode)
+        for axis, (width, stride, dilation) in enumerate(
+            zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), start=2
+        ):
+            reach = (width - 1) * dilation + 1
+            missing = reach - padded.shape[axis]
+            if missing > 0:  # a layer that pads in a forward of its own
+                behind = 2 * (spatial + 1 - axis)
+                padded = F.pad(padded, (*(0,) * behind, 0, missing))
+            padded = padded.unfold(axis, reach, stride)[..., ::dilation]
+        # [N, C, *positions, *kernel] -> [groups, N * positions, kernel * channels of a group]
+        grouped = padded.unflatten(1, (conv.groups, -1))
+        places = tuple(range(3, 3 + spatial))
+        kernel = tuple(range(3 + spatial, 3 + 2 * spatial))
+        moved = grouped.permute(1, 0, *places, *kernel, 2)
+        yield moved.reshape(conv.groups, -1, taps * grouped.shape[2])
