@@ -8,7 +8,7 @@ mean square of what its output misses. Rows do not interact.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import torch
@@ -32,6 +32,10 @@ class Bounds:
 
     group: int = 0
     allowed: Tensor | None = None
+
+    def of(self, rows: slice | Tensor) -> Bounds:
+        """The same for some of the rows."""
+        return self if self.allowed is None else replace(self, allowed=self.allowed[rows])
 
 
 ANYWHERE = Bounds()
@@ -75,7 +79,7 @@ def exchange_in_rows(
         pool: candidates a side (groups, where there are any).
     """
     rows = [
-        _exchanged(weight[at], mask[at], gram, _part(bounds, at), pool)
+        _exchanged(weight[at], mask[at], gram, bounds.of(at), pool)
         for at in _slices(len(weight), _ROWS)
     ]
     return torch.cat(rows)
@@ -85,11 +89,6 @@ def _slices(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _part(bounds: Bounds, rows: slice | Tensor) -> Bounds:
-    allowed = None if bounds.allowed is None else bounds.allowed[rows]
-    return Bounds(group=bounds.group, allowed=allowed)
-
-
 def _exchanged(weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds, pool: int) -> Tensor:
     mask = mask.clone()
     active = torch.arange(len(weight))
@@ -97,7 +96,7 @@ def _exchanged(weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds, pool:
     first = mask.clone()
     least = before.to(weight.dtype) * _precision(weight.dtype)
     while active.numel():
-        part = _part(bounds, active)
+        part = bounds.of(active)
         kept, changed = _round(weight[active], mask[active], gram, part, pool, least[active])
         mask[active] = kept
         active = active[changed]
@@ -111,7 +110,9 @@ def _precision(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps) * 32.0
 
 
-def costs(weight: Tensor, mask: Tensor, gram: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+def costs(
+    weight: Tensor, mask: Tensor, gram: Tensor, allowed: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """What each weight would add to its row's error alone: by coming back, and by going.
 
     Both [R, C]; infinite for a weight that cannot.
@@ -128,92 +129,157 @@ def _round(
 ) -> tuple[Tensor, Tensor]:
     """One choice of candidates in every row and all exchanges among them; which rows changed."""
     back, gone = costs(weight, mask, gram, bounds.allowed)
+    together = None
     if bounds.group:
-        columns = _grouped_candidates(weight, back, gone, gram, bounds.group, pool)
+        p, u, together = _grouped_candidates(weight, mask, back, gone, gram, bounds.group, pool)
     else:
         size = min(pool, weight.shape[1])
-        columns = torch.cat(
-            [back.topk(size, largest=False)[1], gone.topk(size, largest=False)[1]], dim=1
-        )
-    local = _Candidates(
-        mask=mask.gather(1, columns),
-        free=torch.ones_like(columns, dtype=torch.bool)
-        if bounds.allowed is None else bounds.allowed.gather(1, columns),
-        linear=((weight.masked_fill(mask, 0.0) @ gram) * weight).gather(1, columns) * 2.0,
-        pairs=_pairs(weight.gather(1, columns), gram, columns),
-        together=_together(columns.shape[1], bounds.group),
-    )
-    changed = local.exchange_(least)
-    return mask.scatter(1, columns, local.mask), changed
+        p, u = back.topk(size, largest=False)[1], gone.topk(size, largest=False)[1]
+    candidates = _Candidates(
+        back=back.gather(1, p), gone=gone.gather(1, u), pp=_pairs(weight, gram, p, p),
+        pu=_pairs(weight, gram, p, u), uu=_pairs(weight, gram, u, u), together=together,
+    )  # fmt: skip
+    came, went = candidates.exchange_(least)
+    mask = mask.scatter(1, p, mask.gather(1, p) | came).scatter(1, u, ~went & mask.gather(1, u))
+    return mask, came.any(1)
 
 
-def _pairs(weight: Tensor, gram: Tensor, columns: Tensor) -> Tensor:
-    """2 w_i w_j G_ij of the candidates of each row, [R, n, n]."""
-    pairs = gram[columns[:, :, None], columns[:, None, :]]
-    return pairs.mul_(weight[:, :, None]).mul_(weight[:, None, :] * 2.0)
-
-
-def _together(size: int, group: int) -> Tensor | None:
-    """Which pairs of candidates may change places, [n, n]; None: all."""
-    if not group:
-        return None
-    number = torch.arange(size) // group
-    return number[:, None] == number[None, :]
+def _pairs(weight: Tensor, gram: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """2 w_i w_j G_ij of two sets of columns of each row, [R, n, m]."""
+    pairs = gram[first[:, :, None], second[:, None, :]]
+    pairs.mul_(weight.gather(1, first)[:, :, None])
+    return pairs.mul_(weight.gather(1, second)[:, None, :] * 2.0)
 
 
 def _grouped_candidates(
-    weight: Tensor, back: Tensor, gone: Tensor, gram: Tensor, group: int, pool: int
-) -> Tensor:
-    """All columns of the `pool` groups in which one exchange lowers the error most."""
+    weight: Tensor, mask: Tensor, back: Tensor, gone: Tensor, gram: Tensor, group: int, pool: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The columns of the `pool` groups in which one exchange lowers the error most.
+
+    Removed ones, kept ones, and which of them are in the same group. All groups keep as many.
+    """
     rows, columns = weight.shape
     shape = (rows, columns // group, group)
-    w, a, b = weight.view(shape), back.view(shape), gone.view(shape)
-    blocks = gram.unflatten(0, (-1, group)).unflatten(2, (-1, group)).diagonal(dim1=0, dim2=2)
-    best = torch.full(shape[:2], inf, dtype=weight.dtype)
+    w, a, b = weight.reshape(shape), back.reshape(shape), gone.reshape(shape)
+    blocks = gram.reshape(shape[1], group, shape[1], group).diagonal(dim1=0, dim2=2)
+    best = torch.full(shape[:2], inf, dtype=weight.dtype, device=weight.device)
     for i in range(group):
         for j in range(group):
             if i != j:
                 cross = 2.0 * w[..., i] * w[..., j] * blocks[i, j]
                 best = torch.minimum(best, a[..., i] + b[..., j] - cross)
     chosen = best.topk(min(pool, shape[1]), largest=False)[1]
-    return (chosen[:, :, None] * group + torch.arange(group)).flatten(1)
+    kept = mask.reshape(shape).gather(1, chosen[:, :, None].expand(-1, -1, group))
+    # removed columns of each group first
+    order = kept.to(torch.uint8).argsort(dim=2, stable=True) + chosen[:, :, None] * group
+    removed = group - int(mask[0, :group].sum())
+    number = torch.arange(chosen.shape[1], device=weight.device)
+    together = (
+        number.repeat_interleave(removed)[:, None]
+        == number.repeat_interleave(group - removed)[None, :]
+    )
+    return order[:, :, :removed].flatten(1), order[:, :, removed:].flatten(1), together
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidates:
-    """The exchanges among n candidates of every row, the rest of the row fixed.
+    """What the exchanges among n removed and m kept candidates of every row cost.
 
     Attributes:
-        mask, free: [R, n], kept ones, and those that may be kept.
-        linear: [R, n], 2 w_j c_j.
-        pairs: [R, n, n], 2 w_i w_j G_ij.
-        together: [n, n], pairs that may change places.
+        back, gone: [R, n] and [R, m], what each adds to the error of its row alone.
+        pp, pu, uu: [R, n, n], [R, n, m] and [R, m, m], 2 w_i w_j G_ij.
+        together: [n, m], which pairs may change places; None: all.
     """
 
-    mask: Tensor
-    free: Tensor
-    linear: Tensor
-    pairs: Tensor
+    back: Tensor
+    gone: Tensor
+    pp: Tensor
+    pu: Tensor
+    uu: Tensor
     together: Tensor | None
 
-    def exchange_(self, least: Tensor) -> Tensor:
-        """Exchange until no pair gains more than `least` [R]; the rows that changed."""
-        energy = self.pairs.diagonal(dim1=1, dim2=2) / 2.0
-        changed = torch.zeros(len(self.mask), dtype=torch.bool)
-        rows = torch.arange(len(self.mask))
-        size = self.mask.shape[1]
-        for _ in range(size):
-            back = (energy - self.linear).masked_fill(self.mask | ~self.free, inf)
-            gone = (energy + self.linear).masked_fill(~self.mask, inf)
-            change = back[:, :, None] + gone[:, None, :] - self.pairs
-            if self.together is not None:
-                change.masked_fill_(~self.together, inf)
-            best, at = change.flatten(1).min(1)
+    def exchange_(self, least: Tensor) -> tuple[Tensor, Tensor]:
+        """Exchange until no pair gains more than `least` [R]; each candidate once at most.
+
+        Gives which came back, [R, n], and which went, [R, m].
+        """
+        came, went = (torch.zeros_like(c, dtype=torch.bool) for c in (self.back, self.gone))
+        rows = torch.arange(len(came), device=came.device)
+        live = self
+        while len(rows):
+            best, at = live._best()
             better = best < -least
-            if not bool(better.any()):
-                break
-            changed |= better
-            row, p, u = rows[better], at[better] // size, at[better] % size
-            self.mask[row, p], self.mask[row, u] = True, False
-            self.linear[row] += self.pairs[row, u] - self.pairs[row, p]
-        return changed
+            count = int(better.count_nonzero())
+            if 2 * count < len(rows):
+                rows, at, least = rows[better], at[better], least[better]
+                live, better = live._of(better), better[better]
+            p, u = at[better] // went.shape[1], at[better] % went.shape[1]
+            came[rows[better], p], went[rows[better], u] = True, True
+            live._apply_(better.nonzero().reshape(-1), p, u)
+        return came, went
+
+    def _best(self) -> tuple[Tensor, Tensor]:
+        """The lowest change of each row, and its place in [n, m]."""
+        change = (self.back[:, :, None] - self.pu).add_(self.gone[:, None, :])
+        if self.together is not None:
+            change.masked_fill_(~self.together, inf)
+        best, at = change.flatten(1).min(1)
+        return best, at
+
+    def _of(self, rows: Tensor) -> _Candidates:
+        return replace(
+            self, back=self.back[rows], gone=self.gone[rows], pp=self.pp[rows], pu=self.pu[rows],
+            uu=self.uu[rows],
+        )  # fmt: skip
+
+    def _apply_(self, rows: Tensor, p: Tensor, u: Tensor) -> None:
+        """Let p come back and u go in some rows, and update what the others cost then.
+
+        2 w_j c_j changes by 2 w_j (w_u G_uj - w_p G_pj).
+        """
+        self.back[rows] -= self.pu[rows, :, u] - self.pp[rows, p]
+        self.gone[rows] += self.uu[rows, u] - self.pu[rows, p]
+        self.back[rows, p], self.gone[rows, u] = inf, inf
+
+
+def exchange_across_rows(
+    weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds = ANYWHERE, *, pool: int = _POOL
+) -> Tensor:
+    """The mask after exchanges between rows and within them; the layer keeps its count.
+
+    Rows do not interact: what comes back in one row and what goes in another change the sum of
+    the errors by the sum of their costs. In every round the rows in which a weight comes back
+    cheapest are paired with those in which one goes cheapest, each row once.
+    """
+    mask = mask.clone()
+    while True:
+        back, gone = costs(weight, mask, gram, bounds.allowed)
+        come, p = back.min(1)
+        go, u = gone.min(1)
+        least = float(row_errors(weight, mask, gram).sum()) * _precision(weight.dtype)
+        receivers, givers = _paired(come, go, least)
+        if not receivers.numel():
+            return mask
+        mask[receivers, p[receivers]] = True
+        mask[givers, u[givers]] = False
+        mask = exchange_in_rows(weight, mask, gram, bounds, pool=pool)
+
+
+def _paired(come: Tensor, go: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Rows that receive a weight and rows that give one, [n] each; no row is in both.
+
+    The i-th cheapest of each side are a pair, as long as they together gain more than `least`.
+    """
+    rows = len(come)
+    # a row is on the side where it stands further in front
+    receive, give = come.argsort(stable=True), go.argsort(stable=True)
+    place_in_receive, place_in_give = torch.empty_like(receive), torch.empty_like(give)
+    place_in_receive[receive] = torch.arange(rows)
+    place_in_give[give] = torch.arange(rows)
+    receives = place_in_receive <= place_in_give
+    receivers, givers = receive[receives[receive]], give[~receives[give]]
+    size = min(len(receivers), len(givers))
+    receivers, givers = receivers[:size], givers[:size]
+    good = (come[receivers] + go[givers]) < -least
+    count = int(good.long().cumprod(0).sum())
+    return receivers[:count], givers[:count]

@@ -97,7 +97,7 @@ def _marked(
         yield stage
 
 
-class _Stop(Exception):
+class _StopPass(Exception):  # noqa: N818 - it is no error
     """Ends a forward pass behind the last module that it is for."""
 
 
@@ -136,7 +136,7 @@ class Stream:
         def catch(_: nn.Module, __: Any, output: Any) -> None:
             caught.append(output)
             if stage.once:
-                raise _Stop
+                raise _StopPass
 
         with ExitStack() as undo:
             if stage.continues and self.outputs:
@@ -145,7 +145,7 @@ class Stream:
                     undo.enter_context(_replaced(owner, self.outputs[index]))
             hook = self.module.get_submodule(stage.module).register_forward_hook(catch)
             undo.callback(hook.remove)
-            with suppress(_Stop):
+            with suppress(_StopPass):
                 self.run(self.batches[index])
         return caught[-1] if caught else None
 

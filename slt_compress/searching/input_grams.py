@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from slt_compress.searching.input_norms import summed_dims
 from slt_compress.sites.sites import Site
 
-# Inputs of one call as rows [groups, N, C]: what C weights of one output multiply, N times.
-_Rows = Callable[[Tensor], Tensor]
+# The input of one call as rows [groups, N, C], in parts: what the C weights of an output multiply.
+_RowsOf = Callable[[Tensor], Iterator[Tensor]]
 # Windows of a convolution are laid out for at most so many fp32 numbers at once.
 _WINDOWS = 2**26
 
@@ -49,7 +50,8 @@ class _Products:
         self._kind: Any = None
         self._product: tuple[Tensor, int] | None = None
 
-    def of(self, value: Tensor, rows_of: Callable[[Tensor], Iterator[Tensor]], kind: Any) -> tuple[Tensor, int]:
+    def of(self, value: Tensor, rows_of: _RowsOf, kind: Any) -> tuple[Tensor, int]:
+        """X'X and the number of rows of an input; `kind` tells apart how it is cut in windows."""
         if self._product is None or self._input is not value or self._kind != kind:
             total, count = torch.zeros(()), 0
             for rows in rows_of(value.detach()):
@@ -72,9 +74,7 @@ def seen_grams(module: nn.Module, sites: Sequence[Site]) -> Iterator[Mapping[str
             owner = module.get_submodule(site.module)
             if has_gram(owner, site):
                 grams[site.name] = Gram()
-                hook = owner.register_forward_pre_hook(
-                    _listener(grams[site.name], owner, products)
-                )
+                hook = owner.register_forward_pre_hook(_listener(grams[site.name], owner, products))
                 hooks.callback(hook.remove)
         yield grams
 
@@ -90,17 +90,28 @@ def has_gram(owner: nn.Module, site: Site) -> bool:
 
 def as_matrix(site: Site, weight: Tensor) -> Tensor:
     """A weight as rows of outputs over inputs, [R, C]; of a kernel the channels vary fastest."""
-    if site.kind == "conv":
-        return weight.movedim(1, -1).flatten(1)
-    return weight if site.input_dim == 1 else weight.t()
+    order = _order(site)
+    return weight.permute(order).reshape(matrix_shape(site))
 
 
 def from_matrix(site: Site, matrix: Tensor) -> Tensor:
     """The inverse of `as_matrix`."""
-    if site.kind == "conv":
-        out, channels, *kernel = site.shape
-        return matrix.reshape(out, *kernel, channels).movedim(-1, 1).contiguous()
-    return matrix if site.input_dim == 1 else matrix.t().contiguous()
+    order = _order(site)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return matrix.reshape([site.shape[dim] for dim in order]).permute(back).contiguous()
+
+
+def matrix_shape(site: Site) -> tuple[int, int]:
+    """Rows and columns of a weight as a matrix."""
+    columns = prod(site.shape[dim] for dim in summed_dims(site))
+    return site.numel // columns, columns
+
+
+def _order(site: Site) -> tuple[int, ...]:
+    """The dimensions of a weight: outputs, then a kernel, then inputs."""
+    summed = summed_dims(site)
+    others = (dim for dim in range(len(site.shape)) if dim not in summed)
+    return (*others, *summed[1:], summed[0])
 
 
 def _listener(
@@ -130,7 +141,7 @@ def _windows(value: Tensor, conv: _ConvNd) -> Iterator[Tensor]:
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     taps = prod(conv.kernel_size)
     size = max(1, _WINDOWS // max(1, batch[0].numel() * taps))
-    for part in batch.float().split(size):
+    for part in torch.split(batch.float(), size):
         padded = F.pad(part, conv._reversed_padding_repeated_twice, mode=mode)
         for axis, (width, stride, dilation) in enumerate(
             zip(conv.kernel_size, conv.stride, conv.dilation, strict=True), start=2
@@ -142,7 +153,7 @@ def _windows(value: Tensor, conv: _ConvNd) -> Iterator[Tensor]:
                 padded = F.pad(padded, (*(0,) * behind, 0, missing))
             padded = padded.unfold(axis, reach, stride)[..., ::dilation]
         # [N, C, *positions, *kernel] -> [groups, N * positions, kernel * channels of a group]
-        grouped = padded.unflatten(1, (conv.groups, -1))
+        grouped = padded.reshape(len(padded), conv.groups, -1, *padded.shape[2:])
         places = tuple(range(3, 3 + spatial))
         kernel = tuple(range(3 + spatial, 3 + 2 * spatial))
         moved = grouped.permute(1, 0, *places, *kernel, 2)

@@ -117,7 +117,7 @@ class Search(SearchSetup):
         work = self.workload
         return first_scores(
             self.module, self.plan, self.method, weights, work.train, work.forward,
-            random_init=self.random_init, seed=self.training.seed,
+            budget=self.budget, random_init=self.random_init, seed=self.training.seed,
         )  # fmt: skip
 
     def _learn(

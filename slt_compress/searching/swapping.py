@@ -1,0 +1,208 @@
+"""Swapping: masks by exchanges of weights, block by block through a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.anatomy.states import evaluating
+from slt_compress.checkpoints.tasks import to_device
+from slt_compress.errors import RecipeError
+from slt_compress.gates import Inputs, Swaps, Wanda
+from slt_compress.gates.base import sample_key
+from slt_compress.gates.exchanges import Bounds
+from slt_compress.gates.gating import Gates
+from slt_compress.gates.one_shot import row_offsets
+from slt_compress.masks import Masks
+from slt_compress.searching.block_passes import Stage, Stream, gathered, stages_of
+from slt_compress.searching.input_grams import (
+    Gram,
+    as_matrix,
+    from_matrix,
+    matrix_shape,
+    seen_grams,
+)
+from slt_compress.searching.input_norms import seen_inputs, summed_dims, unseen_note
+from slt_compress.sites.budget import Budget, binarize
+from slt_compress.sites.layouts import Blocks, Grouped, Inside
+from slt_compress.sites.sites import Site, SitePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swapping:
+    """Exchanges through a whole network.
+
+    Attributes:
+        module: comes back bit-identical.
+        plan: its sites.
+        method: how to exchange.
+        budget: how many weights the start keeps.
+        weights: of the sites, on the CPU.
+        batches: training batches.
+        forward: one forward pass on a batch.
+        seed: of the search.
+    """
+
+    module: nn.Module
+    plan: SitePlan
+    method: Swaps
+    budget: Budget
+    weights: Mapping[str, Tensor]
+    batches: Iterable[Any]
+    forward: Callable[[nn.Module, Any], Any]
+    seed: int
+
+    def scores(
+        self, gates: Gates, start: Masks | None = None
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Scores by which `binarize` keeps what the exchanges end with; and notes.
+
+        Kept weights have scores of 1 and more, removed ones less, each in Wanda's order.
+
+        Args:
+            gates: on the sites of the module; they are left open.
+            start: the mask to start from; None is Wanda's.
+
+        Raises:
+            RecipeError: the pattern has units larger than a weight.
+        """
+        self._check()
+        counts = start or self._first_masks()
+        scores: dict[str, Tensor] = {}
+        unseen: dict[str, str] = {}
+        device = next(self.module.parameters()).device
+        batches = [to_device(b, device) for b in gathered(self.batches, self.method.batches)]
+        with torch.no_grad(), evaluating(self.module), opened_afterwards(gates):
+            run = partial(self.forward, self.module)
+            stages = stages_of(self.module, self.plan, run, batches[0])
+            masked = Stream(module=self.module, run=run, batches=batches)
+            for stage in stages:
+                grams, norms, missed = self._seen(stage, masked)
+                unseen |= missed
+                for site in stage.sites:
+                    scores[site.name] = self._site_scores(
+                        site,
+                        counts[site.name],
+                        grams.get(site.name),
+                        norms[site.name],
+                        fixed=start is not None,
+                    )
+                    _close(gates, site, scores[site.name])
+                masked.advance(stage)
+        notes = (unseen_note(self.method.name, unseen),) if unseen else ()
+        return {name: scores[name] for name in self.plan.layouts}, notes
+
+    def _check(self) -> None:
+        if any(isinstance(layout, Blocks) for layout in self.plan.layouts.values()):
+            raise RecipeError(
+                f"the method swaps exchanges single weights, and a unit of the pattern "
+                f"{self.budget.pattern} is larger: use --method wanda"
+            )
+
+    def _first_masks(self) -> Masks:
+        """As many weights in every row as Wanda keeps; which ones is decided later."""
+        scores = {site.name: _places(site, self._key(site)) for site in self.plan.sites}
+        return binarize(scores, self.budget, self.plan.layouts)
+
+    def _key(self, site: Site) -> int:
+        return sample_key(self.seed, f"start:{site.name}")
+
+    def _seen(
+        self, stage: Stage, stream: Stream
+    ) -> tuple[Mapping[str, Gram], Mapping[str, Inputs], Mapping[str, str]]:
+        """What the sites of a stage multiply: Gram matrices, norms, and what cannot be seen."""
+        part = SitePlan(sites=stage.sites, skipped={})
+        with seen_grams(self.module, stage.sites) as grams:
+            others = tuple(site for site in stage.sites if site.name not in grams)
+            with seen_inputs(self.module, replace(part, sites=others)) as seen:
+                for _ in stream.through(stage):
+                    pass
+        norms = {
+            site.name: _norms(site, grams[site.name]) for site in stage.sites if site.name in grams
+        }
+        return grams, {**norms, **seen.inputs()}, seen.unseen()
+
+    def _site_scores(
+        self, site: Site, counts: Tensor, gram: Gram | None, inputs: Inputs, *, fixed: bool
+    ) -> Tensor:
+        score = Wanda(per_row=False).score(self.weights[site.name], self._key(site), inputs)
+        score = as_matrix(site, score)
+        mask = as_matrix(site, counts)
+        if not fixed:
+            mask = _best_of_rows(score, mask, _bounds(site))
+        mean = None if gram is None else gram.mean()
+        if mean is not None:
+            weight = as_matrix(site, self.weights[site.name]).float()
+            mask = self._improved(weight, mask, mean.cpu(), _bounds(site))
+        order = score / (1.0 + score)
+        return from_matrix(site, order + mask)
+
+    def _improved(self, weight: Tensor, mask: Tensor, grams: Tensor, bounds: Bounds) -> Tensor:
+        """The mask after the exchanges, each group of a convolution with its own matrix."""
+        rows = len(weight) // len(grams)
+        parts = []
+        for index, gram in enumerate(grams):
+            at = slice(index * rows, (index + 1) * rows)
+            parts.append(self.method.improve(weight[at], mask[at], gram, bounds.of(at)))
+        return torch.cat(parts)
+
+
+def _places(site: Site, key: int) -> Tensor:
+    """The ranks in the rows of Wanda's score, in another order: rows keep as many by either."""
+    rows = torch.arange(site.numel, dtype=torch.float64).reshape(matrix_shape(site))
+    columns = rows.shape[1]
+    return from_matrix(site, rows.remainder_(columns).add_(row_offsets(len(rows), key)) / columns)
+
+
+def _norms(site: Site, gram: Gram) -> Inputs:
+    """Root mean square of every input, laid out as the weight."""
+    mean = gram.mean()
+    if mean is None:
+        return Inputs(dims=summed_dims(site), norms=None)
+    norms = mean.cpu().diagonal(dim1=1, dim2=2).double().clamp_min(0.0).sqrt()
+    rows = matrix_shape(site)[0] // len(norms)
+    return Inputs(dims=summed_dims(site), norms=from_matrix(site, norms.repeat_interleave(rows, 0)))
+
+
+def _bounds(site: Site) -> Bounds:
+    layout = site.layout
+    if isinstance(layout, Grouped):
+        return Bounds(group=layout.size)
+    if isinstance(layout, Inside):
+        return Bounds(allowed=as_matrix(site, layout.allowed))
+    return Bounds()
+
+
+def _best_of_rows(score: Tensor, counts: Tensor, bounds: Bounds) -> Tensor:
+    """The highest scores of each row, or of each group in it, as many as `counts` keeps."""
+    if bounds.allowed is not None:
+        score = score.masked_fill(~bounds.allowed, -1.0)
+    size = bounds.group or score.shape[1]
+    groups = score.reshape(-1, size)
+    ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    kept = counts.reshape(-1, size).sum(1, keepdim=True)
+    return (ranks < kept).reshape(score.shape)
+
+
+@contextmanager
+def opened_afterwards(gates: Gates) -> Iterator[None]:
+    """Open gates at the start of the block and at its end."""
+    try:
+        for gate in gates.by_name.values():
+            gate.mode = "open"
+        yield
+    finally:
+        for gate in gates.by_name.values():
+            gate.mode = "open"
+
+
+def _close(gates: Gates, site: Site, score: Tensor) -> None:
+    """From now on every forward reads the weights that the site keeps."""
+    gate = gates.by_name[site.name]
+    gate.kept, gate.mode = score >= 1.0, "masked"
