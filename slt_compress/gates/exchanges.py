@@ -140,7 +140,9 @@ def _round(
         pu=_pairs(weight, gram, p, u), uu=_pairs(weight, gram, u, u), together=together,
     )  # fmt: skip
     came, went = candidates.exchange_(least)
-    mask = mask.scatter(1, p, mask.gather(1, p) | came).scatter(1, u, ~went & mask.gather(1, u))
+    # a side that is short of candidates holds columns of the other one too: they stay as they are
+    mask = mask.scatter(1, p, mask.gather(1, p) | came)
+    mask = mask.scatter(1, u, mask.gather(1, u) & ~went)
     return mask, came.any(1)
 
 
@@ -268,18 +270,23 @@ def exchange_across_rows(
 def _paired(come: Tensor, go: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """Rows that receive a weight and rows that give one, [n] each; no row is in both.
 
-    The i-th cheapest of each side are a pair, as long as they together gain more than `least`.
+    The i-th cheapest of each side are a pair, as long as they together gain more than `least`. A
+    row that could be on both sides is on the one where it stands further in front; if that leaves
+    no pair, the best of all pairs is taken.
     """
-    rows = len(come)
-    # a row is on the side where it stands further in front
     receive, give = come.argsort(stable=True), go.argsort(stable=True)
-    place_in_receive, place_in_give = torch.empty_like(receive), torch.empty_like(give)
-    place_in_receive[receive] = torch.arange(rows)
-    place_in_give[give] = torch.arange(rows)
-    receives = place_in_receive <= place_in_give
+    receives = receive.argsort() <= give.argsort()
     receivers, givers = receive[receives[receive]], give[~receives[give]]
     size = min(len(receivers), len(givers))
     receivers, givers = receivers[:size], givers[:size]
     good = (come[receivers] + go[givers]) < -least
     count = int(good.long().cumprod(0).sum())
-    return receivers[:count], givers[:count]
+    if count:
+        return receivers[:count], givers[:count]
+    # the best pair of two different rows is among the first two of each side
+    change = come[receive[:2], None] + go[None, give[:2]]
+    change[receive[:2, None] == give[None, :2]] = inf
+    at = int(change.argmin())
+    found = slice(0, int(bool(change.flatten()[at] < -least)))
+    columns = change.shape[1]
+    return receive[at // columns][None][found], give[at % columns][None][found]

@@ -22,7 +22,6 @@ from slt_compress.gates.one_shot import row_offsets
 from slt_compress.masks import Masks
 from slt_compress.searching.block_passes import Stage, Stream, gathered, stages_of
 from slt_compress.searching.input_grams import (
-    Gram,
     as_matrix,
     from_matrix,
     matrix_shape,
@@ -83,14 +82,14 @@ class Swapping:
             stages = stages_of(self.module, self.plan, run, batches[0])
             masked = Stream(module=self.module, run=run, batches=batches)
             for stage in stages:
-                grams, norms, missed = self._seen(stage, masked)
+                grams, inputs, missed = self._seen(stage, masked)
                 unseen |= missed
                 for site in stage.sites:
                     scores[site.name] = self._site_scores(
                         site,
                         counts[site.name],
                         grams.get(site.name),
-                        norms[site.name],
+                        inputs[site.name],
                         fixed=start is not None,
                     )
                     _close(gates, site, scores[site.name])
@@ -115,32 +114,46 @@ class Swapping:
 
     def _seen(
         self, stage: Stage, stream: Stream
-    ) -> tuple[Mapping[str, Gram], Mapping[str, Inputs], Mapping[str, str]]:
-        """What the sites of a stage multiply: Gram matrices, norms, and what cannot be seen."""
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Inputs], Mapping[str, str]]:
+        """What the sites of a stage multiply: second moments, norms, and what cannot be seen."""
         part = SitePlan(sites=stage.sites, skipped={})
         with seen_grams(self.module, stage.sites) as grams:
             others = tuple(site for site in stage.sites if site.name not in grams)
             with seen_inputs(self.module, replace(part, sites=others)) as seen:
                 for _ in stream.through(stage):
                     pass
+        means = {name: gram.mean() for name, gram in grams.items()}
+        moments = {name: mean for name, mean in means.items() if mean is not None}
         norms = {
-            site.name: _norms(site, grams[site.name]) for site in stage.sites if site.name in grams
+            site.name: _norms(site, means[site.name]) for site in stage.sites if site.name in means
         }
-        return grams, {**norms, **seen.inputs()}, seen.unseen()
+        blind = dict.fromkeys(means.keys() - moments.keys(), "the forward pass does not call it")
+        return moments, {**norms, **seen.inputs()}, {**seen.unseen(), **blind}
+
+    def site_mask(self, site: Site, grams: Tensor | None, start: Tensor | None = None) -> Tensor:
+        """The mask of one site.
+
+        Args:
+            site: of the plan.
+            grams: second moments of its inputs, [groups, C, C]; None exchanges nothing.
+            start: mask to start from; None is Wanda's.
+        """
+        inputs = _norms(site, grams)
+        mask = self._first_masks()[site.name] if start is None else start
+        return self._site_scores(site, mask, grams, inputs, fixed=start is not None) >= 1.0
 
     def _site_scores(
-        self, site: Site, counts: Tensor, gram: Gram | None, inputs: Inputs, *, fixed: bool
+        self, site: Site, counts: Tensor, grams: Tensor | None, inputs: Inputs, *, fixed: bool
     ) -> Tensor:
         score = Wanda(per_row=False).score(self.weights[site.name], self._key(site), inputs)
-        score = as_matrix(site, score)
-        mask = as_matrix(site, counts)
+        score, mask = as_matrix(site, score), as_matrix(site, counts)
         if not fixed:
             mask = _best_of_rows(score, mask, _bounds(site))
-        mean = None if gram is None else gram.mean()
-        if mean is not None:
+        if grams is not None:
             weight = as_matrix(site, self.weights[site.name]).float()
-            mask = self._improved(weight, mask, mean.cpu(), _bounds(site))
-        order = score / (1.0 + score)
+            mask = self._improved(weight, mask, grams.cpu(), _bounds(site))
+        # in [0, 1), strictly: the largest products of some networks round up to it
+        order = (score / (1.0 + score)).clamp_max(1.0 - 2.0**-53)
         return from_matrix(site, order + mask)
 
     def _improved(self, weight: Tensor, mask: Tensor, grams: Tensor, bounds: Bounds) -> Tensor:
@@ -160,12 +173,11 @@ def _places(site: Site, key: int) -> Tensor:
     return from_matrix(site, rows.remainder_(columns).add_(row_offsets(len(rows), key)) / columns)
 
 
-def _norms(site: Site, gram: Gram) -> Inputs:
+def _norms(site: Site, grams: Tensor | None) -> Inputs:
     """Root mean square of every input, laid out as the weight."""
-    mean = gram.mean()
-    if mean is None:
+    if grams is None:
         return Inputs(dims=summed_dims(site), norms=None)
-    norms = mean.cpu().diagonal(dim1=1, dim2=2).double().clamp_min(0.0).sqrt()
+    norms = grams.cpu().diagonal(dim1=1, dim2=2).double().clamp_min(0.0).sqrt()
     rows = matrix_shape(site)[0] // len(norms)
     return Inputs(dims=summed_dims(site), norms=from_matrix(site, norms.repeat_interleave(rows, 0)))
 
