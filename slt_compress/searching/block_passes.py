@@ -116,10 +116,15 @@ class Stream:
     passed: list[str] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
 
-    def through(self, stage: Stage, only: slice = slice(None)) -> Iterator[Any]:
+    def through(self, stage: Stage) -> Iterator[Any]:
         """Run the batches through a stage, in order; yields what its module gives for each."""
-        for index in range(len(self.batches))[only]:
+        for index in range(len(self.batches)):
             yield self._output(stage, index)
+
+    def pass_through(self, stage: Stage) -> None:
+        """Run through a stage for what hooks see of it."""
+        for _ in self.through(stage):
+            pass
 
     def advance(self, stage: Stage) -> None:
         """Run through a stage as it is now, and hold its outputs."""

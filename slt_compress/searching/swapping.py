@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -79,21 +79,20 @@ class Swapping:
         batches = [to_device(b, device) for b in gathered(self.batches, self.method.batches)]
         with torch.no_grad(), evaluating(self.module), opened_afterwards(gates):
             run = partial(self.forward, self.module)
-            stages = stages_of(self.module, self.plan, run, batches[0])
-            masked = Stream(module=self.module, run=run, batches=batches)
-            for stage in stages:
-                grams, inputs, missed = self._seen(stage, masked)
+            inputs = _Inputs(
+                gates=gates, share=self.method.dense_inputs,
+                dense=Stream(module=self.module, run=run, batches=batches),
+                masked=Stream(module=self.module, run=run, batches=batches),
+            )  # fmt: skip
+            for stage in stages_of(self.module, self.plan, run, batches[0]):
+                moments, norms, missed = inputs.seen(stage)
                 unseen |= missed
                 for site in stage.sites:
                     scores[site.name] = self._site_scores(
-                        site,
-                        counts[site.name],
-                        grams.get(site.name),
-                        inputs[site.name],
+                        site, counts[site.name], moments.get(site.name), norms[site.name],
                         fixed=start is not None,
-                    )
-                    _close(gates, site, scores[site.name])
-                masked.advance(stage)
+                    )  # fmt: skip
+                inputs.advance(stage, scores)
         notes = (unseen_note(self.method.name, unseen),) if unseen else ()
         return {name: scores[name] for name in self.plan.layouts}, notes
 
@@ -111,24 +110,6 @@ class Swapping:
 
     def _key(self, site: Site) -> int:
         return sample_key(self.seed, f"start:{site.name}")
-
-    def _seen(
-        self, stage: Stage, stream: Stream
-    ) -> tuple[Mapping[str, Tensor], Mapping[str, Inputs], Mapping[str, str]]:
-        """What the sites of a stage multiply: second moments, norms, and what cannot be seen."""
-        part = SitePlan(sites=stage.sites, skipped={})
-        with seen_grams(self.module, stage.sites) as grams:
-            others = tuple(site for site in stage.sites if site.name not in grams)
-            with seen_inputs(self.module, replace(part, sites=others)) as seen:
-                for _ in stream.through(stage):
-                    pass
-        means = {name: gram.mean() for name, gram in grams.items()}
-        moments = {name: mean for name, mean in means.items() if mean is not None}
-        norms = {
-            site.name: _norms(site, means[site.name]) for site in stage.sites if site.name in means
-        }
-        blind = dict.fromkeys(means.keys() - moments.keys(), "the forward pass does not call it")
-        return moments, {**norms, **seen.inputs()}, {**seen.unseen(), **blind}
 
     def site_mask(self, site: Site, grams: Tensor | None, start: Tensor | None = None) -> Tensor:
         """The mask of one site.
@@ -164,6 +145,66 @@ class Swapping:
             at = slice(index * rows, (index + 1) * rows)
             parts.append(self.method.improve(weight[at], mask[at], gram, bounds.of(at)))
         return torch.cat(parts)
+
+
+_Seen = tuple[Mapping[str, Tensor], Mapping[str, Inputs], Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """The inputs of one stage after the other, in the masked network so far and in the dense one.
+
+    `share` is that of the dense network; a stream that has no share does not run.
+    """
+
+    gates: Gates
+    share: float
+    dense: Stream
+    masked: Stream
+
+    def seen(self, stage: Stage) -> _Seen:
+        """What the sites of a stage multiply: second moments, norms, and what cannot be seen.
+
+        The dense stream is behind the stage then, the masked one in front of it.
+        """
+        found: list[tuple[float, _Seen]] = []
+        if self.share > 0.0:
+            with self.gates.opened():
+                found.append((self.share, _seen(stage, self.dense, self.dense.advance)))
+        if self.share < 1.0:
+            found.append((1.0 - self.share, _seen(stage, self.masked, self.masked.pass_through)))
+        _, (moments, norms, missed) = found[0]
+        if len(found) == 1:
+            return moments, norms, missed
+        mixed = {
+            name: sum((share * seen[0][name] for share, seen in found), torch.zeros(()))
+            for name in moments
+        }
+        own = {site.name: _norms(site, mixed[site.name]) for site in stage.sites
+               if site.name in mixed}  # fmt: skip
+        return mixed, {**norms, **own}, missed
+
+    def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
+        """Put masks on a stage, and take the masked stream behind it."""
+        for site in stage.sites:
+            gate = self.gates.by_name[site.name]
+            gate.kept, gate.mode = scores[site.name] >= 1.0, "masked"
+        if self.share < 1.0:
+            self.masked.advance(stage)
+
+
+def _seen(stage: Stage, stream: Stream, run: Callable[[Stage], None]) -> _Seen:
+    with seen_grams(stream.module, stage.sites) as grams:
+        others = tuple(site for site in stage.sites if site.name not in grams)
+        with seen_inputs(stream.module, SitePlan(sites=others, skipped={})) as seen:
+            run(stage)
+    means = {name: gram.mean() for name, gram in grams.items()}
+    moments = {name: mean for name, mean in means.items() if mean is not None}
+    norms = {site.name: _norms(site, means[site.name]) for site in stage.sites
+             if site.name in means}  # fmt: skip
+    reason = "the forward pass does not call its module"
+    blind = dict.fromkeys(means.keys() - moments.keys(), reason)
+    return moments, {**norms, **seen.inputs()}, {**seen.unseen(), **blind}
 
 
 def _places(site: Site, key: int) -> Tensor:
@@ -212,9 +253,3 @@ def opened_afterwards(gates: Gates) -> Iterator[None]:
     finally:
         for gate in gates.by_name.values():
             gate.mode = "open"
-
-
-def _close(gates: Gates, site: Site, score: Tensor) -> None:
-    """From now on every forward reads the weights that the site keeps."""
-    gate = gates.by_name[site.name]
-    gate.kept, gate.mode = score >= 1.0, "masked"
