@@ -39,7 +39,8 @@ class Swaps:
       network as `dense_inputs` says.
 
     Attributes:
-        diagonal: lambda, in [0, 1].
+        diagonal: lambda, in [0, 1]; `auto` tries several and takes that of the lowest loss on the
+            held-out slice, each with a pass through the network.
         exchange: `row` keeps the count of every row that the start has, `layer` that of every
             layer.
         dense_inputs: share of the dense network's inputs in G, in [0, 1]; at 1 no layer sees
@@ -48,7 +49,7 @@ class Swaps:
         batches: training batches that are seen.
     """
 
-    diagonal: float = 0.0
+    diagonal: float | Literal["auto"] = 0.0
     exchange: Exchange = "row"
     dense_inputs: float = 0.0
     pool: int = 32
@@ -57,9 +58,10 @@ class Swaps:
     calibrated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for key in ("diagonal", "dense_inputs"):
-            if not 0.0 <= getattr(self, key) <= 1.0:
-                raise RecipeError(f"method.{key} is a share in [0, 1], not {getattr(self, key)}")
+        if not 0.0 <= self.dense_inputs <= 1.0:
+            raise RecipeError(f"method.dense_inputs is a share in [0, 1], not {self.dense_inputs}")
+        if self.diagonal != "auto" and not 0.0 <= self.diagonal <= 1.0:
+            raise RecipeError(f"method.diagonal is auto or a share in [0, 1], not {self.diagonal}")
         if self.pool < 0:
             raise RecipeError(f"method.pool is a number of candidates or 0, not {self.pool}")
         if self.batches < 1:
@@ -80,6 +82,8 @@ class Swaps:
             gram: [C, C], the second moment of the inputs, before `diagonal` is applied.
             bounds: which exchanges are allowed.
         """
+        if self.diagonal == "auto":
+            raise RecipeError("method.diagonal is auto where a number is needed")
         if self.diagonal == 1.0 and self.exchange == "row":
             return mask
         blended = blend(gram, self.diagonal)

@@ -189,6 +189,8 @@ class _Inputs:
         for site in stage.sites:
             gate = self.gates.by_name[site.name]
             gate.kept, gate.mode = scores[site.name] >= 1.0, "masked"
+            density = float(gate.kept.double().mean())
+            gate.gain = density**-0.5 if gate.rescale and density > 0.0 else 1.0
         if self.share < 1.0:
             self.masked.advance(stage)
 
@@ -248,7 +250,7 @@ def opened_afterwards(gates: Gates) -> Iterator[None]:
     """Open gates at the start of the block and at its end."""
     try:
         for gate in gates.by_name.values():
-            gate.mode = "open"
+            gate.mode, gate.flip = "open", None
         yield
     finally:
         for gate in gates.by_name.values():
