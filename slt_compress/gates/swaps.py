@@ -17,7 +17,8 @@ from slt_compress.gates.exchanges import (
 )
 from slt_compress.gates.one_shot import Wanda
 
-Exchange = Literal["row", "layer"]
+Exchange = Literal["row", "layer", "global"]
+ErrorOf = Literal["output", "loss"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +35,20 @@ class Swaps:
 
     * lambda, the `diagonal`: G is replaced by (1 - lambda) G + lambda diag(G); with 1 the mask is
       Wanda's exactly, with 0 the error is that of the layer's output.
-    * exchanges across rows: rows do not interact, so the last term drops.
+    * exchanges across rows: rows do not interact, so the last term drops. Rows of one layer, or
+      of all, can be weighed by the energy of the loss gradient at their outputs.
     * a layer sees the inputs that the masked layers before it give, mixed with those of the dense
       network as `dense_inputs` says.
 
     Attributes:
         diagonal: lambda, in [0, 1]; `auto` tries several and takes that of the lowest loss on the
             held-out slice, each with a pass through the network.
-        exchange: `row` keeps the count of every row that the start has, `layer` that of every
-            layer.
+        exchange: `row` keeps the count of every row of Wanda's mask, `layer` that of every layer.
+            `global` gives all rows of all layers their counts by one ranking of w^2 G_jj times
+            the energy of the loss gradient at the row's output, within the budget's scope and
+            floor; then as `layer`.
+        error: what counts where rows are compared: `output`, the error of the layer's output, or
+            `loss`, that error times the energy of the loss gradient. `global` implies `loss`.
         dense_inputs: share of the dense network's inputs in G, in [0, 1]; at 1 no layer sees
             what the masks before it change.
         pool: candidates a side that are compared in all pairs at a time; 0 compares all.
@@ -51,6 +57,7 @@ class Swaps:
 
     diagonal: float | Literal["auto"] = 0.0
     exchange: Exchange = "row"
+    error: ErrorOf = "output"
     dense_inputs: float = 0.0
     pool: int = 32
     batches: int = 16
@@ -66,8 +73,15 @@ class Swaps:
             raise RecipeError(f"method.pool is a number of candidates or 0, not {self.pool}")
         if self.batches < 1:
             raise RecipeError(f"method.batches must be above 0, not {self.batches}")
-        if self.exchange not in ("row", "layer"):
-            raise RecipeError(f"method.exchange is row or layer, not {self.exchange!r}")
+        if self.exchange not in ("row", "layer", "global"):
+            raise RecipeError(f"method.exchange is row, layer or global, not {self.exchange!r}")
+        if self.error not in ("output", "loss"):
+            raise RecipeError(f"method.error is output or loss, not {self.error!r}")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the energy of the loss gradient is wanted."""
+        return self.exchange == "global" or (self.error == "loss" and self.exchange == "layer")
 
     def score(self, weight: Tensor, key: int, inputs: Inputs | None = None) -> Tensor:
         """What the exchanges start from: Wanda's score, ranked within each row; fp64."""
@@ -89,6 +103,6 @@ class Swaps:
         blended = blend(gram, self.diagonal)
         pool = self.pool or weight.shape[1]
         mask = exchange_in_rows(weight, mask, blended, bounds, pool=pool)
-        if self.exchange == "layer" and not bounds.group:
+        if self.exchange != "row" and not bounds.group:
             mask = exchange_across_rows(weight, mask, blended, bounds, pool=pool)
         return mask

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import torch
@@ -20,17 +20,22 @@ from slt_compress.gates.exchanges import Bounds
 from slt_compress.gates.gating import Gates
 from slt_compress.gates.one_shot import row_offsets
 from slt_compress.masks import Masks
-from slt_compress.searching.block_passes import Stage, Stream, gathered, stages_of
+from slt_compress.searching.block_passes import Stream, gathered, stages_of
+from slt_compress.searching.gradient_energy import gradient_energy
 from slt_compress.searching.input_grams import (
     as_matrix,
     from_matrix,
+    has_gram,
     matrix_shape,
-    seen_grams,
 )
-from slt_compress.searching.input_norms import seen_inputs, summed_dims, unseen_note
+from slt_compress.searching.input_norms import seen_inputs, unseen_note
+from slt_compress.searching.stage_inputs import StageInputs, norms_of, opened_afterwards
 from slt_compress.sites.budget import Budget, binarize
 from slt_compress.sites.layouts import Blocks, Grouped, Inside
 from slt_compress.sites.sites import Site, SitePlan
+
+# How many of the batches the loss gradient is taken on, which costs three forward passes.
+_ENERGY_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +77,15 @@ class Swapping:
             RecipeError: the pattern has units larger than a weight.
         """
         self._check()
-        counts = start or self._first_masks()
         scores: dict[str, Tensor] = {}
         unseen: dict[str, str] = {}
         device = next(self.module.parameters()).device
         batches = [to_device(b, device) for b in gathered(self.batches, self.method.batches)]
         with torch.no_grad(), evaluating(self.module), opened_afterwards(gates):
             run = partial(self.forward, self.module)
-            inputs = _Inputs(
+            energy = self._energy(batches) if self.method.weighs else {}
+            counts = start or self._first_masks(energy, batches)
+            inputs = StageInputs(
                 gates=gates, share=self.method.dense_inputs,
                 dense=Stream(module=self.module, run=run, batches=batches),
                 masked=Stream(module=self.module, run=run, batches=batches),
@@ -90,7 +96,7 @@ class Swapping:
                 for site in stage.sites:
                     scores[site.name] = self._site_scores(
                         site, counts[site.name], moments.get(site.name), norms[site.name],
-                        fixed=start is not None,
+                        fixed=start is not None, energy=energy.get(site.name),
                     )  # fmt: skip
                 inputs.advance(stage, scores)
         notes = (unseen_note(self.method.name, unseen),) if unseen else ()
@@ -103,10 +109,48 @@ class Swapping:
                 f"{self.budget.pattern} is larger: use --method wanda"
             )
 
-    def _first_masks(self) -> Masks:
-        """As many weights in every row as Wanda keeps; which ones is decided later."""
-        scores = {site.name: _places(site, self._key(site)) for site in self.plan.sites}
+    def _first_masks(self, energy: Mapping[str, Tensor], batches: Sequence[Any]) -> Masks:
+        """How many weights every row keeps; which ones is decided later."""
+        if self.method.exchange == "global" and self.budget.shape.density is None:
+            scores = self._losses(energy, batches)
+        else:  # as many as Wanda keeps
+            scores = {site.name: _places(site, self._key(site)) for site in self.plan.sites}
         return binarize(scores, self.budget, self.plan.layouts)
+
+    def _energy(self, batches: Sequence[Any]) -> dict[str, Tensor]:
+        """Energy of the loss gradient at every row, with a mean of 1 over all rows."""
+        sites = [s for s in self.plan.sites if has_gram(self.module.get_submodule(s.module), s)]
+        seed = sample_key(self.seed, "energy")
+        energy = gradient_energy(self.module, sites, batches[:_ENERGY_BATCHES], self.forward, seed)
+        mean = float(torch.cat(list(energy.values())).mean()) if energy else 0.0
+        if not 0.0 < mean < inf:
+            raise RecipeError(
+                f"method.exchange={self.method.exchange} weighs rows by the loss gradient, whose "
+                f"energy is {mean}: use method.exchange=row"
+            )
+        return {name: value / mean for name, value in energy.items()}
+
+    def _losses(self, energy: Mapping[str, Tensor], batches: Sequence[Any]) -> dict[str, Tensor]:
+        """What each weight costs if it alone goes: w^2 G_jj times the energy of its row."""
+        with seen_inputs(self.module, self.plan) as seen:
+            for batch in batches:
+                self.forward(self.module, batch)
+        inputs = seen.inputs()
+        losses: dict[str, Tensor] = {}
+        for site in self.plan.sites:
+            norms = inputs[site.name].norms
+            if norms is None or site.name not in energy:
+                raise RecipeError(
+                    f"method.exchange=global ranks all layers by their inputs and gradients, and "
+                    f"those of {site.name} cannot be seen: use method.exchange=layer, or leave it "
+                    "out with targets.exclude"
+                )
+            score = Wanda(per_row=False).score(
+                self.weights[site.name], self._key(site), inputs[site.name]
+            )
+            rows = as_matrix(site, score).square() * energy[site.name][:, None]
+            losses[site.name] = from_matrix(site, rows)
+        return losses
 
     def _key(self, site: Site) -> int:
         return sample_key(self.seed, f"start:{site.name}")
@@ -119,12 +163,19 @@ class Swapping:
             grams: second moments of its inputs, [groups, C, C]; None exchanges nothing.
             start: mask to start from; None is Wanda's.
         """
-        inputs = _norms(site, grams)
-        mask = self._first_masks()[site.name] if start is None else start
+        inputs = norms_of(site, grams)
+        mask = self._first_masks({}, ())[site.name] if start is None else start
         return self._site_scores(site, mask, grams, inputs, fixed=start is not None) >= 1.0
 
     def _site_scores(
-        self, site: Site, counts: Tensor, grams: Tensor | None, inputs: Inputs, *, fixed: bool
+        self,
+        site: Site,
+        counts: Tensor,
+        grams: Tensor | None,
+        inputs: Inputs,
+        *,
+        fixed: bool,
+        energy: Tensor | None = None,
     ) -> Tensor:
         score = Wanda(per_row=False).score(self.weights[site.name], self._key(site), inputs)
         score, mask = as_matrix(site, score), as_matrix(site, counts)
@@ -132,6 +183,8 @@ class Swapping:
             mask = _best_of_rows(score, mask, _bounds(site))
         if grams is not None:
             weight = as_matrix(site, self.weights[site.name]).float()
+            if energy is not None:  # the error of a row is quadratic in its weights
+                weight = weight * energy.sqrt().float()[:, None]
             mask = self._improved(weight, mask, grams.cpu(), _bounds(site))
         # in [0, 1), strictly: the largest products of some networks round up to it
         order = (score / (1.0 + score)).clamp_max(1.0 - 2.0**-53)
@@ -147,82 +200,11 @@ class Swapping:
         return torch.cat(parts)
 
 
-_Seen = tuple[Mapping[str, Tensor], Mapping[str, Inputs], Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Inputs:
-    """The inputs of one stage after the other, in the masked network so far and in the dense one.
-
-    `share` is that of the dense network; a stream that has no share does not run.
-    """
-
-    gates: Gates
-    share: float
-    dense: Stream
-    masked: Stream
-
-    def seen(self, stage: Stage) -> _Seen:
-        """What the sites of a stage multiply: second moments, norms, and what cannot be seen.
-
-        The dense stream is behind the stage then, the masked one in front of it.
-        """
-        found: list[tuple[float, _Seen]] = []
-        if self.share > 0.0:
-            with self.gates.opened():
-                found.append((self.share, _seen(stage, self.dense, self.dense.advance)))
-        if self.share < 1.0:
-            found.append((1.0 - self.share, _seen(stage, self.masked, self.masked.pass_through)))
-        _, (moments, norms, missed) = found[0]
-        if len(found) == 1:
-            return moments, norms, missed
-        mixed = {
-            name: sum((share * seen[0][name] for share, seen in found), torch.zeros(()))
-            for name in moments
-        }
-        own = {site.name: _norms(site, mixed[site.name]) for site in stage.sites
-               if site.name in mixed}  # fmt: skip
-        return mixed, {**norms, **own}, missed
-
-    def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
-        """Put masks on a stage, and take the masked stream behind it."""
-        for site in stage.sites:
-            gate = self.gates.by_name[site.name]
-            gate.kept, gate.mode = scores[site.name] >= 1.0, "masked"
-            density = float(gate.kept.double().mean())
-            gate.gain = density**-0.5 if gate.rescale and density > 0.0 else 1.0
-        if self.share < 1.0:
-            self.masked.advance(stage)
-
-
-def _seen(stage: Stage, stream: Stream, run: Callable[[Stage], None]) -> _Seen:
-    with seen_grams(stream.module, stage.sites) as grams:
-        others = tuple(site for site in stage.sites if site.name not in grams)
-        with seen_inputs(stream.module, SitePlan(sites=others, skipped={})) as seen:
-            run(stage)
-    means = {name: gram.mean() for name, gram in grams.items()}
-    moments = {name: mean for name, mean in means.items() if mean is not None}
-    norms = {site.name: _norms(site, means[site.name]) for site in stage.sites
-             if site.name in means}  # fmt: skip
-    reason = "the forward pass does not call its module"
-    blind = dict.fromkeys(means.keys() - moments.keys(), reason)
-    return moments, {**norms, **seen.inputs()}, {**seen.unseen(), **blind}
-
-
 def _places(site: Site, key: int) -> Tensor:
     """The ranks in the rows of Wanda's score, in another order: rows keep as many by either."""
     rows = torch.arange(site.numel, dtype=torch.float64).reshape(matrix_shape(site))
     columns = rows.shape[1]
     return from_matrix(site, rows.remainder_(columns).add_(row_offsets(len(rows), key)) / columns)
-
-
-def _norms(site: Site, grams: Tensor | None) -> Inputs:
-    """Root mean square of every input, laid out as the weight."""
-    if grams is None:
-        return Inputs(dims=summed_dims(site), norms=None)
-    norms = grams.cpu().diagonal(dim1=1, dim2=2).double().clamp_min(0.0).sqrt()
-    rows = matrix_shape(site)[0] // len(norms)
-    return Inputs(dims=summed_dims(site), norms=from_matrix(site, norms.repeat_interleave(rows, 0)))
 
 
 def _bounds(site: Site) -> Bounds:
@@ -243,15 +225,3 @@ def _best_of_rows(score: Tensor, counts: Tensor, bounds: Bounds) -> Tensor:
     ranks = groups.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     kept = counts.reshape(-1, size).sum(1, keepdim=True)
     return (ranks < kept).reshape(score.shape)
-
-
-@contextmanager
-def opened_afterwards(gates: Gates) -> Iterator[None]:
-    """Open gates at the start of the block and at its end."""
-    try:
-        for gate in gates.by_name.values():
-            gate.mode, gate.flip = "open", None
-        yield
-    finally:
-        for gate in gates.by_name.values():
-            gate.mode = "open"
