@@ -67,7 +67,8 @@ class Swaps:
     def __post_init__(self) -> None:
         if not 0.0 <= self.dense_inputs <= 1.0:
             raise RecipeError(f"method.dense_inputs is a share in [0, 1], not {self.dense_inputs}")
-        if self.diagonal != "auto" and not 0.0 <= self.diagonal <= 1.0:
+        given = -1.0 if isinstance(self.diagonal, str) else self.diagonal
+        if self.diagonal != "auto" and not 0.0 <= given <= 1.0:
             raise RecipeError(f"method.diagonal is auto or a share in [0, 1], not {self.diagonal}")
         if self.pool < 0:
             raise RecipeError(f"method.pool is a number of candidates or 0, not {self.pool}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -85,16 +86,14 @@ def _marked(
     """The stages, those marked that give the bits of a whole pass from the one before them."""
     stream = Stream(module=module, run=run, batches=[batch])
     for stage in stages:
-        if stage.once and stream.outputs:
-            continued = replace(stage, continues=True)
-            outputs = list(stream.through(continued))
-            if b"" != _digest(outputs[0]) == digests[stage.module][0]:
-                stage = continued
-                stream.passed, stream.outputs = [*stream.passed, stage.module], outputs
-                yield stage
-                continue
-        stream.advance(stage)
-        yield stage
+        continued = replace(stage, continues=stage.once and bool(stream.outputs))
+        outputs = list(stream.through(continued)) if continued.continues else []
+        if outputs and b"" != _digest(outputs[0]) == digests[stage.module][0]:
+            stream.hold(continued, outputs)
+            yield continued
+        else:
+            stream.advance(stage)
+            yield stage
 
 
 class _StopPass(Exception):  # noqa: N818 - it is no error
@@ -103,18 +102,19 @@ class _StopPass(Exception):  # noqa: N818 - it is no error
 
 @dataclass(slots=True)
 class Stream:
-    """Batches on their way through a network, held by the outputs of the last block so far.
+    """Batches on their way through a network, held by the outputs of the last stage so far.
 
-    All blocks before a stage that `continues` are replaced by the stored output, so that only its
-    own block costs time. At any other the pass begins at the input. Only one block's outputs are
-    held.
+    At a stage that `continues`, the stage before it is replaced by its stored output and all those
+    before that by zeros of the shape of theirs, so that only its own module costs time. At any
+    other the pass begins at the input. Only one stage's outputs are held.
     """
 
     module: nn.Module
     run: RunBatch
     batches: Sequence[Any]
-    passed: list[str] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
+    last: str = ""
+    shapes: dict[str, list[Any]] = field(default_factory=dict)
 
     def through(self, stage: Stage) -> Iterator[Any]:
         """Run the batches through a stage, in order; yields what its module gives for each."""
@@ -128,12 +128,16 @@ class Stream:
 
     def advance(self, stage: Stage) -> None:
         """Run through a stage as it is now, and hold its outputs."""
-        if not stage.once:
-            self.passed, self.outputs = [], []
-            return
-        outputs = list(self.through(stage))
-        self.passed.append(stage.module)
-        self.outputs = outputs
+        if stage.once:
+            self.hold(stage, list(self.through(stage)))
+        else:
+            self.pass_through(stage)
+            self.outputs, self.shapes = [], {}
+
+    def hold(self, stage: Stage, outputs: Sequence[Any]) -> None:
+        """Take what a stage gave for each batch as the place where the batches are."""
+        self.outputs, self.last = list(outputs), stage.module
+        self.shapes[stage.module] = [_mapped(output, _shape) for output in outputs]
 
     def _output(self, stage: Stage, index: int) -> Any:
         caught: list[Any] = []
@@ -143,11 +147,16 @@ class Stream:
             if stage.once:
                 raise _StopPass
 
+        device = next(self.module.parameters()).device
         with ExitStack() as undo:
             if stage.continues and self.outputs:
-                for name in self.passed:
+                for name, shapes in self.shapes.items():
                     owner = self.module.get_submodule(name)
-                    undo.enter_context(_replaced(owner, self.outputs[index]))
+                    give = partial(_mapped, shapes[index], partial(_zeros, device))
+                    if name == self.last:
+                        # copied: the network may work on it in place
+                        give = partial(_mapped, self.outputs[index], torch.clone)
+                    undo.enter_context(_replaced(owner, give))
             hook = self.module.get_submodule(stage.module).register_forward_hook(catch)
             undo.callback(hook.remove)
             with suppress(_StopPass):
@@ -156,10 +165,10 @@ class Stream:
 
 
 @contextmanager
-def _replaced(owner: nn.Module, output: Any) -> Iterator[None]:
-    """Let a module give a stored output, whatever it is called with."""
+def _replaced(owner: nn.Module, output: Callable[[], Any]) -> Iterator[None]:
+    """Let a module give an output, whatever it is called with."""
     own = vars(owner).get("forward")
-    owner.forward = lambda *_, **__: _copied(output)
+    owner.forward = lambda *_, **__: output()
     try:
         yield
     finally:
@@ -168,13 +177,22 @@ def _replaced(owner: nn.Module, output: Any) -> Iterator[None]:
             owner.forward = own
 
 
-def _copied(output: Any) -> Any:
-    """The output with its tensors copied: the network may work on them in place."""
+def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The output of a module with its tensors changed, as deep as tuples and lists go."""
     if isinstance(output, Tensor):
-        return output.clone()
+        return change(output)
     if isinstance(output, tuple | list) and not hasattr(output, "_fields"):
-        return type(output)(_copied(value) for value in output)
+        return type(output)(_mapped(value, change) for value in output)
     return output
+
+
+def _shape(tensor: Tensor) -> Tensor:
+    """A tensor's shape and dtype, without memory."""
+    return tensor.to("meta")
+
+
+def _zeros(device: torch.device, shape: Tensor) -> Tensor:
+    return torch.zeros_like(shape, device=device)
 
 
 def first_tensor(output: Any) -> Tensor | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from slt_compress.anatomy.states import evaluating, kept_buffers
 from slt_compress.gates import Inputs
 from slt_compress.gates.gating import Gates
 from slt_compress.searching.block_passes import Stage, Stream
@@ -37,22 +39,14 @@ class StageInputs:
 
         The dense stream is behind the stage then, the masked one in front of it.
         """
-        found: list[tuple[float, Seen]] = []
+        parts: list[tuple[float, Seen]] = []
         if self.share > 0.0:
             with self.gates.opened():
-                found.append((self.share, _seen_in(stage, self.dense, self.dense.advance)))
+                parts.append((self.share, _seen_in(stage, self.dense, self.dense.advance)))
         if self.share < 1.0:
-            found.append((1.0 - self.share, _seen_in(stage, self.masked, self.masked.pass_through)))
-        _, (moments, norms, missed) = found[0]
-        if len(found) == 1:
-            return moments, norms, missed
-        mixed = {
-            name: sum((share * seen[0][name] for share, seen in found), torch.zeros(()))
-            for name in moments
-        }
-        own = {site.name: norms_of(site, mixed[site.name]) for site in stage.sites
-               if site.name in mixed}  # fmt: skip
-        return mixed, {**norms, **own}, missed
+            seen = _seen_in(stage, self.masked, self.masked.pass_through)
+            parts.append((1.0 - self.share, seen))
+        return parts[0][1] if len(parts) == 1 else _mixed(parts)
 
     def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
         """Put masks on a stage, and take the masked stream behind it."""
@@ -66,17 +60,37 @@ class StageInputs:
 
 
 def _seen_in(stage: Stage, stream: Stream, run: Callable[[Stage], None]) -> Seen:
-    with seen_grams(stream.module, stage.sites) as grams:
-        others = tuple(site for site in stage.sites if site.name not in grams)
-        with seen_inputs(stream.module, SitePlan(sites=others, skipped={})) as seen:
-            run(stage)
+    plan = SitePlan(sites=stage.sites, skipped={})
+    with (
+        seen_grams(stream.module, stage.sites) as grams, seen_inputs(stream.module, plan) as seen,
+    ):  # fmt: skip
+        run(stage)
     means = {name: gram.mean() for name, gram in grams.items()}
     moments = {name: mean for name, mean in means.items() if mean is not None}
-    norms = {site.name: norms_of(site, means[site.name]) for site in stage.sites
-             if site.name in means}  # fmt: skip
-    reason = "the forward pass does not call its module"
-    blind = dict.fromkeys(means.keys() - moments.keys(), reason)
-    return moments, {**norms, **seen.inputs()}, {**seen.unseen(), **blind}
+    return moments, seen.inputs(), seen.unseen()
+
+
+def _mixed(parts: Sequence[tuple[float, Seen]]) -> Seen:
+    """Means of second moments and of squared norms, by shares that add up to 1."""
+    _, (first, inputs, unseen) = parts[0]
+    moments = {
+        name: sum((share * seen[0][name] for share, seen in parts), torch.zeros(()))
+        for name in first
+    }
+    norms = {
+        name: replace(seen, norms=_root(parts, name)) if seen.norms is not None else seen
+        for name, seen in inputs.items()
+    }
+    return moments, norms, unseen
+
+
+def _root(parts: Sequence[tuple[float, Seen]], name: str) -> Tensor:
+    squares = torch.zeros((), dtype=torch.float64)
+    for share, (_, inputs, _) in parts:
+        norms = inputs[name].norms
+        if norms is not None:
+            squares = squares + share * norms.square()
+    return squares.sqrt()
 
 
 def norms_of(site: Site, grams: Tensor | None) -> Inputs:
@@ -89,12 +103,27 @@ def norms_of(site: Site, grams: Tensor | None) -> Inputs:
 
 
 @contextmanager
-def opened_afterwards(gates: Gates) -> Iterator[None]:
-    """Open gates at the start of the block and at its end."""
-    try:
-        for gate in gates.by_name.values():
-            gate.mode, gate.flip = "open", None
-        yield
-    finally:
-        for gate in gates.by_name.values():
-            gate.mode = "open"
+def calibrating(gates: Gates) -> Iterator[None]:
+    """Eval mode with open gates; BatchNorm takes the statistics of each batch, and keeps its own.
+
+    Running statistics are those of the dense network, and wrong behind a mask. Gates are open
+    afterwards too.
+    """
+    with torch.no_grad(), evaluating(gates.module), kept_buffers(gates.module):
+        momenta = {child: child.momentum for child in gates.module.modules()
+                   if isinstance(child, _BatchNorm)}  # fmt: skip
+        try:
+            for norm in momenta:
+                norm.momentum = 0.0
+                norm.train()
+            _open(gates)
+            yield
+        finally:
+            _open(gates)
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
+
+
+def _open(gates: Gates) -> None:
+    for gate in gates.by_name.values():
+        gate.mode, gate.flip = "open", None

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints.tasks import to_device
 from slt_compress.errors import RecipeError
 from slt_compress.gates import Inputs, Swaps, Wanda
@@ -29,7 +28,7 @@ from slt_compress.searching.input_grams import (
     matrix_shape,
 )
 from slt_compress.searching.input_norms import seen_inputs, unseen_note
-from slt_compress.searching.stage_inputs import StageInputs, norms_of, opened_afterwards
+from slt_compress.searching.stage_inputs import StageInputs, calibrating, norms_of
 from slt_compress.sites.budget import Budget, binarize
 from slt_compress.sites.layouts import Blocks, Grouped, Inside
 from slt_compress.sites.sites import Site, SitePlan
@@ -81,7 +80,7 @@ class Swapping:
         unseen: dict[str, str] = {}
         device = next(self.module.parameters()).device
         batches = [to_device(b, device) for b in gathered(self.batches, self.method.batches)]
-        with torch.no_grad(), evaluating(self.module), opened_afterwards(gates):
+        with calibrating(gates):
             run = partial(self.forward, self.module)
             energy = self._energy(batches) if self.method.weighs else {}
             counts = start or self._first_masks(energy, batches)
