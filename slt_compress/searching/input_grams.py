@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slt_compress.searching.input_norms import summed_dims
@@ -26,20 +27,30 @@ _WINDOWS = 2**26
 class Gram:
     """X'X of the inputs of one site, [groups, C, C] in fp32, and the number N of rows of X.
 
-    A convolution of several groups has one matrix for each; all others have one.
+    A convolution of several groups has one matrix for each; all others have one. A `centred` one
+    is that of X less the mean of its rows.
     """
 
-    total: Tensor | None = None
+    centred: bool = False
+    product: Tensor | None = None
+    sums: Tensor | None = None
     rows: int = 0
 
-    def add(self, total: Tensor, rows: int) -> None:
-        """Add X'X of one call."""
-        self.total = total if self.total is None else self.total + total
+    def add(self, product: Tensor, sums: Tensor, rows: int) -> None:
+        """Add X'X and the sums of the rows, [groups, C], of one call."""
+        self.product = product if self.product is None else self.product + product
+        self.sums = sums if self.sums is None else self.sums + sums
         self.rows += rows
 
     def mean(self) -> Tensor | None:
         """X'X / N; None where the site saw nothing."""
-        return None if self.total is None or not self.rows else self.total / self.rows
+        if self.product is None or self.sums is None or not self.rows:
+            return None
+        mean = self.product / self.rows
+        if not self.centred:
+            return mean
+        centre = self.sums / self.rows
+        return mean - centre[:, :, None] * centre[:, None, :]
 
 
 class _Products:
@@ -48,21 +59,25 @@ class _Products:
     def __init__(self) -> None:
         self._input: Tensor | None = None
         self._kind: Any = None
-        self._product: tuple[Tensor, int] | None = None
+        self._result: tuple[Tensor, Tensor, int] | None = None
 
-    def of(self, value: Tensor, rows_of: _RowsOf, kind: Any) -> tuple[Tensor, int]:
-        """X'X and the number of rows of an input; `kind` tells apart how it is cut in windows."""
-        if self._product is None or self._input is not value or self._kind != kind:
-            total, count = torch.zeros(()), 0
+    def of(self, value: Tensor, rows_of: _RowsOf, kind: Any) -> tuple[Tensor, Tensor, int]:
+        """X'X, sums and number of the rows of an input; `kind` says how it is cut in windows."""
+        if self._result is None or self._input is not value or self._kind != (value._version, kind):
+            product, sums, count = torch.zeros(()), torch.zeros(()), 0
             for rows in rows_of(value.detach()):
-                total = total.to(rows.device) + rows.transpose(1, 2) @ rows
+                product = product.to(rows.device) + rows.transpose(1, 2) @ rows
+                sums = sums.to(rows.device) + rows.sum(1)
                 count += rows.shape[1]
-            self._input, self._kind, self._product = value, kind, (total, count)
-        return self._product
+            self._input, self._kind = value, (value._version, kind)
+            self._result = product, sums, count
+        return self._result
 
 
 @contextmanager
-def seen_grams(module: nn.Module, sites: Sequence[Site]) -> Iterator[Mapping[str, Gram]]:
+def seen_grams(
+    module: nn.Module, sites: Sequence[Site], centred: Container[str] = ()
+) -> Iterator[Mapping[str, Gram]]:
     """Sum up the inputs of the sites over all forward passes in the block, by hooks.
 
     Only sites for which `has_gram` holds have an entry. It takes 4 C^2 bytes a site.
@@ -73,10 +88,40 @@ def seen_grams(module: nn.Module, sites: Sequence[Site]) -> Iterator[Mapping[str
         for site in sites:
             owner = module.get_submodule(site.module)
             if has_gram(owner, site):
-                grams[site.name] = Gram()
+                grams[site.name] = Gram(centred=site.name in centred)
                 hook = owner.register_forward_pre_hook(_listener(grams[site.name], owner, products))
                 hooks.callback(hook.remove)
         yield grams
+
+
+def sites_in_front_of_batchnorm(
+    module: nn.Module, sites: Sequence[Site], run: Callable[[], Any]
+) -> frozenset[str]:
+    """Names of the sites whose output is the input of a BatchNorm in the forward pass `run`.
+
+    It takes away the mean of what they miss.
+    """
+    outputs: dict[str, Any] = {}
+    followed: set[str] = set()
+
+    def follow(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        followed.update(name for name, output in outputs.items() if output is arguments[0])
+
+    norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(follow).remove)
+        for site in sites if norms else ():
+            hooks.callback(
+                module.get_submodule(site.module)
+                .register_forward_hook(
+                    lambda _, __, output, name=site.name: outputs.__setitem__(name, output)
+                )
+                .remove
+            )
+        if norms:
+            run()
+    return frozenset(followed)
 
 
 def has_gram(owner: nn.Module, site: Site) -> bool:

@@ -26,13 +26,15 @@ Seen = tuple[Mapping[str, Tensor], Mapping[str, Inputs], Mapping[str, str]]
 class StageInputs:
     """The inputs of one stage after the other, in the masked network so far and in the dense one.
 
-    `share` is that of the dense network; a stream that has no share does not run.
+    `share` is that of the dense network; a stream that has no share does not run. `centred` sites
+    see second moments around the mean.
     """
 
     gates: Gates
     share: float
     dense: Stream
     masked: Stream
+    centred: frozenset[str] = frozenset()
 
     def seen(self, stage: Stage) -> Seen:
         """What the sites of a stage multiply: second moments, norms, and what cannot be seen.
@@ -42,11 +44,22 @@ class StageInputs:
         parts: list[tuple[float, Seen]] = []
         if self.share > 0.0:
             with self.gates.opened():
-                parts.append((self.share, _seen_in(stage, self.dense, self.dense.advance)))
+                parts.append((self.share, self._part(stage, self.dense, self.dense.advance)))
         if self.share < 1.0:
-            seen = _seen_in(stage, self.masked, self.masked.pass_through)
+            seen = self._part(stage, self.masked, self.masked.pass_through)
             parts.append((1.0 - self.share, seen))
         return parts[0][1] if len(parts) == 1 else _mixed(parts)
+
+    def _part(self, stage: Stage, stream: Stream, run: Callable[[Stage], None]) -> Seen:
+        plan = SitePlan(sites=stage.sites, skipped={})
+        with (
+            seen_grams(stream.module, stage.sites, self.centred) as grams,
+            seen_inputs(stream.module, plan) as seen,
+        ):
+            run(stage)
+        means = {name: gram.mean() for name, gram in grams.items()}
+        moments = {name: mean for name, mean in means.items() if mean is not None}
+        return moments, seen.inputs(), seen.unseen()
 
     def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
         """Put masks on a stage, and take the masked stream behind it."""
@@ -57,17 +70,6 @@ class StageInputs:
             gate.gain = density**-0.5 if gate.rescale and density > 0.0 else 1.0
         if self.share < 1.0:
             self.masked.advance(stage)
-
-
-def _seen_in(stage: Stage, stream: Stream, run: Callable[[Stage], None]) -> Seen:
-    plan = SitePlan(sites=stage.sites, skipped={})
-    with (
-        seen_grams(stream.module, stage.sites) as grams, seen_inputs(stream.module, plan) as seen,
-    ):  # fmt: skip
-        run(stage)
-    means = {name: gram.mean() for name, gram in grams.items()}
-    moments = {name: mean for name, mean in means.items() if mean is not None}
-    return moments, seen.inputs(), seen.unseen()
 
 
 def _mixed(parts: Sequence[tuple[float, Seen]]) -> Seen:

@@ -26,6 +26,7 @@ from slt_compress.searching.input_grams import (
     from_matrix,
     has_gram,
     matrix_shape,
+    sites_in_front_of_batchnorm,
 )
 from slt_compress.searching.input_norms import seen_inputs, unseen_note
 from slt_compress.searching.stage_inputs import StageInputs, calibrating, norms_of
@@ -88,6 +89,9 @@ class Swapping:
                 gates=gates, share=self.method.dense_inputs,
                 dense=Stream(module=self.module, run=run, batches=batches),
                 masked=Stream(module=self.module, run=run, batches=batches),
+                centred=sites_in_front_of_batchnorm(
+                    self.module, self.plan.sites, partial(run, batches[0])
+                ),
             )  # fmt: skip
             for stage in stages_of(self.module, self.plan, run, batches[0]):
                 moments, norms, missed = inputs.seen(stage)

@@ -21,7 +21,12 @@ from slt_compress.masks import Masks
 from slt_compress.searching.block_passes import Stage, Stream, stages_of
 from slt_compress.searching.first_scores import first_scores
 from slt_compress.searching.gradient_energy import gradient_energy
-from slt_compress.searching.input_grams import as_matrix, from_matrix, seen_grams
+from slt_compress.searching.input_grams import (
+    as_matrix,
+    from_matrix,
+    seen_grams,
+    sites_in_front_of_batchnorm,
+)
 from slt_compress.searching.settings import Training
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget, binarize
@@ -438,3 +443,45 @@ def test_a_polish_refuses_signs_and_units() -> None:
                 module, batches, method=method, budget=budget, loss_fn=loss_of,
                 training=Training(steps=1, polish=True),
             )  # fmt: skip
+
+
+def test_what_batchnorm_takes_away_is_not_missed() -> None:
+    """A convolution in front of a BatchNorm sees its inputs around their mean."""
+    pico = conv_net()
+    sites = find_sites(pico.module).sites
+    centred = sites_in_front_of_batchnorm(pico.module, sites, pico)
+    assert centred == {"first.weight"}
+    images = pico.inputs["images"]
+    with torch.no_grad(), seen_grams(pico.module, sites, centred) as grams:
+        pico.module(images)
+        pico.module(images + 1.0)
+    windows = torch.nn.functional.unfold(
+        torch.nn.functional.pad(torch.cat([images, images + 1.0]), (1, 1, 1, 1)), 3
+    )
+    rows = windows.unflatten(1, (3, 9)).permute(0, 3, 2, 1).flatten(0, 1).flatten(1).double()
+    mean = grams["first.weight"].mean()
+    assert mean is not None
+    assert torch.allclose(mean[0].double(), rows.T.cov(correction=0), atol=1e-4)
+
+
+def test_an_input_that_was_changed_in_place_is_seen_anew() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)).eval()
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = module
+
+        def forward(self, input: Tensor) -> Tensor:
+            before = self.first(input)
+            return before.sum() + self.second(input.relu_()).sum()
+
+    both = Both()
+    sites = find_sites(both).sites
+    given = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), seen_grams(both, sites) as grams:
+        both(given.clone())
+    for name, rows in (("first.weight", given), ("second.weight", given.relu())):
+        mean = grams[name].mean()
+        assert mean is not None
+        assert torch.allclose(mean[0], rows.T @ rows / 5, atol=1e-6)
