@@ -92,7 +92,12 @@ def _rank_in_rows(score: Tensor, dims: tuple[int, ...], key: int) -> Tensor:
     moved = score.permute(order)
     rows = moved.reshape(prod(score.shape[dim] for dim in others), -1)
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1).double()
-    generator = torch.Generator().manual_seed(key)
-    ranks += torch.rand((len(rows), 1), generator=generator, dtype=torch.float64)
+    ranks += row_offsets(len(rows), key)
     back = sorted(range(score.dim()), key=order.__getitem__)
     return ranks.div_(rows.shape[1]).reshape(moved.shape).permute(back).contiguous()
+
+
+def row_offsets(rows: int, key: int) -> Tensor:
+    """What is added to the ranks of each row, [rows, 1] in [0, 1), fp64."""
+    generator = torch.Generator().manual_seed(key)
+    return torch.rand((rows, 1), generator=generator, dtype=torch.float64)

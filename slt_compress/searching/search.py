@@ -13,6 +13,7 @@ from torch import Tensor
 
 from slt_compress.anatomy.states import changed_buffers, set_buffers
 from slt_compress.errors import RecipeError, SltError
+from slt_compress.gates import Swaps
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import Gates, gated
 from slt_compress.searching.accelerators import accelerator_for
@@ -23,6 +24,7 @@ from slt_compress.searching.resuming import Progress, SearchFolder
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
+from slt_compress.searching.swapped_scores import polished, swapped_scores
 from slt_compress.searching.training import Engine, engine_for, walk
 from slt_compress.sites.layouts import norms
 
@@ -61,11 +63,13 @@ class Search(SearchSetup):
                         progress = self._learn(engine, measuring, progress, on_step, folder)
                 if folder is not None:
                     folder.save(progress)
-                result = measuring.conclude(
-                    _saved_scores(progress)[0], weights, dict(progress.dense), progress.history
-                )
+                scores, notes = _saved_scores(progress)
+                if self.learned is not None and self.training.polish:
+                    scores, more = polished(measuring, scores, weights)
+                    notes = (*notes, *more)
+                result = measuring.conclude(scores, weights, dict(progress.dense), progress.history)
                 mixed = precision_notes(self.module, self.training)
-                return replace(result, notes=(*progress.notes, *mixed))
+                return replace(result, notes=(*notes, *mixed))
 
     def pace(self) -> float:
         """Seconds of a step: the mean of two after a first one; the module comes back as it was.
@@ -118,9 +122,11 @@ class Search(SearchSetup):
         self, weights: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         work = self.workload
+        if isinstance(self.method, Swaps):
+            return swapped_scores(self, self.method, weights)
         return first_scores(
             self.module, self.plan, self.method, weights, work.train, work.forward,
-            random_init=self.random_init, seed=self.training.seed,
+            budget=self.budget, random_init=self.random_init, seed=self.training.seed,
         )  # fmt: skip
 
     def _learn(
