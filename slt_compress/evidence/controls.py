@@ -11,8 +11,9 @@ from torch import Tensor
 from slt_compress.gates import Magnitude
 from slt_compress.gates.base import sample_key
 from slt_compress.masks import Masks
+from slt_compress.sites.keys import keys_of
 from slt_compress.sites.layouts import Grouped, Layout, kept_units, norms
-from slt_compress.sites.order_statistics import top
+from slt_compress.sites.ranking import Ranking
 
 Masked = dict[str, Tensor]
 
@@ -37,7 +38,9 @@ def control_masks(
         competing = layout.centre(score)
         if isinstance(layout, Grouped):
             return competing > 0.0
-        return top(competing.reshape(-1), int(units.count_nonzero())).reshape(units.shape)
+        ranking = Ranking(keys_of({name: competing}))
+        (_, mask), *_ = ranking.masks([name], int(units.count_nonzero()))
+        return mask.reshape(units.shape)
 
     def control(choose: Callable[[str, Tensor], Tensor], chosen: Mapping[str, Tensor]) -> Masked:
         masked: dict[str, Tensor] = {}

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from slt_compress.errors import BudgetError
 from slt_compress.masks import Masks
+from slt_compress.sites.keys import keys_of
 from slt_compress.sites.layouts import ELEMENTWISE, Layout
 from slt_compress.sites.names import own_densities, type_of
-from slt_compress.sites.order_statistics import histogram, root, threshold, top
+from slt_compress.sites.order_statistics import histogram, root
 from slt_compress.sites.patterns import Pattern, parse_pattern
+from slt_compress.sites.ranking import Ranking
 
 Scope = Literal["global", "type", "layer"]
 Normalise = Literal["none", "rms"]
@@ -101,11 +102,10 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
     if budget.shape.density is not None:
         return Masks({name: score > 0.0 for name, score in scores.items()})
     masks: dict[str, Tensor] = {}
-    for names, kept in _integer_groups(scores, budget, budget.density):
-        flat = torch.cat([scores[name].detach().reshape(-1) for name in names])
-        pieces = torch.split(top(flat, kept), [scores[name].numel() for name in names])
-        for name, piece in zip(names, pieces, strict=True):
-            masks[name] = layouts[name].expand(piece.reshape(scores[name].shape))
+    ranking = Ranking(keys_of(scores))
+    for names, kept in _integer_groups(scores, ranking, budget, budget.density):
+        for name, mask in ranking.masks(names, kept):
+            masks[name] = layouts[name].expand(mask.reshape(scores[name].shape))
     return Masks({name: masks[name] for name in scores})
 
 
@@ -123,9 +123,9 @@ def binarize_signed(
 def hard_thresholds(scores: Scores, budget: Budget, density: float) -> dict[str, float]:
     """The exact order statistic of each site: at `density`, the scores above it are kept."""
     thresholds: dict[str, float] = {}
-    for names, kept in _integer_groups(scores, budget, density):
-        value = threshold(torch.cat([scores[name].detach().reshape(-1) for name in names]), kept)
-        thresholds.update(dict.fromkeys(names, value))
+    ranking = Ranking(keys_of(scores))
+    for names, kept in _integer_groups(scores, ranking, budget, density):
+        thresholds.update(dict.fromkeys(names, ranking.value(names, kept)))
     return thresholds
 
 
@@ -248,15 +248,20 @@ def _above_floors(
             del free[name]
 
 
-def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tuple[list[str], int]]:
+def _integer_groups(
+    scores: Scores, ranking: Ranking, budget: Budget, density: float
+) -> list[tuple[list[str], int]]:
     """`_groups` by exact order statistics, rounded by largest remainder to an exact total.
 
-    Normalised scores only decide how many units each site keeps. Within a site the order is that
-    of the scores themselves, whatever the division rounds to.
+    `ranking` is that of the scores. Normalised scores only decide how many units each site keeps:
+    within a site the order is that of the scores themselves, whatever the division rounds to.
     """
     scales = _scales(scores, budget)
-    ranked = {n: s if scales[n] == 1.0 else s.detach() / scales[n] for n, s in scores.items()}
-    groups = _groups(ranked, budget, density, _count_top)
+    if any(scale != 1.0 for scale in scales.values()):
+        ranking = Ranking(keys_of({n: s.detach() / scales[n] for n, s in scores.items()}))
+    groups = _groups(
+        scores, budget, density, lambda group, kept: ranking.counts(list(group), round(kept))
+    )
     total = max(1, round(density * sum(score.numel() for score in scores.values())))
     sizes = [sum(scores[name].numel() for name in names) for names, _ in groups]
     counts = [min(size, max(0, int(kept))) for (_, kept), size in zip(groups, sizes, strict=True)]
@@ -268,9 +273,9 @@ def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tupl
     if budget.normalise == "none":
         return exact
     return [
-        ([name], int(taken))
+        ([name], taken)
         for names, count in exact
-        for name, taken in _count_top({name: ranked[name] for name in names}, count).items()
+        for name, taken in ranking.counts(names, count).items()
     ]
 
 
@@ -280,9 +285,3 @@ def _scales(scores: Scores, budget: Budget) -> dict[str, float]:
         return dict.fromkeys(scores, 1.0)
     squares = {name: float(score.detach().square().mean()) for name, score in scores.items()}
     return {n: sqrt(s) if isfinite(s) and s > 0.0 else 1.0 for n, s in squares.items()}
-
-
-def _count_top(group: Scores, kept: float) -> dict[str, float]:
-    flat = torch.cat([score.detach().reshape(-1) for score in group.values()])
-    pieces = torch.split(top(flat, round(kept)), [score.numel() for score in group.values()])
-    return {name: float(piece.sum()) for name, piece in zip(group, pieces, strict=True)}
