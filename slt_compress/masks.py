@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -135,6 +135,31 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     if bits[count:].any():
         raise ValueError("a padding bit after the mask is set")
     return torch.from_numpy(bits[:count].view(np.bool_)).reshape(shape)
+
+
+def packed(
+    masks: Iterable[tuple[str, Tensor]], order: Iterable[str] | None = None
+) -> Mapping[str, Tensor]:
+    """Boolean tensors by name, kept as bits: every look-up makes the tensor anew, on the CPU.
+
+    They are in the `order` of names, or in that in which they come.
+    """
+    bits = {name: (pack_bits(mask), tuple(mask.shape)) for name, mask in masks}
+    return _Packed(bits if order is None else {name: bits[name] for name in order})
+
+
+class _Packed(Mapping[str, Tensor]):
+    def __init__(self, bits: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+        self._bits = bits
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack_bits(*self._bits[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
 
 
 def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:

@@ -76,7 +76,7 @@ class Measuring:
         setup, masks = self.setup, self.setup.binarize(scores)
         test, gains = setup.workload.test, setup.gains(masks)
         others = control_masks(masks, weights, setup.training.seed, setup.plan.layouts)
-        controls = {name: self._masked(control, test) for name, control in others.items()}
+        controls = {name: self._masked(control, test) for name, control in others}
         soft = None if setup.learned is None else self._soft(scores, setup.learned)
         with kept_buffers(setup.module):
             self.gates.mask(masks, gains)

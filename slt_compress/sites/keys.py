@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -116,8 +117,33 @@ class DeviceKeys:
         return (self._flats[name] == value).nonzero().reshape(-1).cpu().numpy()
 
 
+class Streamed(Mapping[str, Tensor], ABC):
+    """Scores of each site that are made when they are looked up, and ranked without that.
+
+    Attributes:
+        weights: what they are made of, in their shape; NaN there is NaN in the scores.
+    """
+
+    weights: Mapping[str, Tensor]
+
+    @abstractmethod
+    def ranked_by(self) -> Keys:
+        """What ranks them."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
 def keys_of(scores: Mapping[str, Tensor]) -> Keys:
-    """Scores as their own keys; where they are narrower than fp32, as fp32."""
+    """What ranks the scores: themselves, unless they are made when they are looked up.
+
+    Scores that are narrower than fp32 are ranked as fp32.
+    """
+    if isinstance(scores, Streamed):
+        return scores.ranked_by()
     flats = {name: score.detach().reshape(-1) for name, score in scores.items()}
     if any(flat.device.type != "cpu" for flat in flats.values()):
         return DeviceKeys({name: _wide(flat) for name, flat in flats.items()})
