@@ -162,6 +162,9 @@ class _Packed(Mapping[str, Tensor]):
         return len(self._bits)
 
 
+_SELECTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
     """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
 
@@ -172,4 +175,9 @@ def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None
         kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
     if flip is not None:
         kept = torch.where(flip.to(weight.device), -kept, kept)
-    return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))
+    mask = mask.to(weight.device)
+    if kept.dtype in _SELECTED:
+        # the backward pass of a threshold, which is one vectorised pass where `where` is not
+        chosen: Tensor = torch.ops.aten.threshold_backward(kept, mask.to(kept.dtype), 0.5)
+        return chosen
+    return torch.where(mask, kept, torch.zeros((), dtype=weight.dtype).to(weight))

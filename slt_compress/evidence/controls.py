@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,9 +15,15 @@ from slt_compress.sites.keys import keys_of
 from slt_compress.sites.layouts import Elementwise, Grouped, Layout, kept_units, norms
 from slt_compress.sites.ranking import Ranking
 
+CONTROLS = ("random", "shuffled", "magnitude")
+
 
 def control_masks(
-    masks: Masks, weights: Mapping[str, Tensor], seed: int, layouts: Mapping[str, Layout]
+    masks: Masks,
+    weights: Mapping[str, Tensor],
+    seed: int,
+    layouts: Mapping[str, Layout],
+    kinds: Sequence[str] = CONTROLS,
 ) -> Iterator[tuple[str, Masks]]:
     """Masks in the same pattern that keep the same number of units in each layer, one by one.
 
@@ -27,21 +33,24 @@ def control_masks(
     """
 
     def permuted(kind: str, name: str, mask: Tensor) -> Tensor:
-        units, layout = kept_units(layouts[name], mask), layouts[name]
+        layout = layouts[name]
+        units = kept_units(layout, mask)
         generator = torch.Generator().manual_seed(sample_key(seed, f"{kind}:{name}"))
         return layout.expand(layout.permute(units, generator, by_row=kind == "shuffled"))
 
     def every(kind: str, chosen: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return packed((name, permuted(kind, name, mask)) for name, mask in chosen.items())
 
-    yield "random", Masks.made(every("random", masks), {})
-    yield "shuffled", Masks.made(every("shuffled", masks), every("shuffled", masks.flips))
-    keys = {name: sample_key(seed, f"magnitude:{name}") for name in masks}
-    largest = (
-        (name, _largest(mask, weights[name], layouts[name], keys[name]))
-        for name, mask in masks.items()
-    )
-    yield "magnitude", Masks.made(packed(largest), {})
+    def largest(name: str, mask: Tensor) -> Tensor:
+        return _largest(mask, weights[name], layouts[name], sample_key(seed, f"magnitude:{name}"))
+
+    for kind in kinds:
+        if kind == "magnitude":
+            kept = packed((name, largest(name, mask)) for name, mask in masks.items())
+            yield kind, Masks.made(kept, {})
+        else:
+            flips = every(kind, masks.flips) if kind == "shuffled" else {}
+            yield kind, Masks.made(every(kind, masks), flips)
 
 
 def _largest(mask: Tensor, weight: Tensor, layout: Layout, key: int) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from slt_compress.anatomy.states import kept_buffers
 from slt_compress.errors import SltError
-from slt_compress.evidence.controls import control_masks
+from slt_compress.evidence.controls import CONTROLS, control_masks
 from slt_compress.evidence.metrics import Metrics, reestimate_batchnorm
-from slt_compress.gates import Learned, Phase
+from slt_compress.evidence.sampling import FirstRows
+from slt_compress.gates import Learned, Magnitude, Phase
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
 from slt_compress.searching.setup import SearchSetup
@@ -74,20 +75,21 @@ class Measuring:
     ) -> SearchResult:
         """The mask of the scores, the controls beside it, and what all of them achieve."""
         setup, masks = self.setup, self.setup.binarize(scores)
-        test, gains = setup.workload.test, setup.gains(masks)
-        others = control_masks(masks, weights, setup.training.seed, setup.plan.layouts)
-        controls = {name: self._masked(control, test) for name, control in others}
+        controls, notes = self._controls(masks, weights)
         soft = None if setup.learned is None else self._soft(scores, setup.learned)
+        gains = setup.gains(masks)
         with kept_buffers(setup.module):
             self.gates.mask(masks, gains)
             buffers = self._reestimate()
-            hard = self.measure(test)
+            hard = self.measure(setup.workload.test)
             probe = self._probe()
+        if "magnitude" in controls:
+            controls["magnitude"] = controls["magnitude"] or hard
         return SearchResult(
             plan=setup.plan, scores=scores, masks=masks, gains=gains, buffers=buffers,
             weights=weights, history=history,
             metrics={"dense": dense, "hard": hard, "soft": soft},
-            controls=controls, probe=probe,
+            controls=controls, probe=probe, notes=notes,
         )  # fmt: skip
 
     def measure(self, batches: Iterable[Any]) -> Metrics:
@@ -102,6 +104,33 @@ class Measuring:
             self.gates.mask(masks, self.setup.gains(masks))
             self._reestimate(limit)
             return self.measure(batches)
+
+    def _controls(
+        self, masks: Masks, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Metrics], tuple[str, ...]]:
+        """Metrics of the controls, and how many examples they are of where not of all.
+
+        That of magnitude is empty where the mask itself is the one of the largest weights: the
+        two differ in the choice among equal weights only.
+        """
+        setup = self.setup
+        if setup.controls == "none":
+            return {}, ()
+        own = type(setup.method) is Magnitude
+        kinds = [kind for kind in CONTROLS if not (own and kind == "magnitude")]
+        first = FirstRows(setup.workload.test)
+        test = setup.workload.test if setup.controls == "full" else first
+        measured = {
+            kind: self._masked(control, test)
+            for kind, control in control_masks(
+                masks, weights, setup.training.seed, setup.plan.layouts, kinds
+            )
+        }
+        note = (
+            f"controls are measured on the first {first.examples} test examples, which is enough "
+            "for 1 percentage point; evaluation.controls=full measures all"
+        )
+        return {kind: measured.get(kind, {}) for kind in CONTROLS}, (note,) if first.cut else ()
 
     def _soft(self, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
         """Metrics of the gates at the end, without noise; rounded ones if they always were."""
