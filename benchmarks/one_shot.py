@@ -21,12 +21,13 @@ from surroundings import surroundings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "the mask of a frozen network keeps every weight as it was and drops the others".split()
+WORDS = "the mask of a frozen network keeps every weight as it was".split()  # noqa: SIM905
 SEARCH = """
 import json, sys, time
 import torch, transformers, accelerate, datasets
 import slt_compress
 import slt_compress.searching.running
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from slt_compress.searching.recipes import parse_recipe
 
 def memory():

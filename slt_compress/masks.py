@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 class Masks(Mapping[str, Tensor]):
     """One boolean tensor per site, on the CPU, in the shape of its weight; `True` = keep.
 
-    The mapping is immutable and copies what it is given. `flips` holds the kept weights whose
-    sign is flipped, for the sites that have any; an unsigned mask has none.
+    The mapping is immutable and keeps a bit per weight, of which every look-up makes a tensor.
+    `flips` holds the kept weights whose sign is flipped, for the sites that have any; an unsigned
+    mask has none.
     """
 
     __slots__ = ("_flips", "_masks")
@@ -23,15 +24,15 @@ class Masks(Mapping[str, Tensor]):
         self, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor] | None = None
     ) -> None:
         flips = flips or {}
-        for name, mask in (*masks.items(), *flips.items()):
+        for name, mask in chain(masks.items(), flips.items()):
             if mask.dtype is not torch.bool:
                 raise TypeError(f"the mask of {name} is {mask.dtype}; a mask is torch.bool")
-        self._masks = _copied(masks)
+        self._masks = packed(masks.items())
         for name, flip in flips.items():
             kept = self._masks.get(name)
             if kept is None or flip.shape != kept.shape or bool((flip.cpu() & ~kept).any()):
                 raise ValueError(f"the flips of {name} are not among its kept weights")
-        self._flips = _copied({name: flip for name, flip in flips.items() if bool(flip.any())})
+        self._flips = packed((name, flip) for name, flip in flips.items() if bool(flip.any()))
 
     @classmethod
     def made(cls, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor]) -> Masks:
@@ -104,12 +105,6 @@ class Masks(Mapping[str, Tensor]):
         return sum(int((mask & other[name]).count_nonzero()) for name, mask in self.items())
 
 
-def _copied(masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return MappingProxyType(
-        {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
-    )
-
-
 def count_kept(mask: Tensor) -> int:
     """How many elements of a boolean tensor are true; numpy counts faster than torch."""
     return int(np.count_nonzero(mask.cpu().numpy()))
@@ -154,6 +149,9 @@ class _Packed(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return unpack_bits(*self._bits[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bits
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._bits)

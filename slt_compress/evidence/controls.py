@@ -14,6 +14,7 @@ from slt_compress.masks import Masks, packed
 from slt_compress.sites.keys import keys_of
 from slt_compress.sites.layouts import Elementwise, Grouped, Layout, kept_units, norms
 from slt_compress.sites.ranking import Ranking
+from slt_compress.storage.memory import releasing
 
 CONTROLS = ("random", "shuffled", "magnitude")
 
@@ -39,14 +40,16 @@ def control_masks(
         return layout.expand(layout.permute(units, generator, by_row=kind == "shuffled"))
 
     def every(kind: str, chosen: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return packed((name, permuted(kind, name, mask)) for name, mask in chosen.items())
+        return packed(
+            releasing((name, permuted(kind, name, mask)) for name, mask in chosen.items())
+        )
 
     def largest(name: str, mask: Tensor) -> Tensor:
         return _largest(mask, weights[name], layouts[name], sample_key(seed, f"magnitude:{name}"))
 
     for kind in kinds:
         if kind == "magnitude":
-            kept = packed((name, largest(name, mask)) for name, mask in masks.items())
+            kept = packed(releasing((name, largest(name, mask)) for name, mask in masks.items()))
             yield kind, Masks.made(kept, {})
         else:
             flips = every(kind, masks.flips) if kind == "shuffled" else {}

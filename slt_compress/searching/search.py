@@ -49,7 +49,7 @@ class Search(SearchSetup):
             streamed = streamed_scores(self.method, self.plan, weights, self.training.seed)
             scores, notes = self._start(weights, saved) if streamed is None else (streamed, ())
             with self._gated(scores if self.learned else None, accelerator) as gates:
-                measuring = Measuring(setup=self, gates=gates)
+                measuring = Measuring.of(self, gates)
                 if saved is None:
                     dense = self.workload.measure(self.module, self.workload.test, reference=None)
                     saved = Progress(notes=notes, dense=dense, buffers={})

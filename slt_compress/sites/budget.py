@@ -21,6 +21,7 @@ from slt_compress.sites.names import own_densities, type_of
 from slt_compress.sites.order_statistics import histogram, root
 from slt_compress.sites.patterns import Pattern, parse_pattern
 from slt_compress.sites.ranking import Ranking
+from slt_compress.storage.memory import releasing
 
 Scope = Literal["global", "type", "layer"]
 Normalise = Literal["none", "rms"]
@@ -103,7 +104,8 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
         layouts = dict.fromkeys(scores, ELEMENTWISE)
     if budget.shape.density is not None:
         centred = ((name, layouts[name].centre(scores[name])) for name in scores)
-        return Masks.made(packed((name, score > 0.0) for name, score in centred), {})
+        chosen = ((name, score > 0.0) for name, score in centred)
+        return Masks.made(packed(releasing(chosen)), {})
     plain = all(isinstance(layouts[name], Elementwise) for name in scores)
     if not plain or budget.normalise != "none":  # they compete as they are only one by one
         made_of = scores = {name: layouts[name].centre(score) for name, score in scores.items()}
@@ -113,7 +115,7 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
         for names, kept in _integer_groups(scores, ranking, budget, budget.density)
         for name, mask in ranking.masks(names, kept)
     )
-    return Masks.made(packed(chosen, order=scores), {})
+    return Masks.made(packed(releasing(chosen), order=scores), {})
 
 
 def binarize_signed(
