@@ -31,8 +31,12 @@ class Magnitude:
         """
         generator = torch.Generator().manual_seed(key)
         jitter = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-        magnitude = weight.detach().float().cpu().abs().double()
-        return magnitude * (1.0 + jitter * 2.0**-25) + jitter * 2.0**-200
+        return jittered(weight.detach().float().cpu().abs().double(), jitter)
+
+
+def jittered(magnitude: Tensor, jitter: Tensor) -> Tensor:
+    """The score of a magnitude (both fp64) with a jitter in [0, 1)."""
+    return magnitude * (1.0 + jitter * 2.0**-25) + jitter * 2.0**-200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,11 @@ from slt_compress.checkpoints.tasks import to_device
 from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prior, Swaps, Wanda
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import gated
+from slt_compress.gates.streamed import MagnitudeScores
 from slt_compress.searching.input_norms import seen_inputs, unseen_note
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget
-from slt_compress.sites.layouts import Blocks, norms
+from slt_compress.sites.layouts import Blocks, Elementwise, Grouped, norms
 from slt_compress.sites.sites import SitePlan
 
 _PRIORS: Mapping[Prior, OneShot] = {
@@ -78,6 +79,17 @@ def first_scores(
         elif ranked is not None:
             scores[name] = ranked
     return scores, notes
+
+
+def streamed_scores(
+    method: Method, plan: SitePlan, weights: Mapping[str, Tensor], seed: int
+) -> MagnitudeScores | None:
+    """The scores of `first_scores` if a look-up can make them from the weight alone, else None."""
+    single = all(isinstance(layout, Elementwise | Grouped) for layout in plan.layouts.values())
+    if type(method) is not Magnitude or not single:
+        return None
+    keys = {name: sample_key(seed, f"start:{name}") for name in plan.layouts}
+    return MagnitudeScores(weights={name: weights[name] for name in keys}, keys=keys)
 
 
 def _products(weight: Tensor, inputs: Inputs) -> Tensor:

@@ -15,6 +15,7 @@ from slt_compress.sites.budget import Budget
 Precision = Literal["no", "bf16", "fp16"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
+ControlsMode = Literal["none", "fast", "full"]
 # On pretrained weights one setting suits every method.
 _PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
 

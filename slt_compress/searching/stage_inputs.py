@@ -112,17 +112,17 @@ def calibrating(gates: Gates) -> Iterator[None]:
     afterwards too.
     """
     with torch.no_grad(), evaluating(gates.module), kept_buffers(gates.module):
-        momenta = {child: child.momentum for child in gates.module.modules()
-                   if isinstance(child, _BatchNorm)}  # fmt: skip
+        norms = [child for child in gates.module.modules() if isinstance(child, _BatchNorm)]
+        momenta = [(norm, norm.momentum) for norm in norms]
         try:
-            for norm in momenta:
+            for norm in norms:
                 norm.momentum = 0.0
                 norm.train()
             _open(gates)
             yield
         finally:
             _open(gates)
-            for norm, momentum in momenta.items():
+            for norm, momentum in momenta:
                 norm.momentum = momentum
 
 

@@ -31,7 +31,7 @@ def swapped_scores(
     with gated(setup.module, setup.plan, rescale=setup.rescales) as gates:
         if method.diagonal != "auto":
             return swapping_of(setup, method, weights).scores(gates)
-        measuring = Measuring(setup=setup, gates=gates)
+        measuring = Measuring.of(setup, gates)
         losses: dict[float, float] = {}
         best: tuple[Scores, tuple[str, ...]] = {}, ()
         for diagonal in DIAGONALS:
