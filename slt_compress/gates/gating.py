@@ -95,8 +95,9 @@ class Gates:
             gate.mode = "sampled"
 
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
-        """From now on every forward reads the masked weights."""
-        for name, gate in self.by_name.items():
+        """From now on every forward reads the masked weights of the sites that `masks` has."""
+        for name in masks:
+            gate = self.by_name[name]
             gate.name, gate.masks = name, masks
             gate.gain, gate.mode = gains.get(name, 1.0), "masked"
 
