@@ -37,14 +37,14 @@ class Gate(nn.Module):
         self.mode: Mode = "open"
         self.sample: Sample | None = None
         self.name = ""
-        self.masks: Masks | None = None  # those of all sites: each look-up may make the tensor
+        self.masks = Masks({})  # those of several sites: each look-up may make the tensor
         self.gain = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight in the current mode."""
         if self.mode == "sampled" and self.method and self.sample and self.score is not None:
             return self.method.effective(self.score, weight, self.sample)
-        if self.mode == "masked" and self.masks is not None:
+        if self.mode == "masked":
             mask, flip = self.masks[self.name], self.masks.flips.get(self.name)
             return masked_weight(weight, mask, self.gain, flip)
         return weight
@@ -95,7 +95,7 @@ class Gates:
             gate.mode = "sampled"
 
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
-        """From now on every forward reads the masked weights of the sites that `masks` has."""
+        """From now on every forward reads the masked weights of the sites that have a mask."""
         for name in masks:
             gate = self.by_name[name]
             gate.name, gate.masks = name, masks

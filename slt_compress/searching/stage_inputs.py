@@ -65,14 +65,14 @@ class StageInputs:
     def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
         """Put masks on a stage, and take the masked stream behind it."""
         masks = Masks({site.name: scores[site.name] >= 1.0 for site in stage.sites})
-        self.gates.mask(masks, {name: self._gain(masks, name) for name in masks})
+        gains = {
+            name: masks.density_of(name) ** -0.5
+            for name in masks
+            if self.gates.by_name[name].rescale and masks.density_of(name) > 0.0
+        }
+        self.gates.mask(masks, gains)
         if self.share < 1.0:
             self.masked.advance(stage)
-
-    def _gain(self, masks: Masks, name: str) -> float:
-        density = masks.density_of(name)
-        rescales = self.gates.by_name[name].rescale and density > 0.0
-        return float(density**-0.5) if rescales else 1.0
 
 
 def _mixed(parts: Sequence[tuple[float, Seen]]) -> Seen:
@@ -131,4 +131,4 @@ def calibrating(gates: Gates) -> Iterator[None]:
 
 def _open(gates: Gates) -> None:
     for gate in gates.by_name.values():
-        gate.mode, gate.masks = "open", None
+        gate.mode = "open"
