@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test install lint types suite zoo coverage map format clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest install lint types suite zoo coverage map format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slt-compress search lenet-300-100 --init random --dataset digits --target-sparsity 0.9
@@ -22,6 +24,10 @@ types: $(VENV)/.installed-dev
 
 suite: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2
+
+# The suite with the lowest version that pyproject.toml allows of every dependency.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 2
 
 zoo: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m zoo tests/zoo
@@ -49,5 +55,11 @@ $(VENV)/.installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/pip install -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(LOWEST)/.installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install -c $(LOWEST)/constraints.txt -e '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis

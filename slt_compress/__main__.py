@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slt_compress.cli.app import main
+from slt_compress.cli import main
 
 if __name__ == "__main__":
     main()

@@ -25,12 +25,12 @@ from slt_compress.artifacts.reading import (
     expect_probe,
     is_artifact,
     read_artifact,
-    weight_files,
 )
 from slt_compress.artifacts.shrunk import Proof, read_proof
 from slt_compress.artifacts.shrunk_writing import write_shrunk
 from slt_compress.artifacts.site_tensors import read_site_tensors
 from slt_compress.artifacts.state import State, state_of
+from slt_compress.artifacts.weight_files import weight_files
 from slt_compress.artifacts.writing import (
     MAX_SHARD_SIZE,
     new_folder,

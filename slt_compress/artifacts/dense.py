@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
 
+from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.draft import Draft
 from slt_compress.artifacts.entries import entry_dicts
 from slt_compress.artifacts.manifest import CONFIG, DENSE_MANIFEST, DENSE_WEIGHTS
-from slt_compress.artifacts.reading import weight_files
+from slt_compress.artifacts.weight_files import weight_files
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.storage.files import sha256_file, write_json, write_safetensors
 
+# Writes all other files of an artifact; gives their hashes.
+Beside = Callable[[], dict[str, str]]
 
-def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
+
+def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside) -> None:
     """Let the model's library write its own layout, and slt.json, the manifest, beside it."""
     checkpoint, tensors = draft.content.checkpoint, draft.state.tensors
     if checkpoint.family == "transformers":
@@ -31,7 +35,8 @@ def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft) -> N
         write_json(folder / CONFIG, checkpoint.config)
     files = {file.name: sha256_file(file) for file in weight_files(folder)}
     entries = entry_dicts({name: draft.entry(name) for name in tensors})
-    write_json(folder / DENSE_MANIFEST, {**manifest, "entries": entries, "files": files})
+    whole = {**manifest, "entries": entries, "files": files, BESIDE: beside()}
+    write_json(folder / DENSE_MANIFEST, whole)
 
 
 def _save_transformers(folder: Path, draft: Draft) -> None:

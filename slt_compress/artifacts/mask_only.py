@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from slt_compress.artifacts.beside import check_beside
 from slt_compress.artifacts.formats import MASK_FORMAT, decode_masks, encode_masks
 from slt_compress.artifacts.manifest import SPARSE_WEIGHTS, Artifact
 from slt_compress.artifacts.reading import as_artifact, expect_probe
@@ -105,6 +106,7 @@ def read_mask_artifact(path: Artifact | str | Path) -> MaskArtifact:
     stored = read_safetensors(manifest.where, ArtifactError)
     if sha256_tensors(stored) != manifest.text("hash"):
         raise ArtifactError(f"{folder} was changed or damaged: its tensors do not have their hash")
+    check_beside(artifact)
     # Copies, as what is read must not change when the file does.
     buffers = _take(stored, BUFFER, manifest, "buffers")
     kept = _take(stored, STORED, manifest, "stored")

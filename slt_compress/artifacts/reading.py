@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from torch import nn
 
+from slt_compress.artifacts.beside import check_beside
 from slt_compress.artifacts.decoding import decode, errors_of, split, stored_parts
 from slt_compress.artifacts.entries import Entry, parse_entries
 from slt_compress.artifacts.formats import FORMATS
@@ -19,18 +20,19 @@ from slt_compress.artifacts.manifest import (
     KIND,
     NO_MODULE,
     ONNX,
-    ONNX_MODEL,
     PROBE,
-    PROOF,
     SHRUNK,
     SPARSE_INDEX,
     SPARSE_WEIGHTS,
     Artifact,
     LoadedArtifact,
 )
-from slt_compress.artifacts.shrunk import cut_down_
+from slt_compress.artifacts.shrunk import cut_down_, whole_shapes
 from slt_compress.artifacts.state import State, fill_, own_shapes
+from slt_compress.artifacts.stored_sizes import expect_stored_sizes
+from slt_compress.artifacts.weight_files import check_weights, weight_files
 from slt_compress.checkpoints import TASKS, Checkpoint, Family, Task, build_module, open_checkpoint
+from slt_compress.checkpoints.bounds import bounded_by_shapes
 from slt_compress.errors import ArtifactError, OwnModuleError, SourceError
 from slt_compress.masks import Masks
 from slt_compress.storage.files import (
@@ -79,12 +81,6 @@ def describe_artifact(path: str | Path) -> Artifact:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """List the files of an artifact that hold weights, in the order of their names."""
-    files = [*folder.glob("*.safetensors"), *folder.glob(f"{ONNX_MODEL}*")]
-    return sorted(file for file in files if file.name not in (PROBE, PROOF))
-
-
 def as_artifact(path: Artifact | str | Path) -> Artifact:
     """The artifact itself where it was described already, so that no manifest is opened twice."""
     return path if isinstance(path, Artifact) else describe_artifact(path)
@@ -109,15 +105,21 @@ def read_artifact(path: Artifact | str | Path, *, model: nn.Module | None = None
     family, task = _architecture(manifest)
     expect_probe(artifact)
     if artifact.format == "dense":
-        for name in manifest.object("files"):
-            manifest.checked_file(name)
+        check_beside(artifact)  # the library reads the config among them
+        check_weights(artifact)
         if family in _LIBRARIES:
             checkpoint = open_checkpoint(str(folder), task=task)
             return LoadedArtifact(artifact=artifact, checkpoint=checkpoint, masks=None)
-    module = _blank(artifact, model)
+    expect_stored_sizes(artifact)
+    shapes = {name: entry.shape for name, entry in artifact.entries.items()}
+    if artifact.format == SHRUNK:
+        shapes |= whole_shapes(manifest)
+    with bounded_by_shapes(shapes, folder, ArtifactError):
+        module = _blank(artifact, model)
     if artifact.format == SHRUNK:
         cut_down_(module, manifest)
     state, masks = _read_state(artifact, module)
+    check_beside(artifact)
     fill_(module, state)
     checkpoint = _checkpoint(folder, manifest, module.eval())
     return LoadedArtifact(artifact=artifact, checkpoint=checkpoint, masks=masks)

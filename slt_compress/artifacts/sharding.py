@@ -48,6 +48,11 @@ class ShardWriter:
             update_digest(self._digest, key, components[key])
         self._nbytes += nbytes
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether there is more than one file, once all tensors were added."""
+        return bool(self._written)
+
     def close(self, manifest: Mapping[str, object]) -> None:
         """Write the last shard, and `manifest` with the hash of all components."""
         hashed = {**manifest, "hash": self._digest.hexdigest()}

@@ -52,6 +52,15 @@ def cut_down_(module: nn.Module, manifest: Manifest) -> None:
     resize_(module, shrunk)
 
 
+def whole_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """The shapes before the cut of all tensors that were cut.
+
+    Raises:
+        ArtifactError: the manifest does not say what was cut.
+    """
+    return {name: tuple(sliced.shape) for name, sliced in _shrunk(manifest).tensors.items()}
+
+
 def read_proof(artifact: Artifact) -> Proof | None:
     """Read what a shrunk artifact is proved from; None for any other format.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.content import Evidence
 from slt_compress.artifacts.entries import Entry, entry_dicts
 from slt_compress.artifacts.manifest import (
@@ -55,7 +56,7 @@ def write_shrunk(
     entries = {
         name: Entry.whole(tensor, kept=kept.get(name)) for name, tensor in state.tensors.items()
     }
-    manifest = {
+    manifest: dict[str, object] = {
         **manifest_head(
             checkpoint, evidence, format=SHRUNK, dense_nbytes=dense_nbytes, ties=state.ties
         ),
@@ -67,11 +68,11 @@ def write_shrunk(
     }
     config = {**checkpoint.config, "quantization_config": config_marker(SHRUNK)}
     with new_folder(path) as folder:
-        manifest["probe"] = write_probe(folder, evidence)
+        manifest |= write_probe(folder, evidence)
         write_safetensors(folder / PROOF, packed)
-        write_safetensors(folder / SPARSE_WEIGHTS, state.tensors, manifest)
         write_json(folder / CONFIG, config)
-        write_evidence(folder, checkpoint, evidence)
+        manifest[BESIDE] = write_evidence(folder, checkpoint, evidence)
+        write_safetensors(folder / SPARSE_WEIGHTS, state.tensors, manifest)
     return describe_artifact(path)
 
 

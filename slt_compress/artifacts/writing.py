@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from slt_compress.artifacts.beside import BESIDE, UNPROBED, write_beside
 from slt_compress.artifacts.content import ArtifactContent, Evidence
-from slt_compress.artifacts.dense import write_dense
+from slt_compress.artifacts.dense import Beside, write_dense
 from slt_compress.artifacts.draft import Draft
 from slt_compress.artifacts.entries import Entry, entry_dicts
 from slt_compress.artifacts.formats import CODECS, Format, MaskOnly, find_format, part_key
@@ -27,7 +29,6 @@ from slt_compress.artifacts.mask_only import BUFFER, STORED, STREAM, pack_masks
 from slt_compress.artifacts.reading import describe_artifact
 from slt_compress.artifacts.sharding import ShardWriter
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.checkpoints.companions import copy_companions
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.errors import ArtifactError
 from slt_compress.storage.files import (
@@ -67,9 +68,9 @@ def write_artifact(
     draft = Draft(content=content, state=content.state(), format=chosen,
                   values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
     with new_folder(Path(path)) as folder:
-        manifest = {**draft.manifest(), "probe": write_probe(folder, content.evidence)}
-        _write(folder, manifest, draft)
-        write_evidence(folder, content.checkpoint, content.evidence)
+        manifest = {**draft.manifest(), **write_probe(folder, content.evidence)}
+        beside = partial(write_evidence, folder, content.checkpoint, content.evidence)
+        _write(folder, manifest, draft, beside)
     return describe_artifact(path)
 
 
@@ -89,32 +90,35 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"cannot export to {path}: {cause}") from cause
 
 
-def write_probe(folder: Path, evidence: Evidence) -> str | None:
-    """Write the probe, where there is one; gives its hash."""
+def write_probe(folder: Path, evidence: Evidence) -> dict[str, Any]:
+    """Write the probe, where there is one; gives what the manifest says of it."""
     if evidence.probe is None:
-        return None
+        return {UNPROBED: True}
     write_safetensors(folder / PROBE, evidence.probe.tensors())
-    return sha256_file(folder / PROBE)
+    return {"probe": sha256_file(folder / PROBE)}
 
 
-def write_evidence(folder: Path, checkpoint: Checkpoint, evidence: Evidence) -> None:
-    """Write the report and the card, and copy the tokenizer and processor files."""
-    copy_companions(checkpoint.folder, folder)
-    write_json(folder / "report.json", evidence.report)
-    (folder / "README.md").write_bytes(evidence.card.encode())
+def write_evidence(folder: Path, checkpoint: Checkpoint, evidence: Evidence) -> dict[str, str]:
+    """Write the report and the card, and copy the tokenizer and processor files.
+
+    Gives the hash of every file in the folder that is not weights, the config among them.
+    """
+    return write_beside(folder, checkpoint.folder, evidence.report, evidence.card)
 
 
-def _write(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
-    """The weight files with their manifest, and the config."""
+def _write(folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside) -> None:
+    """The weight files with their manifest, the config, and by `beside` all other files."""
     if isinstance(draft.format, MaskOnly):
-        _write_masks(folder, manifest, draft)
+        _write_masks(folder, manifest, draft, beside)
     elif draft.format.sparse:
-        _write_sparse(folder, manifest, draft)
+        _write_sparse(folder, manifest, draft, beside)
     else:
-        write_dense(folder, manifest, draft)
+        write_dense(folder, manifest, draft, beside)
 
 
-def _write_sparse(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
+def _write_sparse(
+    folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside
+) -> None:
     """Write the weights tensor by tensor, and a config that no library takes for its own."""
     entries: dict[str, Entry] = {}
     masks, writer = draft.content.masks, ShardWriter(folder, draft.max_shard_size)
@@ -127,11 +131,13 @@ def _write_sparse(folder: Path, manifest: Mapping[str, object], draft: Draft) ->
             mask = torch.ones(tensor.shape, dtype=torch.bool)
         components = CODECS[entries[name].format].encode(tensor, mask)
         writer.add({part_key(name, part): value for part, value in components.items()})
-    writer.close({**manifest, "entries": entry_dicts(entries)})
-    _write_config(folder, draft)
+    _write_config(folder, draft, SPARSE_INDEX if writer.is_sharded else SPARSE_WEIGHTS)
+    writer.close({**manifest, "entries": entry_dicts(entries), BESIDE: beside()})
 
 
-def _write_masks(folder: Path, manifest: Mapping[str, object], draft: Draft) -> None:
+def _write_masks(
+    folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside
+) -> None:
     """Write the masks of all sites as one stream, and what neither they nor the origin give."""
     content = draft.content
     components = {
@@ -147,14 +153,13 @@ def _write_masks(folder: Path, manifest: Mapping[str, object], draft: Draft) -> 
         "stored": sorted(content.stored),
         "hash": sha256_tensors(components),
     }
-    write_safetensors(folder / SPARSE_WEIGHTS, components, whole)
-    _write_config(folder, draft)
+    _write_config(folder, draft, SPARSE_WEIGHTS)
+    write_safetensors(folder / SPARSE_WEIGHTS, components, {**whole, BESIDE: beside()})
 
 
-def _write_config(folder: Path, draft: Draft) -> None:
+def _write_config(folder: Path, draft: Draft, weights: str) -> None:
     """Write the model's config, with a mark that only slt-compress can read the weights."""
     checkpoint = draft.content.checkpoint
-    weights = SPARSE_INDEX if (folder / SPARSE_INDEX).exists() else SPARSE_WEIGHTS
     marker = {**config_marker(draft.format.name), "weights": weights}
     write_json(folder / CONFIG, {**checkpoint.config, "quantization_config": marker})
     generation = getattr(draft.content.module, "generation_config", None)

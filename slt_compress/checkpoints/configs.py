@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
 from slt_compress.checkpoints.checkpoint import Task
+from slt_compress.checkpoints.config_values import checked_config, leads_elsewhere
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.timm_arguments import checked_arguments, is_name
 from slt_compress.errors import SourceError
+from slt_compress.storage.memory import is_low_memory
 
 # For each task the public table of transformers with the classes of such a head, by type of config.
 # A class in two tables belongs to the first.
@@ -48,9 +53,28 @@ def read_config(values: Mapping[str, Any], where: str) -> Any:
                 f"{own_code if 'auto_map' in values else '; a newer one may'}"
             )
         with as_source_error(f"the config of {where} is not a valid {kind} config"):
-            plain = {k: v for k, v in values.items() if k not in _REFUSED_KEYS}
-            text = json.dumps(plain)
-            return CONFIG_MAPPING[kind].from_dict(json.loads(text, object_hook=_special_float))
+            kept = checked_config(values, where, partial(_declares, CONFIG_MAPPING[kind]))
+            plain = json.loads(json.dumps(kept), object_hook=_special_float)
+            _check_timm_arguments(plain)
+            return CONFIG_MAPPING[kind].from_dict(plain)
+
+
+def _declares(kind: Any, name: str) -> bool:
+    """Whether a type of config has an attribute of that name, or takes an argument of it."""
+    return hasattr(kind, name) or name in inspect.signature(kind.__init__).parameters
+
+
+def _check_timm_arguments(config: Mapping[str, Any]) -> None:
+    """Check what transformers' wrapper of timm hands on to timm; nested ones too."""
+    arguments = config.get("model_args")
+    if isinstance(arguments, dict):
+        name = str(config.get("architecture"))
+        if not is_name(name):
+            raise SourceError(f"this timm has no architecture {name!r}; a newer timm may")
+        checked_arguments(name.partition(".")[0], arguments)
+    for value in config.values():
+        if isinstance(value, dict):
+            _check_timm_arguments(value)
 
 
 def _special_float(value: dict[str, Any]) -> Any:
@@ -59,28 +83,10 @@ def _special_float(value: dict[str, Any]) -> Any:
     return float(text) if len(value) == 1 and isinstance(text, str) else value
 
 
-# Keys of a config.json that would direct transformers to other files, other code or other kernels.
-_REFUSED_KEYS = frozenset(
-    (
-        "auto_map",
-        "transformers_weights",
-        "fusion_config",
-        "_name_or_path",
-        "name_or_path",
-        "_commit_hash",
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-        "kernel_config",
-    )
-)
-
-
 def as_dict(config: Any) -> dict[str, Any]:
     """A config as plain mappings, for JSON and for `read_config`."""
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return {k: v for k, v in sorted(values.items()) if k not in _REFUSED_KEYS}
+    return {k: v for k, v in sorted(values.items()) if not leads_elsewhere(k)}
 
 
 def _classes(config: Any, task: Task) -> tuple[type[Any], ...]:
@@ -113,6 +119,13 @@ def class_names(config: Any, task: Task) -> tuple[str, ...]:
         return tuple(cls.__name__ for cls in _classes(config, task))
 
 
+def named_class(values: Mapping[str, Any]) -> str | None:
+    """The first class under `architectures` in the values of a config; None where there is none."""
+    named = values.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    return first if isinstance(first, str) else None
+
+
 def model_class(config: Any, task: Task, named: str | None, where: str) -> Any:
     """The model class for a task: `named` if it is among them, else the first.
 
@@ -135,5 +148,7 @@ def as_source_error(what: str) -> Any:
         raise
     # transformers and huggingface_hub raise many types here, some of them private
     except (Exception, torch.OutOfMemoryError) as error:
+        if is_low_memory(error):
+            raise SourceError(f"{what}: there is not enough memory for it") from error
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise SourceError(f"{what}: {text}") from error

@@ -21,7 +21,17 @@ from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.weight_files import INDEX, pick_weights, read_json_object, shard_names
 from slt_compress.errors import SourceError
 
-_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # configs, vocabularies, tokenizers, templates
+_SUFFIXES = (
+    ".json",
+    ".txt",
+    ".model",
+    ".jinja",
+    ".spm",
+    ".tokenizer",
+    ".tiktoken",
+    ".codes",
+    ".bpe",
+)  # configs, vocabularies, tokenizers, templates
 _PATTERN_CHARACTERS = set("*?[]")
 
 

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints import reference_models, timm_models, transformers_models
+from slt_compress.checkpoints.bounds import bounded_by, bounded_count
 from slt_compress.checkpoints.checkpoint import Architecture, Family, Init, Task
+from slt_compress.checkpoints.configs import as_dict, read_config
 from slt_compress.checkpoints.filling import initialise_
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
+from slt_compress.storage.regular import read_regular_text
 
 
 def describe_folder(folder: Path, task: Task | None) -> Architecture:
@@ -91,6 +94,17 @@ def with_changes(
     )
 
 
+def normalised_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded config as the installed library understands it, to be compared with another.
+
+    Raises:
+        SourceError: the library refuses it.
+    """
+    if family == "transformers":
+        return as_dict(read_config(config, "the recorded origin"))
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
 def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
     """The architecture on the CPU in eval mode, with meaningless weights.
 
@@ -116,7 +130,7 @@ def sketch_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.M
     Raises:
         SourceError: the installed library cannot build it, or `family` is `module`.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), bounded_count("the architecture"):
         if family != "transformers":
             return build_module(family, task, config)
         return transformers_models.sketch(task, config)
@@ -156,7 +170,7 @@ def load_weights(
     """
     if not tensors:
         raise SourceError(f"{where} holds no tensors")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), bounded_by(tensors, where):
         if family == "transformers":
             return transformers_models.load(task, config, tensors, where)
         if family in ("reference", "timm"):
@@ -198,7 +212,7 @@ def random_module(
     Raises:
         SourceError: the installed library cannot build it, or there is no such scheme.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), bounded_count("the architecture"):
         torch.manual_seed(init.seed)
         if family == "transformers":
             module = transformers_models.build_initialised(task, config)
@@ -214,7 +228,7 @@ def random_module(
 def license_of(folder: Path | None, config: Mapping[str, Any]) -> str | None:
     """The `license:` of the model card in `folder`, else of the timm settings, else None."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")[:100_000] if folder else ""
+        text = read_regular_text(folder / "README.md", 100_000, "replace") if folder else ""
     except (OSError, ValueError):
         text = ""
     front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)

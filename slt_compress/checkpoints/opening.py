@@ -14,6 +14,7 @@ from slt_compress.checkpoints.checkpoint import TASKS, Architecture, Checkpoint,
 from slt_compress.checkpoints.downloads import fetch
 from slt_compress.checkpoints.initial import parse_scheme
 from slt_compress.checkpoints.reference import REFERENCE
+from slt_compress.checkpoints.timm_arguments import is_name
 from slt_compress.checkpoints.weight_files import (
     CONVERT,
     PICKLES,
@@ -250,7 +251,7 @@ def locate(source: str | Path) -> Place:
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
     if not text.strip() or looks_like_path or text.count("/") > 1:
         raise SourceError(f"there is no file or folder {text!r}")
-    if "/" not in text and timm_models.is_name(text):
+    if "/" not in text and is_name(text):
         return Place(kind="timm", name=text)
     return Place(kind="hub", name=text)
 

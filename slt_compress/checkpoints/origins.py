@@ -15,7 +15,8 @@ from slt_compress.checkpoints.checkpoint import TASKS, Checkpoint, Family, Init,
 from slt_compress.checkpoints.downloads import cached, fetch
 from slt_compress.checkpoints.opening import locate
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.checkpoints.timm_models import hub_id, is_name
+from slt_compress.checkpoints.timm_arguments import is_name
+from slt_compress.checkpoints.timm_models import hub_id
 from slt_compress.checkpoints.weight_files import check_weights_path, read_tensors, weight_files
 from slt_compress.errors import SltError, SourceError
 from slt_compress.storage.manifests import is_count
@@ -176,8 +177,8 @@ def checked_init(recorded: object, error: type[SltError] = SourceError) -> Init 
         return None
     known = recorded if isinstance(recorded, dict) else {}
     scheme, seed = known.get("scheme"), known.get("seed")
-    if not isinstance(scheme, str) or not isinstance(seed, int):
-        text = str(recorded)[:80]
+    if not isinstance(scheme, str) or type(seed) is not int or not 0 <= seed < 2**63:
+        text = " ".join(str(recorded)[:80].split())
         raise error(f"the recorded random init is {text}, not a scheme and a seed")
     return Init(scheme=scheme, seed=seed)
 

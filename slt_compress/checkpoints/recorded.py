@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slt_compress.anatomy.copies import copy_of
 from slt_compress.checkpoints import Checkpoint, fetch_all, origin_files, reopen
+from slt_compress.checkpoints.downloaded import local_record
 from slt_compress.errors import OwnModuleError, SltError, SourceError
 
 
@@ -42,7 +43,7 @@ class RecordedOrigin:
         """
         if self.record.get("kind") == "module":
             return Checkpoint.of_module(_own_module(self.path, model))
-        checkpoint = reopen(self.record, override=origin)
+        checkpoint = reopen(local_record(self.path, self.record, origin), override=origin)
         if self.stored is None:
             return checkpoint
         state = checkpoint.module.state_dict()
@@ -64,7 +65,7 @@ class RecordedOrigin:
                 f"{self.path} masks weights that are not in any file; open it with "
                 f"slt_compress.load({str(self.path)!r})"
             )
-        return origin_files(self.record)
+        return origin_files(local_record(self.path, self.record, None))
 
 
 def local_folder(path: str | Path, revision: str | None = None) -> Path:

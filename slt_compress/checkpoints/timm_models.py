@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from slt_compress.checkpoints.checkpoint import Architecture, Task
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.timm_arguments import checked_arguments, is_name
 from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
 
@@ -22,15 +23,6 @@ _PLACES = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source"
 # Arguments that timm changes when it loads weights but not when it only builds, so that the same
 # weights would give different outputs.
 _OF_WEIGHTS: Mapping[str, Mapping[str, Any]] = {"fbnetc_100": {"bn_eps": 1e-3}}
-
-
-def is_name(name: str) -> bool:
-    """Whether timm knows a model called `name`, with or without the tag of its weights."""
-    with quiet():
-        import timm
-
-        known = timm.is_model(name.partition(".")[0])
-    return bool(known)
 
 
 def describe_name(name: str) -> Architecture:
@@ -164,7 +156,15 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
     Raises:
         SourceError: timm refuses the architecture or one of its arguments.
     """
-    return _create(config, None)
+    try:
+        return _create(config, None)
+    # the layers of a model raise what they like where its arguments contradict each other
+    except (RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise SourceError(
+            f"timm cannot build {config.get('architecture')} with the arguments of its config: "
+            f"{text}"
+        ) from error
 
 
 def load(
@@ -235,7 +235,8 @@ def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.
         settings = {k: _tuples(v) for k, v in settings.items() if k in known}
         if tensors is not None:
             settings["state_dict"] = tensors
-        said = {**_OF_WEIGHTS.get(name, {}), **(config.get("model_args") or {})}
+        given = checked_arguments(name.partition(".")[0], config.get("model_args") or {})
+        said = {**_OF_WEIGHTS.get(name, {}), **given}
         arguments = {k: _tuples(v) for k, v in said.items()}
         try:
             module: nn.Module = timm.create_model(
@@ -246,8 +247,9 @@ def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.
                 **arguments,
             )
         except (TypeError, ValueError, AssertionError) as error:
+            text = " ".join(str(error).split())[:300]
             raise SourceError(
-                f"timm cannot build {name} with {arguments or 'no arguments'}: {error}"
+                f"timm cannot build {name} with {arguments or 'no arguments'}: {text}"
             ) from error
     # timm keeps its settings on the module, and so would keep the weights twice.
     for holder in ("pretrained_cfg", "default_cfg"):

@@ -18,6 +18,7 @@ from slt_compress.checkpoints.configs import (
     as_source_error,
     class_names,
     model_class,
+    named_class,
     read_config,
 )
 from slt_compress.checkpoints.quiet import quiet
@@ -46,7 +47,7 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
 
 def _describe(values: Mapping[str, Any], task: Task | None, where: str) -> Architecture:
     config = read_config(values, where)
-    named = (values.get("architectures") or [None])[0]
+    named = named_class(values)
     fitting = (t for t, _ in HEADS if named in class_names(config, t))
     head: Task = task if task is not None else next(fitting, "features")
     chosen = model_class(config, head, named, where)
@@ -127,7 +128,7 @@ def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
 def _construct(task: Task, values: Mapping[str, Any], *, initialise: bool) -> nn.Module:
     where = "the recorded config"
     config = read_config(values, where)
-    chosen = model_class(config, task, (values.get("architectures") or [None])[0], where)
+    chosen = model_class(config, task, named_class(values), where)
     with quiet(), as_source_error(f"transformers cannot build {chosen.__name__}"):
         from transformers.initialization import no_init_weights
 
@@ -148,7 +149,7 @@ def load(
         SourceError: a parameter has no weight in `tensors`, or one of a different shape.
     """
     opened = read_config(config, where)
-    chosen = model_class(opened, task, (config.get("architectures") or [None])[0], where)
+    chosen = model_class(opened, task, named_class(config), where)
     with quiet(), as_source_error(f"{where} does not fit {chosen.__name__}"):
         module, info = chosen.from_pretrained(
             None,

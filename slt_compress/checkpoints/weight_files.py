@@ -12,6 +12,8 @@ from torch import Tensor
 
 from slt_compress.errors import SourceError
 from slt_compress.storage.files import aligned
+from slt_compress.storage.memory import is_low_memory
+from slt_compress.storage.regular import expect_regular, read_regular_text
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,7 +35,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _JSON_LIMIT:
             raise SourceError(f"{path} has {size:,} bytes, far more than any config or index needs")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_regular_text(path, _JSON_LIMIT))
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -136,13 +138,16 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
         try:
+            expect_regular(path)
             with safe_open(path, framework="pt") as opened:
                 keys = opened.keys()
                 for key in keys:
                     if key in tensors:
                         raise SourceError(f"{path} repeats the tensor {key} of another shard")
                     tensors[key] = aligned(opened.get_tensor(key))
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+            if is_low_memory(error):
+                raise SourceError(f"there is not enough memory to read {path}") from error
             raise SourceError(
                 f"{path} is not a valid safetensors file ({error}); it may be truncated: "
                 "download it again"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ import typer
 
 from slt_compress import __version__
 from slt_compress.cli.bench_command import bench
+from slt_compress.cli.failing import told_in_one_line
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
     METHOD_NAMES,
@@ -37,16 +36,15 @@ from slt_compress.cli.options import (
     is_main_process,
     listed,
     numbers,
-    push_if_asked,
     resumed,
 )
 from slt_compress.cli.own_modules import in_python
 from slt_compress.cli.plain_lines import say
 from slt_compress.cli.plan_command import plan
+from slt_compress.cli.pushing import exported_before, push_if_asked, searched_before
 from slt_compress.cli.recipe_commands import recipes_app
 from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 from slt_compress.cli.ticket_commands import import_command, tickets_app
-from slt_compress.errors import PythonOnlyError, SltError
 
 app = typer.Typer(
     name="slt-compress",
@@ -107,12 +105,14 @@ def search(
     from slt_compress import api
     from slt_compress.cli.console import search_progress
 
-    with search_progress(quiet=quiet or not is_main_process()) as on_step:
-        ticket = api.search(source, out=out, recipe=resolved, on_step=on_step,
-                            save_every=save_every, fresh=fresh)  # fmt: skip
+    ticket = searched_before(out, push_to_hub, source, resolved)
+    if ticket is None:
+        with search_progress(quiet=quiet or not is_main_process()) as on_step:
+            ticket = api.search(source, out=out, recipe=resolved, on_step=on_step,
+                                save_every=save_every, fresh=fresh)  # fmt: skip
     if not is_main_process():
         return
-    push_if_asked(ticket.path, push_to_hub)
+    push_if_asked(ticket.path, push_to_hub, quiet=quiet)
     if as_json:
         print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
     else:
@@ -154,9 +154,14 @@ def export(
 
     options = {"format": format, "shrink": shrink, "out": out, "values_dtype": values_dtype,
                "max_shard_size": max_shard_size}  # fmt: skip
+    kind = "shrunk" if shrink else format
     with in_python("export", **options):
-        artifact = api.export(ticket, format=format, shrink=shrink, out=out, origin=origin,
-                              values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
+        artifact = exported_before(
+            ticket, out, push_to_hub, kind, (values_dtype, max_shard_size)
+        ) or api.export(
+            ticket, format=format, shrink=shrink, out=out, origin=origin,
+            values_dtype=values_dtype, max_shard_size=max_shard_size,
+        )  # fmt: skip
     facts, path = api.report(artifact.path), artifact.path
     print_artifact(artifact, how_to_load(artifact.format, facts.source, str(path)), facts.warnings)
     push_if_asked(path, push_to_hub)
@@ -257,28 +262,12 @@ def compare(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Only here an SltError becomes a line and an exit code."""
+    """Run the command line."""
     # The process ends anyway: a last garbage collection would take up to a second.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     # Threads that spin while they wait multiply the run time on shared cores. OpenMP reads this
     # when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    caught = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, _stop) for signum in caught}
-    try:
+    with told_in_one_line():
         app(args=arguments, prog_name="slt-compress", standalone_mode=True)
-    except SltError as error:
-        say(f"error: {error}", err=True)
-        for line in error.lines if isinstance(error, PythonOnlyError) else ():
-            say(f"    {line}", err=True)
-        sys.exit(1)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _stop(signum: int, frame: object) -> None:
-    """Exit through every `finally`, with the exit code that shells use for this signal."""
-    say("interrupted: nothing was left half-written", err=True)
-    sys.exit(128 + signum)

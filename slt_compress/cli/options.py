@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from slt_compress.cli.plain_lines import say
 from slt_compress.cli.recipe_flags import literal_keys, option
 
 # Names for the help, read without importing their modules, which import torch.
@@ -114,18 +113,6 @@ def numbers(text: str, option: str) -> list[float]:
     except ValueError:
         raise typer.BadParameter(f"{text!r} has an entry that is not a number",
                                  param_hint=option) from None  # fmt: skip
-
-
-def push_if_asked(folder: Path, repo: str | None) -> None:
-    """Upload the folder that a command wrote if `repo` is given, and print its address on stderr.
-
-    Raises:
-        SltError: the upload failed.
-    """
-    if repo is not None:
-        from slt_compress.exporting.pushing import push
-
-        say(f"pushed to {push(folder, repo)}", err=True)
 
 
 def resumed(folder: Path, source: str | None, out: Path | None) -> tuple[str, dict[str, Any], Path]:

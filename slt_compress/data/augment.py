@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from slt_compress.data.image_modes import mode_for
 from slt_compress.errors import DataError
 
 # Arguments of timm's transform that the checkpoint determines.
@@ -50,6 +51,8 @@ class Augment:
                 "data.augment needs shift >= 0, rotate >= 0 and 0 <= zoom < 1, "
                 f"not {self.shift}, {self.rotate} and {self.zoom}"
             )
+        if not isinstance(self.timm, Mapping):
+            raise DataError(f"data.augment.timm must be a mapping, not {self.timm!r}")
         fixed = [key for key in self.timm if key in _OURS]
         if fixed:
             raise DataError(
@@ -119,7 +122,7 @@ def timm_transform(
     """
     from timm.data import create_transform
 
-    mode = "L" if size[0] == 1 else "RGB"
+    mode = mode_for(size[0], "the model")
     try:
         transform: Any = create_transform(
             size, is_training=True, mean=tuple(mean), std=tuple(std), **options

@@ -39,8 +39,8 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables beside media files that say more about each of them."""
 # Files that accompany data sets and folders everywhere, about which nothing needs to be said.
 _USUAL = (
-    "readme.md", "license", "config.json", "dataset_info.json", "dataset_infos.json",
-    "dataset_dict.json", "thumbs.db", "desktop.ini",
+    "readme.md", "license", "license.md", "license.txt", "config.json", "dataset_info.json",
+    "dataset_infos.json", "dataset_dict.json", "thumbs.db", "desktop.ini",
 )  # fmt: skip
 _SEPARATED = re.compile(r"[-._ 0-9]+")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*\..*")

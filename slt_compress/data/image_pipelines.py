@@ -12,15 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.data.processors import has_processor, opening
+from slt_compress.data.image_modes import mode_for
+from slt_compress.data.image_processors import ImageProcessor
+from slt_compress.data.processors import has_processor
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from slt_compress.checkpoints import Checkpoint
 
-# Mean and deviation of each channel if a processor gives none.
-_PLAIN = (0.5, 0.5, 0.5)
 
 Prepare = Callable[[Sequence[Image.Image]], Tensor]
 """Images to one tensor [N, C, H, W]."""
@@ -53,20 +51,23 @@ def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
     """
     if checkpoint.family == "reference":
         net = REFERENCE[str(checkpoint.config["architecture"])]
-        return _reference(net.input_size, net.mean, net.std)
+        return _reference(checkpoint.source, net.input_size, net.mean, net.std)
     if checkpoint.family == "timm":
         return _timm(checkpoint)
     return _transformers(checkpoint)
 
 
-def _reference(size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+def _reference(
+    source: str, size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+) -> Pipeline:
     """Grey by ITU-R 601 luma, bilinear resizing (both Pillow's), / 255, then mean and std."""
     channels, height, width = size
+    mode = mode_for(channels, source)
     centre = torch.tensor(mean).view(-1, 1, 1)
     scale = torch.tensor(std).view(-1, 1, 1)
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
-        return torch.stack([_pixels(image, channels, height, width) for image in images])
+        return torch.stack([_pixels(image, mode, height, width) for image in images])
 
     def finish(pixels: Tensor) -> Tensor:
         return (pixels.float() / 255 - centre) / scale
@@ -74,12 +75,12 @@ def _reference(size: tuple[int, int, int], mean: Sequence[float], std: Sequence[
     return Pipeline(prepare=prepare, finish=finish, size=size, mean=mean, std=std)
 
 
-def _pixels(image: Image.Image, channels: int, height: int, width: int) -> Tensor:
-    image = image.convert("L" if channels == 1 else "RGB")
+def _pixels(image: Image.Image, mode: str, height: int, width: int) -> Tensor:
+    image = image.convert(mode)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1)
+    return pixels.unsqueeze(0) if mode == "L" else pixels.permute(2, 0, 1)
 
 
 def _timm(checkpoint: Checkpoint) -> Pipeline:
@@ -97,7 +98,7 @@ def _timm(checkpoint: Checkpoint) -> Pipeline:
             config[key] = (sum(config[key]) / len(config[key]),) * channels
     config["input_size"] = (channels, int(height), int(width))
     transform: Any = create_transform(**config, is_training=False)
-    mode = "L" if channels == 1 else "RGB"
+    mode = mode_for(channels, checkpoint.source)
 
     def prepare(images: Sequence[Image.Image]) -> Tensor:
         return torch.stack([transform(image.convert(mode)) for image in images])
@@ -124,40 +125,16 @@ def _transformers(checkpoint: Checkpoint) -> Pipeline:
     side = config.get("image_size")
     height, width = (side, side) if isinstance(side, int) else tuple(side or (224, 224))[:2]
     if folder is not None and has_processor(folder):
-        return _processor(folder, (height, width) if side and checkpoint.init else None)
+        processor = ImageProcessor(folder, checkpoint, (height, width) if side else None)
+        return Pipeline(
+            prepare=processor, finish=lambda pixels: pixels, note=processor.note,
+            size=(processor.channels, *processor.size), mean=processor.mean, std=processor.std,
+        )  # fmt: skip
     channels = int(config.get("num_channels") or 3)
-    plain = _reference((channels, height, width), [0.5] * channels, [0.5] * channels)
+    half = [0.5] * channels
+    plain = _reference(checkpoint.source, (channels, height, width), half, half)
     note = (
         f"{checkpoint.source} has no preprocessor_config.json: images are resized to "
         f"{height} x {width} and scaled with mean 0.5 and standard deviation 0.5."
     )
     return replace(plain, note=note)
-
-
-def _processor(folder: Path, built: tuple[int, int] | None) -> Pipeline:
-    """The image processor in `folder`, with the size that a random init was `built` for.
-
-    That size can differ from the folder's (`--set model.image_size=32`).
-    """
-    with opening("image processor", folder):
-        from transformers import AutoImageProcessor
-
-        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        seen = processor(images=[Image.new("RGB", (64, 48))], return_tensors="pt")
-    size = tuple(seen["pixel_values"].shape[-2:])
-    other: dict[str, Any] = {}
-    if built is not None and size != built:
-        resized = {"height": built[0], "width": built[1]}
-        other = {"size": resized, "do_resize": True, "do_center_crop": False}
-
-    def prepare(images: Sequence[Image.Image]) -> Tensor:
-        rgb = [image.convert("RGB") for image in images]
-        pixels: Tensor = processor(images=rgb, return_tensors="pt", **other)["pixel_values"]
-        return pixels
-
-    note = f"Images are resized to {built} (height, width) for the model." if other else ""
-    return Pipeline(
-        prepare=prepare, finish=lambda pixels: pixels, note=note,
-        size=(3, *(built or size)), mean=getattr(processor, "image_mean", None) or _PLAIN,
-        std=getattr(processor, "image_std", None) or _PLAIN,
-    )  # fmt: skip

@@ -96,7 +96,7 @@ _FOREIGN = ("EPS",)
 
 
 def open_image(stored: object, spec: str) -> Image.Image:
-    """Decode a stored image ({"bytes", "path"} or bytes) to mode L or RGB.
+    """Decode a stored image ({"bytes", "path"} or bytes) to mode L, RGB or RGBA.
 
     Raises:
         DataError: a missing or damaged image, or one larger than Pillow accepts.
@@ -112,6 +112,8 @@ def open_image(stored: object, spec: str) -> Image.Image:
             mode, upright = image.mode, ImageOps.exif_transpose(image)
             if mode.startswith(("I", "F")):  # more than 8 bits: Pillow would clip them at 255
                 return Image.fromarray(_eight_bits(np.asarray(upright), mode))
+            if mode in {"RGBA", "PA"} or "transparency" in image.info:
+                return upright.convert("RGBA")
             return upright.convert("L" if mode in {"1", "L", "LA"} else "RGB")
     except (OSError, ValueError, SyntaxError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{spec}: an image cannot be decoded: {error}") from error

@@ -71,6 +71,8 @@ def modalities_of(checkpoint: Checkpoint) -> tuple[str, ...]:
     decodes = "decoder_input_ids" in accepted
     paired = {"pixel_values", "input_ids"} <= set(accepted) and not decodes
     main = _modality_of(argument) if argument in accepted else None
+    if main is None and argument in accepted:  # Perceiver's input has a second name for each kind
+        main = next(filter(None, map(_modality_of, accepted)), None)
     if task in _PAIRED and paired:
         answers = task == "image-text-to-text" and main == "text"
         return ("image-text", "text") if answers else ("image-text",)

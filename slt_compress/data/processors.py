@@ -18,8 +18,10 @@ def has_processor(folder: Path) -> bool:
 
 
 @contextmanager
-def opening(part: str, folder: Path) -> Iterator[None]:
+def opening(part: str, folder: Path, *, absent: bool = False) -> Iterator[None]:
     """Open a part of the checkpoint in `folder` inside this block, quietly.
+
+    With `absent` nothing in the folder is of this part, and an error only ends the block.
 
     Raises:
         DataError: any error; a damaged file can raise anything from KeyError to OSError.
@@ -28,4 +30,7 @@ def opening(part: str, folder: Path) -> Iterator[None]:
         with quiet():
             yield
     except Exception as error:
-        raise DataError(f"the {part} in {folder} cannot be used: {error}") from error
+        if absent:
+            return
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"the {part} in {folder} cannot be used: {said}") from error

@@ -115,6 +115,12 @@ def open_data(spec: str, options: DataOptions) -> RawData:
         train, test = _cut(train, spec, in_order=columns.modality == "text")
         test_name = f"{SPLIT_SHARE:.0%} of {first}"
         notes += (f"{spec} has no labelled test split: {test_name} is held back for the metrics.",)
+    unlabelled = len(named[first]) - sum(map(len, (train, test) if name is None else (train,)))
+    if unlabelled:
+        notes += (
+            f"{spec}: {unlabelled:,} of {len(named[first]):,} rows of the split {first} have no "
+            "label and are left out.",
+        )
     return RawData(
         spec=spec,
         classes=target.classes,

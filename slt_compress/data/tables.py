@@ -12,6 +12,7 @@ import pyarrow.parquet as papq
 from slt_compress.data.arrow_types import plain_table
 from slt_compress.data.csv_tables import read_csv
 from slt_compress.data.decoding import read_text
+from slt_compress.data.media_paths import with_own_paths
 from slt_compress.data.rows import concatenate
 from slt_compress.errors import DataError
 
@@ -33,10 +34,11 @@ def read_tables(paths: Iterable[Path], spec: str) -> pa.Table:
                 f"{path} is not a data file that can be read; use {', '.join(sorted(READERS))}"
             )
         try:
-            tables.append(plain_table(reader(path)))
+            table = plain_table(reader(path))
         except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
             said = str(error).splitlines() or [type(error).__name__]
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {said[0]}") from error
+        tables.append(with_own_paths(table, path.parent, spec))
     return concatenate(tables, spec)
 
 

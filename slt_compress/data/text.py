@@ -63,7 +63,9 @@ def _sentences(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready
     for split in cut(raw, limit):
         text = encoder(split=split)
         if tagged and match.matches:
-            made.append(TagExamples(text=text, columns=raw.columns, ids=match.ids))
+            made.append(
+                TagExamples(text=text, columns=raw.columns, ids=match.ids, names=raw.classes or ())
+            )
         else:
             labels = label_tensor(split, match)
             made.append(SentenceExamples(text=text, columns=raw.columns, labels=labels))
@@ -119,10 +121,12 @@ def _blocks(raw: RawData, checkpoint: Checkpoint, limit: int | None) -> Ready:
     parts = ((ids[:-held], sizes[:-held]), (ids[-held:], sizes[-held:]), test)
     accepted = accepted_of(checkpoint)
     made = [BlockExamples(ids=i, sizes=s, finish=finish, accepted=accepted) for i, s in parts]
-    note = f"{raw.spec}: text is read in independent blocks of {length} tokens."
+    note = f"{raw.spec}: text is read in blocks of {length} tokens, each on its own."
     match = LabelMatch(matches=True)
     return Ready(train=made[0], held_out=made[1], test=made[2], match=match, notes=(note,))
 
 
 def _knows_padding(checkpoint: Checkpoint) -> bool:
-    return text_config(checkpoint).get("pad_token_id") is not None
+    config = text_config(checkpoint)
+    # a config that does not speak of padding at all is of a model that does without
+    return config.get("pad_token_id") is not None or "pad_token_id" not in config

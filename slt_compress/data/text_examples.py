@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.data.token_rows import without_empty_rows_, words_of
 from slt_compress.data.tokens import check_ids
 from slt_compress.errors import DataError
 
@@ -57,18 +58,20 @@ class Encoder:
     def words(self, column: str, positions: Tensor) -> list[list[str]]:
         """Lists of words; an empty row has one empty word."""
         rows = self.split.rows.column(column, positions.numpy())
-        return [[str(word) for word in row or [""]] for row in rows]
+        return [["" if word is None else str(word) for word in row or [""]] for row in rows]
 
     def encode(self, *texts: list[Any], **how: Any) -> Any:
         """Token ids int64 [N, T] of texts or pairs of texts, padded to the longest."""
-        return self.tokenizer(
+        encoded = self.tokenizer(
             *texts,
             truncation=True,
             max_length=self.length,
             padding=True,
+            return_attention_mask=True,
             return_tensors="pt",
             **how,
         )
+        return without_empty_rows_(encoded, self.tokenizer)
 
     def inputs(self, encoded: Mapping[str, Tensor]) -> Batch:
         """The parts of the tokenizer's output that the model takes."""
@@ -104,12 +107,14 @@ class SentenceExamples:
 class TagExamples:
     """Words with a tag each; the first token of a word carries its tag.
 
-    `ids` are the head's classes for those of the data, None if they are the same.
+    `ids` are the head's classes for those of the data, None if they are the same; `names` are the
+    classes of the data, for tags that are strings.
     """
 
     text: Encoder
     columns: Columns
     ids: tuple[int, ...] | None
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.text)
@@ -122,16 +127,21 @@ class TagExamples:
         labels = torch.full_like(encoded["input_ids"], IGNORED)
         for row, row_tags in enumerate(tags):
             before: int | None = None
-            for place, word in enumerate(encoded.word_ids(row)):
+            for place, word in enumerate(words_of(encoded, row, words[row], self.text.tokenizer)):
                 if word is not None and word != before and word < len(row_tags or ()):
-                    labels[row, place] = self._class(int(row_tags[word]))
+                    labels[row, place] = self._class(row_tags[word])
                 before = word
         return {**self.text.inputs(encoded), "labels": labels}
 
-    def _class(self, tag: int) -> int:
-        if tag < 0:
+    def _class(self, tag: object) -> int:
+        """The head's class of a tag, given by number or by name; none is ignored."""
+        if isinstance(tag, str):
+            number = self.names.index(tag) if tag in self.names else -1
+        else:
+            number = -1 if tag is None else int(str(tag))
+        if number < 0:
             return IGNORED
-        return tag if self.ids is None else self.ids[tag]
+        return number if self.ids is None else self.ids[number]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from slt_compress.checkpoints.companions import is_tokenizer_file
 from slt_compress.data.processors import opening
 from slt_compress.errors import DataError
 
@@ -15,15 +16,9 @@ if TYPE_CHECKING:
     from slt_compress.checkpoints import Checkpoint
 
 DEFAULT_LENGTH = 128
+# Files of a tokenizer that hold no vocabulary.
+_SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "vocab.txt",
-    "vocab.json",
-)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -32,18 +27,33 @@ def open_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         DataError: no tokenizer there, or one that cannot be used.
     """
-    folder = checkpoint.folder
-    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    folder, tokenizer = checkpoint.folder, None
+    if folder is not None:
+        with opening("tokenizer", folder, absent=not _has_tokenizer_files(folder)):
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if folder is None or tokenizer is None or _lacks_vocabulary(tokenizer, folder):
         raise DataError(
-            f"{checkpoint.source} has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}, …) and the "
+            f"{checkpoint.source} has no tokenizer (tokenizer.json, tokenizer.model, …) and the "
             "data set is text; save the tokenizer into the checkpoint's folder"
         )
-    with opening("tokenizer", folder):
-        from transformers import AutoTokenizer
-
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     pad_on_the_right_(tokenizer, folder)
     return tokenizer
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir() if path.is_file()} - _SETTINGS
+    return any(map(is_tokenizer_file, names))
+
+
+def _lacks_vocabulary(tokenizer: Any, folder: Path) -> bool:
+    """Whether a tokenizer reads files and has none of them: transformers makes an empty one then.
+
+    Tokenizers of bytes and characters read no files.
+    """
+    names = {*getattr(tokenizer, "vocab_files_names", {}).values()}
+    return bool(names) and not any((folder / name).is_file() for name in (*names, "tokenizer.json"))
 
 
 def pad_on_the_right_(tokenizer: Any, folder: Path) -> None:
@@ -100,9 +110,24 @@ def context_of(checkpoint: Checkpoint, limit: float = 10**9) -> int | None:
     """Most tokens that the model and a tokenizer of this limit can take; None if unlimited."""
     config = text_config(checkpoint)
     contexts = [config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)]
+    contexts += _positions(checkpoint.module)
     # Tokenizers without a limit give a huge number.
     contexts += [limit] if limit < 10**9 else []
     return min((int(context) for context in contexts if context > 0), default=None)
+
+
+def _positions(module: nn.Module) -> list[int]:
+    """How many positions are left where some stand for padding, as in RoBERTa.
+
+    Such models count positions from the one after that of the padding.
+    """
+    return [
+        child.num_embeddings - child.padding_idx - 1
+        for name, child in module.named_modules()
+        if isinstance(child, nn.Embedding) and child.padding_idx is not None
+        and name.rpartition(".")[2] in ("position_embeddings", "embed_positions")
+        and type(child) is nn.Embedding
+    ]  # fmt: skip
 
 
 def text_config(checkpoint: Checkpoint) -> dict[str, Any]:

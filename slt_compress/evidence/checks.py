@@ -15,6 +15,7 @@ from slt_compress.artifacts import Proof
 from slt_compress.artifacts.shrinking import prove
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError
+from slt_compress.evidence.configurations import other_configuration
 from slt_compress.evidence.pattern_checks import counts_units, pattern_held
 from slt_compress.masks import Masks, count_kept, masked_weight
 from slt_compress.runtime.opening import Opened, apply_masks_
@@ -70,11 +71,13 @@ def against_origin(
     same = sha256_tensors(weights) == known.weights_hash
     random = source.init is not None and opened.ticket is None
     hint = "; --origin TICKET reads the tensors that no seed gives" if random else ""
+    other = other_configuration(opened, known.origin, source)
     yield Check(
         name="origin",
-        ok=same,
+        ok=same and other is None,
         detail=f"{source.source}: the frozen weights "
-        + ("have the recorded hash" if same else f"do not have the recorded hash{hint}"),
+        + ("have the recorded hash" if same else f"do not have the recorded hash{hint}")
+        + (f"; {other}" if other is not None else ""),
     )
     ok, detail = pattern_held(known, source.module, masks, weights, stored=opened.masks is not None)
     yield Check(name="pattern", ok=ok, detail=detail)

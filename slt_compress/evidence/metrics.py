@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Task
@@ -171,6 +172,7 @@ def reestimate_batchnorm(
     if not norms:
         return {}
     momenta = {name: norm.momentum for name, norm in norms.items()}
+    hooks: list[RemovableHandle] = []
     device = next(module.parameters()).device
     try:
         with torch.no_grad(), evaluating(module):
@@ -178,9 +180,12 @@ def reestimate_batchnorm(
                 norm.reset_running_stats()
                 norm.momentum = None  # torch's cumulative average
                 norm.train()
+                hooks.append(norm.register_forward_pre_hook(_rest_on_single_values))
             for batch in islice(batches, limit):
                 forward(module, to_device(batch, device))
     finally:
+        for hook in hooks:
+            hook.remove()
         for name, norm in norms.items():
             norm.momentum = momenta[name]
     return {
@@ -188,3 +193,9 @@ def reestimate_batchnorm(
         for name, norm in norms.items()
         for key, buffer in norm.named_buffers(recurse=False)
     }
+
+
+def _rest_on_single_values(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Leave out inputs of one value per channel: they have no variance, and torch refuses them."""
+    value = inputs[0]
+    norm.training = not (isinstance(value, Tensor) and value.numel() <= value.shape[1])

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from slt_compress.artifacts import Artifact, expect_probe
+from slt_compress.artifacts.beside import check_beside
 from slt_compress.artifacts.onnx_file import (
     answer,
     difference_of,
@@ -16,9 +17,11 @@ from slt_compress.artifacts.onnx_file import (
     read_weights,
     require_onnx,
 )
+from slt_compress.artifacts.weight_files import check_weights
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Check, Verification, against_origin, failed
+from slt_compress.evidence.completeness import files_check
 from slt_compress.runtime.opening import Opened, origin_of
 from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.bits import bits
@@ -40,7 +43,7 @@ def verify_onnx(artifact: Artifact, *, origin: str | Path | None = None) -> Veri
         opened = _weights_only(artifact)
         known, probe = opened.provenance(), stored_probe(opened)
         detail = "version, hashes, sizes, counts and the zeros of every site agree"
-        checks = [Check(name="files", ok=True, detail=detail)]
+        checks = [files_check(opened, detail)]
         source = origin_of(opened, origin=origin)
         step, absent = "origin", artifact.manifest.names("absent")
         for check in against_origin(opened, known, source, probe, absent):
@@ -65,8 +68,8 @@ def _weights_only(artifact: Artifact) -> Opened:
     """
     folder, manifest = artifact.path, artifact.manifest
     expect_probe(artifact)
-    for name in manifest.object("files"):
-        manifest.checked_file(name)
+    check_beside(artifact)
+    check_weights(artifact)
     stored, weights = read_weights(folder), {}
     for name, entry in artifact.entries.items():
         tensor = stored.get(entry.initializer or "")

@@ -12,7 +12,7 @@ from slt_compress.artifacts.formats import FORMATS, find_pattern
 from slt_compress.errors import SltError, TicketError
 from slt_compress.evidence.caveats import caveats, place
 from slt_compress.evidence.expectations import expectations
-from slt_compress.storage.manifests import Manifest, as_shape, is_number
+from slt_compress.storage.manifests import Manifest, as_shape, is_count, is_finite
 from slt_compress.tickets import Metrics, SiteRecord, Ticket, parse_metrics
 from slt_compress.tickets.provenance import provenance_of
 
@@ -106,6 +106,8 @@ class Report:
         _check_figures(manifest)
         for key in ("source", "skipped", "recipe"):
             manifest.object(key)
+        if not all(isinstance(reason, str) for reason in manifest.object("skipped").values()):
+            raise manifest.damaged("'skipped' does not give a reason in words for each parameter")
         lists = {
             key: _checked_list(manifest, key) for key in ("layers", "warnings", "expectations")
         }
@@ -120,9 +122,11 @@ def _checked_list(manifest: Manifest, key: str) -> tuple[Any, ...]:
         raise manifest.damaged(f"{key!r} is not a list of {kind.__name__}")
     for layer in entries if key == "layers" else ():
         # Reports did not always count flips.
-        numbers = [layer.get("flips", 0), *(layer.get(k) for k in ("total", "kept", "sparsity"))]
+        counts = [layer.get("flips", 0), *(layer.get(key) for key in ("total", "kept"))]
+        sparsity = layer.get("sparsity")
+        share = is_finite(sparsity) and 0 <= sparsity <= 1
         named = isinstance(layer.get("name"), str) and as_shape(layer.get("shape")) is not None
-        if not named or not all(is_number(number) for number in numbers):
+        if not named or not share or not all(is_count(count, least=0) for count in counts):
             raise manifest.damaged(f"one of its layers is {str(layer)[:80]}")
     return tuple(entries)
 
@@ -133,9 +137,13 @@ def _check_figures(manifest: Manifest) -> None:
         parse_metrics(manifest, key)
     sparsity, sizes = manifest.object("sparsity"), manifest.object("sizes")
     counted = [sparsity.get("flips", 0), *(sparsity.get(key) for key in _FIGURES)]
-    if not all(is_number(figure) for figure in counted):
+    units = sparsity.get("units", {"kept": 0, "gated": 0})
+    whole = isinstance(units, dict) and all(
+        is_count(units.get(key), least=0) for key in ("kept", "gated")
+    )
+    if not whole or not all(is_finite(figure) for figure in counted):
         raise manifest.damaged(f"its sparsity is {str(sparsity)[:60]}")
-    if not all(is_number(size) for size in sizes.values()) or not sizes.get("dense"):
+    if not all(is_count(size, least=0) for size in sizes.values()) or not sizes.get("dense"):
         raise manifest.damaged(f"its sizes are {str(sizes)[:60]}")
 
 

@@ -15,6 +15,7 @@ from slt_compress.artifacts import ONNX, Artifact
 from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.checks import Check, Verification, against_origin, failed
+from slt_compress.evidence.completeness import files_check, without_probe
 from slt_compress.evidence.import_checks import as_imported
 from slt_compress.evidence.onnx_checks import verify_onnx
 from slt_compress.runtime.opening import Opened, describe_folder, open_path, origin_of
@@ -53,7 +54,7 @@ def _verify_model(
         opened = open_path(described, origin=origin, model=model, keep_origin=True)
         step = "files"
         known = opened.provenance()
-        checks = [Check(name="files", ok=True, detail="version, hashes, sizes and counts agree")]
+        checks = [files_check(opened, "version, hashes, sizes and counts agree")]
         source = origin_of(opened, origin=origin, model=model)
         step = "origin"
         probe = stored_probe(opened)
@@ -87,7 +88,7 @@ def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verificatio
 def _logits(opened: Opened, known: Provenance, probe: Probe | None) -> Check:
     """Compare what the model gives for the probe with its logits."""
     if probe is None:
-        return Check(name="logits", ok=True, detail="not tested: no probe was stored")
+        return without_probe(opened)
     wanted = probe.logits
     try:
         with torch.inference_mode():

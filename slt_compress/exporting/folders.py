@@ -20,6 +20,7 @@ from slt_compress.artifacts import (
     write_artifact,
 )
 from slt_compress.artifacts.formats import VALUES_DTYPES
+from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.cards import artifact_card
 from slt_compress.evidence.reporting import make_report
@@ -75,6 +76,8 @@ def export_ticket(
         card=artifact_card(report, format, ticket.origin, target.name, rounded_to=values_dtype),
         probe=probe,
     )  # fmt: skip
+    folder_of_origin = exported_folder(ticket.origin, checkpoint, ticket.recipe)
+    checkpoint = replace(checkpoint, folder=folder_of_origin)
     content = ArtifactContent(
         checkpoint=checkpoint, module=checkpoint.module, masks=ticket.masks, evidence=evidence,
         streamed=state, buffers=ticket.buffers, stored=stored_of(ticket),

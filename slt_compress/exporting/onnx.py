@@ -27,7 +27,9 @@ from slt_compress.artifacts import (
     write_evidence,
     write_probe,
 )
+from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.onnx_file import require_onnx
+from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.cards import artifact_card, onnx_inputs
 from slt_compress.evidence.reporting import make_report
@@ -129,15 +131,16 @@ def _write(part: Path, opened: Opened, ticket: Ticket, made: Converted, name: st
     manifest = manifest_head(
         checkpoint, evidence, format=ONNX, dense_nbytes=state.nbytes, ties=state.ties
     ) | {
-        "probe": write_probe(part, evidence),
+        **write_probe(part, evidence),
         "files": files,
         "onnx": facts,
         "entries": entry_dicts(entries),
         "absent": sorted(state.tensors.keys() - made.placed.keys()),
     }
-    write_json(part / DENSE_MANIFEST, manifest)
     write_json(part / CONFIG, checkpoint.config)
-    write_evidence(part, checkpoint, evidence)
+    folder_of_origin = exported_folder(ticket.origin, checkpoint, ticket.recipe)
+    beside = write_evidence(part, replace(checkpoint, folder=folder_of_origin), evidence)
+    write_json(part / DENSE_MANIFEST, {**manifest, BESIDE: beside})
 
 
 def _evidence(

@@ -20,6 +20,7 @@ from slt_compress.artifacts import (
     write_shrunk,
 )
 from slt_compress.artifacts.shrinking import Shrinking, shrink
+from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.checkpoints.tasks import Forward
 from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.cards import artifact_card
@@ -64,9 +65,10 @@ def export_shrunk(
     forward = partial(_call, opened.checkpoint.forward, probe.inputs)
     shrinking = shrink(opened.module, forward, ticket.masks)
     sizes = _sizes(opened.module, shrinking)
+    folder_of_origin = exported_folder(ticket.origin, opened.checkpoint, ticket.recipe)
     return write_shrunk(
         target, _evidence(ticket, probe, sizes, _lines(opened.module, shrinking), target.name),
-        checkpoint=opened.checkpoint, module=shrinking.module,
+        checkpoint=replace(opened.checkpoint, folder=folder_of_origin), module=shrinking.module,
         proof=Proof(shrunk=shrinking.shrunk, masks=ticket.masks, buffers=ticket.buffers),
         dense_nbytes=sizes["bytes"][0],
     )  # fmt: skip

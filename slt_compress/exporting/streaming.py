@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slt_compress.artifacts import State, state_of, streams_dense
 from slt_compress.checkpoints import Checkpoint, stream_origin
+from slt_compress.checkpoints.downloaded import local_record
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import masked_weight
 from slt_compress.storage.files import sha256_tensors
@@ -44,7 +45,8 @@ def stream_ticket(
     family, kind = ticket.origin.get("family"), ticket.origin.get("kind")
     if kind == "module" or (format == "dense" and family != "transformers"):
         return None
-    stream = stream_origin(ticket.origin, ticket.stored, override=origin)
+    record = local_record(ticket.path, ticket.origin, origin)
+    stream = stream_origin(record, ticket.stored, override=origin)
     if stream is None:
         return None
     module = stream.checkpoint.module

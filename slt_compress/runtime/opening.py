@@ -35,6 +35,7 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import RecordedOrigin
 from slt_compress.errors import ArtifactError, SltError
 from slt_compress.masks import Masks, masked_weight
+from slt_compress.runtime.origin_sizes import expect_sizes
 from slt_compress.storage.files import sha256_tensors
 from slt_compress.tickets import Ticket, read_ticket
 from slt_compress.tickets.origin import origin_of_ticket
@@ -164,6 +165,7 @@ class MaskOfOrigin:
         self, *, origin: str | Path | None, model: nn.Module | None, keep_origin: bool = False
     ) -> Opened:
         """The origin under the mask, and with `keep_origin` the untouched origin beside it."""
+        expect_sizes(self.recorded, self.provenance.counts.parameters, self.shapes)
         checkpoint = self.recorded.open(origin=origin, model=model)
         source = checkpoint if keep_origin else None
         if keep_origin:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,6 +17,7 @@ from slt_compress.gates import METHODS, Method
 from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import Recipe, method_section, parse_recipe
 from slt_compress.storage.files import json_text, parse_json, read_json, write_json
+from slt_compress.storage.locks import locked, remove_unfinished
 from slt_compress.tickets import Ticket, free_path
 
 FILE = "compare.json"
@@ -157,6 +159,41 @@ def compare_all(
         SourceError, DataError: the source or the data set cannot be used.
         TicketError: `folder` holds another comparison, or cannot be written.
     """
+    with _locked(folder):
+        return _compare_all(source, recipes, folder, search, on_row)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder of a comparison, so that no other one writes rows to it.
+
+    Raises:
+        TicketError: another comparison runs there, or it cannot be written.
+    """
+    with ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder / FILE)
+            held.enter_context(locked(folder))
+        except BlockingIOError:
+            raise TicketError(
+                f"another comparison is running in {folder}: wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            reason = error.strerror or error
+            raise TicketError(
+                f"{folder / FILE} cannot be written ({reason}): choose another folder"
+            ) from error
+        yield
+
+
+def _compare_all(
+    source: str,
+    recipes: Sequence[Recipe],
+    folder: Path,
+    search: RunSearch,
+    on_row: OnRow | None,
+) -> Comparison:
     settings = _settings(source, recipes)
     kept, settings = _before(folder / FILE, settings)
     rows = {row.key: row for row in kept}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from slt_compress.searching.settings import Training
 from slt_compress.sites.budget import Budget, Normalise, Scope
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import Targets
+from slt_compress.storage.regular import read_regular_text
+
+_NESTED = re.compile(r"""(?:[\[{]\s*(?:"[^"\n]*"\s*:)?\s*){50}|(?:-[ \t]+){50}""")
+_RECIPE_LIMIT = 1 << 20  # bytes, far more than any recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +214,13 @@ def read_recipe(name: str) -> dict[str, Any]:
             )
         path = shipped[name]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_regular_text(path, _RECIPE_LIMIT)
+        if _NESTED.search(text):  # a parser would take seconds to find out
+            raise RecursionError
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deep for a recipe") from None
+    except (yaml.YAMLError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {reason}") from None
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.rescuing import rescue
 from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import kept_units
 from slt_compress.storage.files import dtype_name, sha256_tensors
@@ -91,17 +92,22 @@ def record(
     """Write the ticket of a search that began at `started` (monotonic seconds).
 
     Raises:
-        TicketError: the target exists or cannot be written.
+        TicketError: the target exists or cannot be written; the ticket is then in a fallback
+            folder, which the message names.
     """
     content = _content(checkpoint, prepared, recipe, result)
+
+    def write(path: Path) -> Ticket:
+        return write_ticket(path, content, run=_run_facts(started, path))
+
     while True:
         path = target.path()
         try:
-            return write_ticket(path, content, run=_run_facts(started, path))
+            return write(path)
         except TicketError as error:
             taken = target.free and isinstance(error.__cause__, OSError) and path.exists()
             if not taken:  # else another search took the name in the meantime
-                raise
+                raise rescue(write, path.name, error) from error
 
 
 def _content(

@@ -6,12 +6,14 @@ import fcntl
 import hashlib
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from slt_compress.errors import TicketError
@@ -77,17 +79,18 @@ class SearchFolder:
         return self._writes and time.monotonic() - self._saved_at >= self._save_every
 
     def save(self, progress: Progress) -> None:
-        """Write the progress, whole or not at all.
-
-        Raises:
-            TicketError: the folder cannot be written.
-        """
+        """Write the progress, whole or not at all; a full disk is a warning and not the end."""
         if not self._writes:
             return
         try:
             write_safetensors(self.path / _STATE, _tensors(progress), _manifest(progress))
-        except OSError as cause:
-            raise TicketError(f"cannot save the search to {self.path}: {cause}") from cause
+        except (OSError, SafetensorError) as cause:
+            reason = " ".join(str(cause).split())
+            warnings.warn(
+                f"the progress could not be saved to {self.path} ({reason}): the search goes on, "
+                "but could not be continued if it were interrupted",
+                stacklevel=2,
+            )
         self._saved_at = time.monotonic()
 
     def load(self) -> Progress | None:

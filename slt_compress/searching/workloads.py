@@ -20,6 +20,7 @@ from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evidence.metrics import Metrics, evaluate
 from slt_compress.searching.announcing import announce
 from slt_compress.searching.fit_checks import check_fits, head_options
+from slt_compress.searching.loss_checks import GuardedLoss
 from slt_compress.searching.objectives import (
     Objective,
     ObjectiveOptions,
@@ -201,10 +202,11 @@ def own_workload(
         raise DataError("data has no batches: give at least one")
     loss_fn = checked_loss(loss_fn)
     held_out = OwnBatches(source=data, count=count, held_out=True)
+    guarded = GuardedLoss(loss_fn, module)
     return Workload(
-        forward=loss_fn,
-        measure=partial(_mean_loss, loss_fn),
-        objective=own_objective(loss_fn),
+        forward=guarded,
+        measure=partial(_mean_loss, guarded),
+        objective=own_objective(guarded),
         train=OwnBatches(source=data, count=count, held_out=False),
         held_out=held_out,
         test=held_out,
@@ -238,7 +240,7 @@ class OwnBatches:
 
 
 def _mean_loss(
-    loss_fn: Callable[[nn.Module, Any], Tensor],
+    loss_fn: GuardedLoss,
     module: nn.Module,
     batches: Iterable[Any],
     **options: Any,
@@ -247,4 +249,5 @@ def _mean_loss(
     device = next(module.parameters()).device
     with torch.no_grad(), evaluating(module):
         losses = [float(loss_fn(module, to_device(batch, device))) for batch in batches]
+    loss_fn.check_weights()
     return {"loss": sum(losses) / len(losses)}

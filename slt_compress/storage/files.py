@@ -6,8 +6,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slt_compress.errors import SltError
+from slt_compress.storage.locks import part_name, unfinished_folder
+from slt_compress.storage.memory import is_low_memory
+from slt_compress.storage.regular import expect_regular, open_regular
 
 MANIFEST_KEY = "slt"
 JSON_LIMIT = 64 * 1024 * 1024
 _ALIGNMENT = 64  # bytes, of what torch allocates on the CPU
 _FLOAT_TAG = "__float__"
-UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError)
+UNREADABLE = (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError)
 
 
 @contextmanager
@@ -50,9 +51,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     _refuse_taken(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_name(path)
-    part.mkdir()
-    try:
+    with unfinished_folder(path) as part:
         mode = _file_mode(part)
         yield part
         for file in sorted(part.rglob("*")):
@@ -61,17 +60,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 file.chmod(mode)
                 _sync(file)
         _refuse_taken(path)
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+        part.replace(path)  # in the place of an empty folder too, in one step
 
 
 def sha256_file(path: Path) -> str:
     """Hash the bytes of a file, as 64 hex digits."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -106,7 +100,7 @@ def read_bytes(path: Path, error: type[SltError]) -> bytes:
         error: it is missing, cannot be read, or is larger.
     """
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             # no more than the file has: Python allocates as much as it is asked to read
             data = stream.read(min(os.fstat(stream.fileno()).st_size, JSON_LIMIT) + 1)
     except OSError as cause:
@@ -180,6 +174,7 @@ def read_safetensors(path: Path, error: type[SltError]) -> dict[str, Tensor]:
         error: the file is missing, cut short, or its header does not describe its bytes.
     """
     try:
+        expect_regular(path)
         with safe_open(str(path), framework="pt") as file:
             return {name: aligned(file.get_tensor(name)) for name in sorted(file.keys())}
     except UNREADABLE as cause:
@@ -202,6 +197,7 @@ def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:
         error: as in `read_safetensors`, or the value of the key is not a JSON object.
     """
     try:
+        expect_regular(path)
         with safe_open(str(path), framework="pt") as file:
             text = (file.metadata() or {}).get(MANIFEST_KEY)
     except UNREADABLE as cause:
@@ -212,7 +208,7 @@ def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
     """Yield an empty file beside `path` that replaces it at the end and is removed on failure."""
-    part = _part_name(path)
+    part = part_name(path)
     part.open("xb").close()
     try:
         yield part
@@ -221,10 +217,6 @@ def _part(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-def _part_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
 
 
 def _file_mode(folder: Path) -> int:
@@ -253,6 +245,10 @@ def unreadable(path: Path, cause: Exception, error: type[SltError]) -> SltError:
     """The error that says why a safetensors file cannot be read."""
     if not path.exists():
         return error(f"{path} does not exist")
+    if not path.is_file():
+        return error(f"{path} is not a regular file")
+    if is_low_memory(cause):
+        return error(f"there is not enough memory to read {path}, which may be intact")
     reason = " ".join(str(cause).split("\n")[0].split())[:200]
     return error(f"{path} is not an intact safetensors file ({reason}); fetch or write it again")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slt_compress.errors import SltError
 from slt_compress.storage.files import UNREADABLE, unreadable
+from slt_compress.storage.regular import expect_regular
 
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
@@ -84,6 +85,7 @@ class LazyTensors(Mapping[str, Tensor]):
     @contextmanager
     def _opened(self, path: Path) -> Iterator[Any]:
         try:
+            expect_regular(path)
             with safe_open(str(path), framework="pt") as file:
                 yield file
         except UNREADABLE as cause:

@@ -84,7 +84,7 @@ class Manifest:
 
     def damaged(self, what: str) -> SltError:
         """Make the error for a manifest that contradicts itself or the format."""
-        return self.error(f"{self.where} is damaged: {what}")
+        return self.error(f"{self.where} is damaged: {' '.join(what.split())}")
 
 
 def check_manifest(

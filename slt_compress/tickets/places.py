@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from slt_compress.errors import TicketError
+from slt_compress.storage.writable import prove_writable
 
 # The newest version; a ticket without flips is written as version 1, which says all of it.
 KIND = ("slt-ticket", 2)
@@ -55,5 +55,10 @@ def check_target(path: Path) -> None:
     nearest = next(place for place in places if place.exists() or place.is_symlink())
     if not nearest.is_dir():
         raise TicketError(f"{nearest} is not a folder: choose another place for the ticket")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise TicketError(f"{nearest} cannot be written: choose another place for the ticket")
+    try:
+        prove_writable(path.absolute())
+    except OSError as cause:
+        raise TicketError(
+            f"{nearest} cannot be written ({cause.strerror or cause}): choose another place for "
+            "the ticket"
+        ) from cause

@@ -18,6 +18,7 @@ from slt_compress.runtime.opening import open_path, origin_of
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.tickets import Ticket, read_scores
 from slt_compress.tickets.provenance import Provenance, provenance_of
+from slt_compress.tickets.records import Units
 
 TRAINING = {"steps": 4, "batch_size": 4, "selections": 2}
 
@@ -144,13 +145,17 @@ def test_a_mask_that_breaks_the_pattern_is_found_out(channels: Ticket) -> None:
 
 def test_what_a_manifest_says_of_its_pattern_is_not_believed(channels: Ticket) -> None:
     counts = provenance_of(channels).counts
-    lie = {**counts, "units": {"kept": 10, "gated": 20}}
+    lie = replace(counts, units=Units(kept=10, gated=20))
     assert not held(channels, channels.masks, counts=lie)[0]
-    for pattern, said in (("2:4", "cannot hold"), ("rows", "unknown pattern"), ("head", "no site")):
+    for pattern, reason in (
+        ("2:4", "cannot hold"),
+        ("rows", "unknown pattern"),
+        ("head", "no site"),
+    ):
         budget = {**channels.budget, "pattern": pattern}
         ok, detail = held(channels, channels.masks, budget=budget)
         assert not ok
-        assert said in detail
+        assert reason in detail
 
 
 def test_one_shot_ranks_units_by_their_norm(channels: Ticket) -> None:

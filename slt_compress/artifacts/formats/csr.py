@@ -74,8 +74,9 @@ class SparseCsr:
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
         """Mark the stored positions."""
+        positions = _positions(parts, shape)
         mask = torch.zeros(math.prod(shape), dtype=torch.bool)
-        mask[_positions(parts, shape)] = True
+        mask[positions] = True
         return mask.reshape(shape)
 
     def nbytes(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _WHOLE = 1 << 16  # the probability 1; as a frequency: everything in the block is kept
 _CLASSES = 16  # classes of rows or of columns, at most
 _SLACK = 1.0005  # the most that the coder's rounding of probabilities costs
+_UNCOUNTED = 1 << 22  # weights of masks that are decoded at once, whatever their stream
+_SPARSEST = 256  # weights per byte of a stream from which they are counted before
 _SPLITS = (1, 4, _CLASSES)  # numbers of classes that the writer tries
 
 
@@ -83,8 +85,11 @@ def decode_masks(stream: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
         raise ArtifactError(
             f"has masks of {tuple(stream.shape)} {stream.dtype}, not a whole number of words"
         )
-    coder = constriction.stream.queue.RangeDecoder(stream.numpy().view("<u4").astype(np.uint32))
+    words = stream.numpy().view("<u4").astype(np.uint32)
+    coder = constriction.stream.queue.RangeDecoder(words)
     try:
+        if sum(map(math.prod, shapes)) > max(_UNCOUNTED, _SPARSEST * len(stream)):
+            _expect_end(constriction.stream.queue.RangeDecoder(words), shapes)
         masks = [torch.from_numpy(_decode(coder, shape)).reshape(shape) for shape in shapes]
         over = bool(coder.maybe_exhausted())
     except (AssertionError, ValueError, RuntimeError) as cause:
@@ -92,6 +97,24 @@ def decode_masks(stream: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tens
     if not over:
         raise ArtifactError("has more data in its masks than the weights of its sites")
     return masks
+
+
+def _expect_end(coder: Any, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Go through a stream of very large masks without room for them, to see that it fits.
+
+    Raises:
+        ArtifactError: it ends early, or holds more.
+    """
+    for shape in shapes:
+        rows, columns = as_matrix(shape)
+        if not rows * columns:
+            continue
+        for block in _decode_model(coder, rows, columns).blocks():
+            left = (block[0].stop - block[0].start) * (block[1].stop - block[1].start)
+            while 0 < block[2] < _WHOLE and left > 0:
+                left -= len(coder.decode(_bernoulli(block[2]), min(left, _UNCOUNTED)))
+    if not coder.maybe_exhausted():
+        raise ArtifactError("has more in its masks than the weights of its sites")
 
 
 def entropy_bits(total: int, kept: int) -> float:

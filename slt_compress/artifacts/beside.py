@@ -1,0 +1,75 @@
+"""The files of an artifact that are no weights: written, hashed, and compared with their hashes."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slt_compress.artifacts.manifest import (
+    DENSE_MANIFEST,
+    ONNX_MODEL,
+    PROBE,
+    PROOF,
+    SPARSE_INDEX,
+    Artifact,
+)
+from slt_compress.checkpoints.companions import copy_companions, is_companion
+from slt_compress.errors import ArtifactError
+from slt_compress.storage.files import sha256_file, write_json
+from slt_compress.storage.manifests import is_file_name
+
+BESIDE = "beside"
+UNPROBED = "unprobed"  # the key of an artifact whose ticket stores no inputs to compare outputs on
+CARD = "README.md"
+# What has a hash of its own in the manifest, is the manifest, or is the user's to edit.
+_HASHED_ELSEWHERE = ("*.safetensors", f"{ONNX_MODEL}*", SPARSE_INDEX, DENSE_MANIFEST, PROBE, PROOF,
+                     CARD)  # fmt: skip
+
+
+def write_beside(
+    folder: Path, source: Path | None, report: Mapping[str, Any], card: str
+) -> dict[str, str]:
+    """Write companions, report and card beside a config; the hash of every file but the card.
+
+    `source` is the folder of the opened origin, None where there is none.
+    """
+    copy_companions(source, folder)
+    write_json(folder / "report.json", report)
+    (folder / CARD).write_bytes(card.encode())
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if _counts(path.name)}
+
+
+def check_beside(artifact: Artifact) -> None:
+    """Compare every file that is no weights with its hash; an older artifact has none.
+
+    Raises:
+        ArtifactError: one is missing, or is not the one that was written.
+    """
+    manifest = artifact.manifest
+    if BESIDE not in manifest.values:
+        return
+    for name, expected in manifest.object(BESIDE).items():
+        if not is_file_name(name):
+            raise manifest.damaged(f"it lists {name[:80]!r}, which is no plain file name")
+        path = artifact.path / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; copy the folder again")
+        if sha256_file(path) != expected:
+            raise ArtifactError(
+                f"{path} was changed or damaged: its hash differs from the manifest's"
+            )
+
+
+def added_files(artifact: Artifact) -> list[str]:
+    """The companion files that a folder has and its manifest does not list, by name."""
+    listed = artifact.manifest.values.get(BESIDE)
+    if not isinstance(listed, dict):
+        return []
+    names = (path.name for path in artifact.path.iterdir())
+    return sorted(name for name in names if is_companion(name) and name not in listed)
+
+
+def _counts(name: str) -> bool:
+    return not any(fnmatch.fnmatchcase(name, pattern) for pattern in _HASHED_ELSEWHERE)

@@ -1,0 +1,54 @@
+"""Two configurations of one network, compared setting by setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slt_compress.checkpoints.checkpoint import Family, Task
+from slt_compress.checkpoints.families import describe_folder, normalised_config, with_changes
+
+# What says by which version or in which dtype a config was written, and changes no output.
+_NO_MATTER = frozenset(("transformers_version", "dtype", "torch_dtype", "architectures"))
+# What the head of a random init takes from its data and not from its source.
+HEAD = frozenset(("num_classes", "num_labels", "id2label", "label2id", "problem_type",
+                  "finetuning_task", "pretrained_cfg"))  # fmt: skip
+_ABSENT = "nothing"
+
+
+def config_difference(
+    family: Family,
+    here: Mapping[str, Any],
+    there: Mapping[str, Any],
+    ignored: frozenset[str] = frozenset(),
+) -> str | None:
+    """The first setting in which two configs differ, as a clause; None where they agree.
+
+    Both are read by the installed library first, which adds what an older one did not write.
+
+    Raises:
+        SourceError: the library refuses one of them.
+    """
+    first, second = normalised_config(family, here), normalised_config(family, there)
+    for key in sorted((first.keys() | second.keys()) - ignored - _NO_MATTER):
+        own, wanted = (_text(config.get(key, _ABSENT)) for config in (first, second))
+        if own != wanted:
+            return f"its configuration has {key} {own[:60]} where the origin has {wanted[:60]}"
+    return None
+
+
+def own_config(folder: Path, task: Task, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config in a checkpoint folder, with the changes that a search asked for.
+
+    Raises:
+        SourceError: the folder is no checkpoint for that task.
+    """
+    found = describe_folder(folder, task)
+    return with_changes(found, str(folder), num_classes=None, classes=None, options=options).config
+
+
+def _text(value: Any) -> str:
+    """A value as text that is equal for equal values; JSON has no tuples."""
+    return json.dumps(value, sort_keys=True, default=str)

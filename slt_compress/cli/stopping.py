@@ -1,0 +1,61 @@
+"""Interrupts: one line, the exit code that shells give to the signal, and time to clean up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_LINE = b"interrupted: nothing was left half-written\n"
+# Seconds that cleaning up may take before a further signal is heard again.
+_PATIENCE = 5
+
+
+class _Stopper:
+    """What SIGINT and SIGTERM do: the first one ends the process through every `finally`."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self._at = 0.0
+
+    def __call__(self, signum: int, frame: object) -> None:
+        """Say so and leave; what comes while that cleans up does not cut it short."""
+        waited = time.monotonic() - self._at
+        if not self.heard:
+            self.heard, self._at = signum, time.monotonic()
+            with suppress(OSError):
+                os.write(2, _LINE)  # `print` may be in the middle of a line of its own
+            # what is raised in a destructor or a callback is lost: it is then raised once more
+            signal.alarm(_PATIENCE)
+        elif signum != signal.SIGALRM and waited < _PATIENCE:
+            return
+        elif waited > 3 * _PATIENCE:
+            os._exit(128 + self.heard)
+        raise SystemExit(128 + self.heard)
+
+
+@contextmanager
+def signals_heard(*, is_process: bool) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into one line and an exit code for the length of the block.
+
+    Args:
+        is_process: whether the block is all that this process does: signals that come when it is
+            over are then ignored, as nothing is left that they could stop.
+    """
+    stopper = _Stopper()
+    heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, stopper) for signum in (*heard, signal.SIGALRM)}
+    try:
+        yield
+    except BaseException as cause:
+        # whatever a library made of the exception that was raised in the middle of it
+        if stopper.heard and not isinstance(cause, SystemExit):
+            sys.exit(128 + stopper.heard)
+        raise
+    finally:
+        signal.alarm(0)
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_IGN if is_process else handler)

@@ -1,0 +1,90 @@
+"""Signals: one line and their exit code, once and twice, whatever they come in the middle of."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from slt_compress.cli.failing import told_in_one_line
+from slt_compress.errors import SltError
+
+BUSY = """
+import sys, time
+from slt_compress.cli.stopping import signals_heard
+with signals_heard(is_process=True):
+    try:
+        print("ready", flush=True)
+        while True:
+            sys.stderr.write("a line of its own\\n")
+    finally:
+        time.sleep(0.3)
+        print("cleaned up", flush=True)
+"""
+SWALLOWED = """
+import time
+from slt_compress.cli.stopping import signals_heard
+with signals_heard(is_process=True):
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    except BaseException:
+        raise ValueError("what a library made of it") from None
+"""
+
+
+def stopped(code, signum, times):
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signum, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    for _ in range(times):
+        process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_signals_give_one_line_and_let_the_cleaning_up_end(signum, times):
+    code, out, err = stopped(BUSY, signum, times)
+    assert code == 128 + signum
+    assert out == "cleaned up\n"
+    assert err.count("interrupted: nothing was left half-written\n") == 1
+    assert "Traceback" not in err
+    assert "reentrant" not in err
+
+
+def test_an_error_that_a_library_made_of_a_signal_is_not_shown():
+    code, _, err = stopped(SWALLOWED, signal.SIGTERM, 1)
+    assert (code, err) == (143, "interrupted: nothing was left half-written\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (SltError("what was wrong"), "error: what was wrong"),
+        (OSError(28, "No space left on device", "x"), "error: No space left on device: x"),
+        (MemoryError(), "error: there is not enough memory"),
+        (RuntimeError("can't allocate memory: you tried"), "error: there is not enough memory"),
+    ],
+    ids=["own", "disk", "memory", "torch"],
+)
+def test_what_the_machine_refuses_is_a_line(capsys, error, line):
+    with pytest.raises(SystemExit) as caught, told_in_one_line():
+        raise error
+    assert caught.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(line)
+    assert told.count("\n") == 1
+
+
+def test_a_fault_of_our_own_is_not_hidden():
+    with pytest.raises(RuntimeError, match="a fault"), told_in_one_line():
+        raise RuntimeError("a fault")

@@ -1,0 +1,107 @@
+"""Running: mutate, read, and count what came of it."""
+
+from __future__ import annotations
+
+import random
+import resource
+import signal
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from slt_compress.errors import SltError
+
+from .targets import Target
+
+SLOW, LARGE, HANG = 5.0, 100, 30  # seconds, MiB, seconds
+_MARGIN = 3  # bad ones of a kind that are kept in full
+
+
+@dataclass
+class Tally:
+    """How many mutations came to which end, by target; and the bad ones."""
+
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+    bad: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, target: str, outcome: str, detail: dict[str, Any] | None = None) -> None:
+        self.counts.setdefault(target, Counter())[outcome] += 1
+        known = sum(e["target"] == target and e["outcome"] == outcome for e in self.bad)
+        if detail is not None and known < _MARGIN:
+            self.bad.append({"target": target, "outcome": outcome, **detail})
+
+    @property
+    def total(self) -> Counter[str]:
+        return sum(self.counts.values(), Counter())
+
+
+class _Hang(BaseException):
+    pass
+
+
+def _alarm(signum: int, frame: FrameType | None) -> None:
+    raise _Hang
+
+
+def run(targets: Iterable[Target], count: int, seed: int, until: float | None = None) -> Tally:
+    """`count` mutations in turn over all targets, or as many as there is time for.
+
+    Outcomes: `refused` (one sentence), `same` (what is read is what it was), `opened` (where what
+    may be read is not compared), and the bad ones `wrong`, `traceback`, `hang`, `slow`, `large`.
+    """
+    tally, whole = Tally(), []
+    for target in targets:
+        whole.append((target, target.file.read_bytes(), target.read()))
+    before = signal.signal(signal.SIGALRM, _alarm)
+    try:
+        for number in range(count):
+            if until is not None and time.monotonic() > until:
+                break
+            target, data, wanted = whole[number % len(whole)]
+            chance = random.Random(f"{seed}/{number}")
+            target.file.write_bytes(target.mutate(data, chance))
+            try:
+                _one(tally, target, wanted, number)
+            finally:
+                target.file.write_bytes(data)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return tally
+
+
+def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
+    started, memory = time.monotonic(), _peak()
+    detail: dict[str, Any] | None = None
+    signal.alarm(HANG)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = target.read()
+        outcome = "opened" if wanted is None else "same" if read == wanted else "wrong"
+        detail = {"number": number} if outcome == "wrong" else None
+    except SltError as error:
+        outcome = "refused" if "\n" not in str(error) else "traceback"
+        detail = None if outcome == "refused" else {"number": number, "error": str(error)}
+    except _Hang:
+        outcome, detail = "hang", {"number": number}
+    except (Exception, SystemExit) as error:
+        lines = traceback.format_exception(error)
+        outcome, detail = "traceback", {"number": number, "error": "".join(lines[-3:])[-700:]}
+    finally:
+        signal.alarm(0)
+    seconds, grown = time.monotonic() - started, _peak() - memory
+    if outcome in ("refused", "same", "opened") and seconds > SLOW:
+        outcome, detail = "slow", {"number": number, "seconds": round(seconds, 1)}
+    elif outcome == "refused" and grown > LARGE:
+        outcome, detail = "large", {"number": number, "MiB": grown}
+    tally.add(target.name, outcome, detail)
+
+
+def _peak() -> int:
+    """Peak memory of the process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
