@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from slt_compress.checkpoints import open_checkpoint as open_checkpoint
     from slt_compress.masks import Masks as Masks
     from slt_compress.runtime.adapters import Base as Base
+    from slt_compress.runtime.holding import hold_zeros as hold_zeros
     from slt_compress.searching.recipes import Recipe as Recipe
     from slt_compress.searching.settings import Training as Training
     from slt_compress.sites.budget import Budget as Budget
@@ -43,6 +44,7 @@ _HOMES = {
     "compare": "api",
     "evaluate": "api",
     "export": "api",
+    "hold_zeros": "runtime.holding",
     "load": "api",
     "open_checkpoint": "checkpoints",
     "plan": "api",
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022  (verbs, then types)
     "evaluate",
     "compare",
     "open_checkpoint",
+    "hold_zeros",
     "Budget",
     "Targets",
     "Training",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 class Masks(Mapping[str, Tensor]):
     """One boolean tensor per site, on the CPU, in the shape of its weight; `True` = keep.
 
-    The mapping is immutable and copies what it is given. `flips` holds the kept weights whose
-    sign is flipped, for the sites that have any; an unsigned mask has none.
+    The mapping is immutable and keeps a bit per weight, of which every look-up makes a tensor.
+    `flips` holds the kept weights whose sign is flipped, for the sites that have any; an unsigned
+    mask has none.
     """
 
     __slots__ = ("_flips", "_masks")
@@ -23,15 +24,15 @@ class Masks(Mapping[str, Tensor]):
         self, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor] | None = None
     ) -> None:
         flips = flips or {}
-        for name, mask in (*masks.items(), *flips.items()):
+        for name, mask in chain(masks.items(), flips.items()):
             if mask.dtype is not torch.bool:
                 raise TypeError(f"the mask of {name} is {mask.dtype}; a mask is torch.bool")
-        self._masks = _copied(masks)
+        self._masks = packed(masks.items())
         for name, flip in flips.items():
             kept = self._masks.get(name)
             if kept is None or flip.shape != kept.shape or bool((flip.cpu() & ~kept).any()):
                 raise ValueError(f"the flips of {name} are not among its kept weights")
-        self._flips = _copied({name: flip for name, flip in flips.items() if bool(flip.any())})
+        self._flips = packed((name, flip) for name, flip in flips.items() if bool(flip.any()))
 
     @classmethod
     def made(cls, masks: Mapping[str, Tensor], flips: Mapping[str, Tensor]) -> Masks:
@@ -104,12 +105,6 @@ class Masks(Mapping[str, Tensor]):
         return sum(int((mask & other[name]).count_nonzero()) for name, mask in self.items())
 
 
-def _copied(masks: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return MappingProxyType(
-        {name: mask.detach().to("cpu", copy=True).contiguous() for name, mask in masks.items()}
-    )
-
-
 def count_kept(mask: Tensor) -> int:
     """How many elements of a boolean tensor are true; numpy counts faster than torch."""
     return int(np.count_nonzero(mask.cpu().numpy()))
@@ -137,6 +132,37 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits[:count].view(np.bool_)).reshape(shape)
 
 
+def packed(
+    masks: Iterable[tuple[str, Tensor]], order: Iterable[str] | None = None
+) -> Mapping[str, Tensor]:
+    """Boolean tensors by name, kept as bits: every look-up makes the tensor anew, on the CPU.
+
+    They are in the `order` of names, or in that in which they come.
+    """
+    bits = {name: (pack_bits(mask), tuple(mask.shape)) for name, mask in masks}
+    return _Packed(bits if order is None else {name: bits[name] for name in order})
+
+
+class _Packed(Mapping[str, Tensor]):
+    def __init__(self, bits: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+        self._bits = bits
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack_bits(*self._bits[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
+
+
+_SELECTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
     """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
 
@@ -147,4 +173,9 @@ def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None
         kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
     if flip is not None:
         kept = torch.where(flip.to(weight.device), -kept, kept)
-    return torch.where(mask.to(weight.device), kept, torch.zeros((), dtype=weight.dtype).to(weight))
+    mask = mask.to(weight.device)
+    if kept.dtype in _SELECTED:
+        # the backward pass of a threshold, which is one vectorised pass where `where` is not
+        chosen: Tensor = torch.ops.aten.threshold_backward(kept, mask.to(kept.dtype), 0.5)
+        return chosen
+    return torch.where(mask, kept, torch.zeros((), dtype=weight.dtype).to(weight))

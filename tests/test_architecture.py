@@ -24,8 +24,8 @@ from slt_compress.cli import app
 
 PUBLIC = [
     "search", "plan", "export", "load", "report", "verify", "evaluate", "compare",
-    "open_checkpoint", "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks", "Base",
-    "SltError",
+    "open_checkpoint", "hold_zeros", "Budget", "Targets", "Training", "Recipe", "Ticket", "Masks",
+    "Base", "SltError",
 ]  # fmt: skip
 
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
@@ -33,10 +33,11 @@ FLAGS = {
     "": "--version",
     "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --recipe --set -o --out --save-every --resume --fresh --push-to-hub --quiet --json",
+    "--max-time --controls --recipe --set -o --out --save-every --resume --fresh --push-to-hub "
+    "--quiet --json",
     "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --recipe --set --json",
+    "--max-time --controls --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
@@ -46,6 +47,8 @@ FLAGS = {
     "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
     "import": "PATH -o --out",
     "bench": "PATH --batch --origin --threads --rounds --json",
+    "audit": "MODEL --ticket --origin --strict --json",
+    "apply": "TICKET MODEL -o --out",
     "tickets": "",
     "tickets diff": "FIRST SECOND --json",
     "tickets merge": "FIRST SECOND --op -o --out",

@@ -16,7 +16,8 @@ def run(name: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"digits.py", "own_module.py"}
+    names = {"digits.py", "finetune_sparse.py", "own_module.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == names
 
 
 def test_digits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -32,3 +33,10 @@ def test_own_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kept 576 of 2304 weights" in out
     whole, kept = (float(line.split()[-1].rstrip("%")) for line in out.splitlines()[1:])
     assert kept > 90.0 > whole
+
+
+def test_finetune_sparse(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("finetune_sparse.py", capsys)
+    assert float(out.split("accuracy ")[1].split("%")[0]) > 80.0
+    assert "The ticket holds: all 52," in out
+    assert "kept weights" in out

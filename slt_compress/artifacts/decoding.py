@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.artifacts.entries import Entry
-from slt_compress.artifacts.formats import CODECS, part_key
+from slt_compress.artifacts.formats import CODECS, is_plain, part_key
 from slt_compress.artifacts.manifest import SPARSE_WEIGHTS, Artifact
 from slt_compress.errors import ArtifactError
 from slt_compress.masks import count_kept
@@ -86,7 +86,7 @@ def decode(
     tensor = codec.decode(parts, shape=entry.shape, dtype=stored, mask=mask)
     if stored is not entry.dtype:
         tensor = tensor.to(entry.dtype)
-    elif not codec.sparse:
+    elif is_plain(codec):
         # A copy of what is mapped: the model must not change when the file does, and with ordinary
         # alignment its arithmetic is that of any other model.
         tensor = tensor.clone()

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from slt_compress.artifacts.decoding import decode, errors_of, stored_parts
-from slt_compress.artifacts.formats import CODECS, part_key
+from slt_compress.artifacts.formats import CODECS, is_plain, part_key
 from slt_compress.artifacts.reading import checked_ties, describe_artifact
 from slt_compress.errors import ArtifactError
 
@@ -32,7 +32,7 @@ def read_site_tensors(
     keys: dict[str, tuple[str, ...]] = {}
     for name, entry in entries.items():
         own = shape_of(name)
-        if own is None or not CODECS[entry.format].sparse:
+        if own is None or is_plain(CODECS[entry.format]):
             continue
         if own != entry.shape:  # before anything of this size is made
             raise ArtifactError(f"{folder} stores {name} as {entry.shape}; the model has {own}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,13 +112,17 @@ def _write(folder: Path, manifest: Mapping[str, object], draft: Draft, beside: B
     if isinstance(draft.format, MaskOnly):
         _write_masks(folder, manifest, draft, beside)
     elif draft.format.sparse:
-        _write_sparse(folder, manifest, draft, beside)
+        _write_sparse(folder, manifest, draft, draft.format, beside)
     else:
         write_dense(folder, manifest, draft, beside)
 
 
 def _write_sparse(
-    folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside
+    folder: Path,
+    manifest: Mapping[str, object],
+    draft: Draft,
+    format: Format,
+    beside: Beside,
 ) -> None:
     """Write the weights tensor by tensor, and a config that no library takes for its own."""
     entries: dict[str, Entry] = {}
@@ -129,7 +134,8 @@ def _write_sparse(
             tensor = tensor.to(draft.stored_dtype(tensor))
         else:
             mask = torch.ones(tensor.shape, dtype=torch.bool)
-        components = CODECS[entries[name].format].encode(tensor, mask)
+        codec, components = format.encode(CODECS[entries[name].format], tensor, mask)
+        entries[name] = replace(entries[name], format=codec.name)
         writer.add({part_key(name, part): value for part, value in components.items()})
     _write_config(folder, draft, SPARSE_INDEX if writer.is_sharded else SPARSE_WEIGHTS)
     writer.close({**manifest, "entries": entry_dicts(entries), BESIDE: beside()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ CONVERT = (
     "convert it once with `model.save_pretrained(FOLDER)` (transformers) or "
     "`safetensors.torch.save_file(model.state_dict(), FILE)` and give that instead"
 )
+# Bytes of a file that are in memory twice while it is read.
+_MAPPED = 64 << 20
 _JSON_LIMIT = 64 << 20  # bytes; the largest published configs and indexes are a few MiB
 
 
@@ -139,12 +141,10 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
     for path in files:
         try:
             expect_regular(path)
-            with safe_open(path, framework="pt") as opened:
-                keys = opened.keys()
-                for key in keys:
-                    if key in tensors:
-                        raise SourceError(f"{path} repeats the tensor {key} of another shard")
-                    tensors[key] = aligned(opened.get_tensor(key))
+            for key, tensor in _tensors_of(path):
+                if key in tensors:
+                    raise SourceError(f"{path} repeats the tensor {key} of another shard")
+                tensors[key] = tensor
         except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
             if is_low_memory(error):
                 raise SourceError(f"there is not enough memory to read {path}") from error
@@ -153,6 +153,21 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
                 "download it again"
             ) from error
     return tensors
+
+
+def _tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file; what was copied out of its mapping does not stay in memory twice."""
+    with safe_open(path, framework="pt") as opened:
+        keys = list(opened.keys())
+    while keys:
+        copied = 0
+        with safe_open(path, framework="pt") as opened:  # the last mapping is gone
+            while keys and copied < _MAPPED:
+                key = keys.pop(0)
+                mapped = opened.get_tensor(key)
+                tensor = aligned(mapped)
+                copied += 0 if tensor is mapped else tensor.nbytes
+                yield key, tensor
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from slt_compress import __version__
+from slt_compress.cli.apply_command import apply
+from slt_compress.cli.audit_command import audit
 from slt_compress.cli.bench_command import bench
 from slt_compress.cli.failing import told_in_one_line
 from slt_compress.cli.json_output import print_json
@@ -59,6 +61,8 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
 app.command("import")(import_command)
 app.command()(bench)
+app.command()(audit)
+app.command()(apply)
 
 
 def _version(wanted: bool) -> None:

@@ -133,6 +133,10 @@ def _overrides(
     from slt_compress.errors import RecipeError
     from slt_compress.searching.overrides import with_assignment
 
+    name = flags.get("method.name")
+    if name is not None:  # in front, as --set may give options of this method
+        content = _with_flag(content, "method.name", name)
+        yield _Override(option=FLAG_OF["method.name"], key="method.name", content=content)
     for assignment in assignments:
         try:
             content = with_assignment(content, assignment)

@@ -42,8 +42,37 @@ def artifact_card(
         "`slt-compress verify` on this folder proves the statements above; `report.json` holds "
         "the sparsity of every layer.",
         "",
+        *_next_steps(report, format, origin),
     ]
     return "\n".join(lines)
+
+
+def _next_steps(report: Report, format: str, origin: Mapping[str, object]) -> list[str]:
+    """Markdown on what destroys zeros later, and on how to tell."""
+    lines = [
+        "## Before you change it",
+        "",
+        "Many later steps (4-bit formats with an offset, LoRA merges, optimizers, averages of "
+        "weights) turn zeros into other numbers without a message: `docs/after-the-mask.md` of "
+        "slt-compress lists them with the safe way for each, and `slt-compress audit MODEL "
+        "--ticket TICKET` tells what a model still holds.",
+        "",
+    ]
+    warning = in_chans_warning(report, origin)
+    return [*lines, warning, ""] if format == "dense" and warning else lines
+
+
+def in_chans_warning(report: Report, origin: Mapping[str, object]) -> str:
+    """What timm does to a masked first convolution; empty where it has none."""
+    config = origin.get("config")
+    chans = config.get("in_chans", 3) if isinstance(config, Mapping) else 3
+    first = next((layer for layer in report.layers if len(layer.get("shape", ())) == 4), None)
+    if origin.get("family") != "timm" or first is None or first["shape"][1] != chans:
+        return ""
+    return (
+        f"`timm.create_model(..., in_chans=N)` with another N than {chans} sums or repeats the "
+        f"input channels of {first['name']}, which loses zeros of it."
+    )
 
 
 def _pattern_clause(report: Report) -> str:

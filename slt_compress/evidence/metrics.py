@@ -29,6 +29,35 @@ from slt_compress.evidence.losses import divergence, label_loss, relative_error
 
 Metrics = dict[str, float]
 Reference = Callable[[], AbstractContextManager[None]]
+# Bytes of dense rows that are kept while masks are compared with them.
+_REMEMBERED = 64 << 20
+# Logits that a loss is computed of at once.
+_PART = 1 << 21
+
+
+class Remembering:
+    """A reference that keeps the dense rows of one set of batches, as many as fit in `limit` bytes.
+
+    Several masks are compared with the same dense network on the same batches.
+    """
+
+    def __init__(self, reference: Reference, limit: int = _REMEMBERED) -> None:
+        self._reference, self._left = reference, limit
+        self._rows: dict[int, Tensor] = {}
+
+    def __call__(self) -> AbstractContextManager[None]:
+        """The context in which the module is the dense network."""
+        return self._reference()
+
+    def remembered(self, index: int) -> Tensor | None:
+        """The dense rows of a batch, if they are kept."""
+        return self._rows.get(index)
+
+    def remember(self, index: int, dense: Tensor) -> None:
+        """Keep the dense rows of a batch, if they fit."""
+        if dense.nbytes <= self._left:
+            self._left -= dense.nbytes
+            self._rows[index] = dense
 
 
 def evaluate(
@@ -59,13 +88,17 @@ def evaluate(
     device = next(module.parameters()).device
     # Not inference_mode: a table that a module caches in its first forward is used in training.
     with torch.no_grad(), evaluating(module):
-        for batch in batches:
+        for index, batch in enumerate(batches):
             moved = to_device(batch, device)
             labels = moved.get("labels")
             logits, known = rows(task, forward(module, moved), labels)
             if reference is not None:
-                with reference():
-                    dense, _ = rows(task, forward(module, moved), labels)
+                dense = reference.remembered(index) if isinstance(reference, Remembering) else None
+                if dense is None:
+                    with reference():
+                        dense, _ = rows(task, forward(module, moved), labels)
+                    if isinstance(reference, Remembering):
+                        reference.remember(index, dense)
                 sums.compare(task, logits, dense)
             if known is not None and task != "features":
                 sums.add(logits, known)
@@ -109,7 +142,8 @@ class _Sums:
         count = labels.numel()
         self.rows += count
         if count:
-            self.loss += float(label_loss(logits, labels)) * count
+            for some, known in _in_parts(logits, labels):
+                self.loss += float(label_loss(some, known)) * known.numel()
         if labels.is_floating_point():
             self.pairs.append((logits.float().cpu().reshape(-1), labels.float().cpu().reshape(-1)))
         else:
@@ -122,7 +156,8 @@ class _Sums:
         elif len(logits):
             self.choices = logits.shape[-1]
             self.same += int((logits.argmax(-1) == dense.argmax(-1)).sum())
-            self.kl += float(divergence(logits, dense)) * len(logits)
+            for some, wanted in _in_parts(logits, dense):
+                self.kl += float(divergence(some, wanted)) * len(some)
 
     def metrics(self, task: Task) -> Metrics:
         metrics: Metrics = {}
@@ -141,6 +176,12 @@ class _Sums:
                 metrics["agreement"] = self.same / self.compared
             metrics["kl"] = self.kl / self.compared
         return metrics
+
+
+def _in_parts(logits: Tensor, other: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    """Rows of logits and what goes with them, in parts that a loss makes small copies of."""
+    count = max(1, _PART // max(1, logits.shape[-1])) if logits.dim() > 1 else len(logits)
+    return zip(torch.split(logits, count), torch.split(other, count), strict=True)
 
 
 def _pearson(pairs: list[tuple[Tensor, Tensor]]) -> float:

@@ -22,7 +22,7 @@ from slt_compress.artifacts import (
 from slt_compress.artifacts.formats import VALUES_DTYPES
 from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError
-from slt_compress.evidence.cards import artifact_card
+from slt_compress.evidence.cards import artifact_card, in_chans_warning
 from slt_compress.evidence.reporting import make_report
 from slt_compress.exporting.onnx import export_onnx
 from slt_compress.exporting.streaming import rounded_weight, stream_ticket
@@ -71,6 +71,8 @@ def export_ticket(
             probe = _answered(opened, probe)
     if rounded is not None:
         report = replace(report, warnings=(*report.warnings, _lossy(values_dtype)))
+    if format == "dense" and (warning := in_chans_warning(report, ticket.origin)):
+        report = replace(report, warnings=(*report.warnings, warning))
     evidence = Evidence(
         report=report.to_dict(), ticket_hash=ticket.hash, provenance=provenance.to_dict(),
         card=artifact_card(report, format, ticket.origin, target.name, rounded_to=values_dtype),

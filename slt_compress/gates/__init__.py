@@ -21,6 +21,7 @@ from slt_compress.gates.edge_popup import EdgePopup
 from slt_compress.gates.logistic import Gumbel, HardConcrete
 from slt_compress.gates.one_shot import Magnitude, Random, Wanda
 from slt_compress.gates.relaxed import Relaxed
+from slt_compress.gates.swaps import Swaps
 
 METHODS: Mapping[str, type[Any]] = MappingProxyType(
     {
@@ -30,6 +31,7 @@ METHODS: Mapping[str, type[Any]] = MappingProxyType(
         "edge-popup": EdgePopup,
         "magnitude": Magnitude,
         "wanda": Wanda,
+        "swaps": Swaps,
         "random": Random,
     }
 )
@@ -50,6 +52,7 @@ __all__ = [
     "Relaxed",
     "Sample",
     "Suited",
+    "Swaps",
     "Wanda",
     "checked",
 ]

@@ -13,7 +13,7 @@ from slt_compress.errors import RecipeError
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import ELEMENTWISE, Layout
 
-Prior = Literal["magnitude", "wanda", "none"]
+Prior = Literal["magnitude", "wanda", "swaps", "none"]
 OptimizerName = Literal["adam", "sgd"]
 # Share of the search with rounded gates where nothing else is known to be better.
 HARD = 0.4

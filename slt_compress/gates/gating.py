@@ -36,16 +36,17 @@ class Gate(nn.Module):
         self.rescale = rescale
         self.mode: Mode = "open"
         self.sample: Sample | None = None
-        self.kept: Tensor | None = None
-        self.flip: Tensor | None = None
+        self.name = ""
+        self.masks: Masks | None = None  # those of all sites: each look-up may make the tensor
         self.gain = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight in the current mode."""
         if self.mode == "sampled" and self.method and self.sample and self.score is not None:
             return self.method.effective(self.score, weight, self.sample)
-        if self.mode == "masked" and self.kept is not None:
-            return masked_weight(weight, self.kept, self.gain, self.flip)
+        if self.mode == "masked" and self.masks is not None:
+            mask, flip = self.masks[self.name], self.masks.flips.get(self.name)
+            return masked_weight(weight, mask, self.gain, flip)
         return weight
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class Gates:
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
         """From now on every forward reads the masked weights."""
         for name, gate in self.by_name.items():
-            gate.kept, gate.flip = masks[name], masks.flips.get(name)
+            gate.name, gate.masks = name, masks
             gate.gain, gate.mode = gains.get(name, 1.0), "masked"
 
     @contextmanager

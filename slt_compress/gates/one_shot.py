@@ -31,8 +31,12 @@ class Magnitude:
         """
         generator = torch.Generator().manual_seed(key)
         jitter = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-        magnitude = weight.detach().float().cpu().abs().double()
-        return magnitude * (1.0 + jitter * 2.0**-25) + jitter * 2.0**-200
+        return jittered(weight.detach().float().cpu().abs().double(), jitter)
+
+
+def jittered(magnitude: Tensor, jitter: Tensor) -> Tensor:
+    """The score of a magnitude (both fp64) with a jitter in [0, 1)."""
+    return magnitude * (1.0 + jitter * 2.0**-25) + jitter * 2.0**-200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +96,12 @@ def _rank_in_rows(score: Tensor, dims: tuple[int, ...], key: int) -> Tensor:
     moved = score.permute(order)
     rows = moved.reshape(prod(score.shape[dim] for dim in others), -1)
     ranks = rows.argsort(dim=1, stable=True).argsort(dim=1).double()
-    generator = torch.Generator().manual_seed(key)
-    ranks += torch.rand((len(rows), 1), generator=generator, dtype=torch.float64)
+    ranks += row_offsets(len(rows), key)
     back = sorted(range(score.dim()), key=order.__getitem__)
     return ranks.div_(rows.shape[1]).reshape(moved.shape).permute(back).contiguous()
+
+
+def row_offsets(rows: int, key: int) -> Tensor:
+    """What is added to the ranks of each row, [rows, 1] in [0, 1), fp64."""
+    generator = torch.Generator().manual_seed(key)
+    return torch.rand((rows, 1), generator=generator, dtype=torch.float64)

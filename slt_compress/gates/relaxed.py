@@ -132,6 +132,14 @@ class GaussianLaw:
     window: float | None = None
     threshold: ClassVar[float] = 0.5
 
+    @property
+    def inside(self) -> tuple[float, float] | None:
+        """The clamp's bounds, where its slope is the gradient.
+
+        The lower one is where z - 1/2 leaves -1/2 in fp32.
+        """
+        return (2.0**-26, 1.0) if self.window is None else None
+
     def keep_probability_(self, centred: Tensor) -> Tensor:
         """Phi((x - 1/2) / sigma)."""
         scaled = centred.sub_(0.5).div_(sqrt(2.0) * self.sigma)
@@ -149,7 +157,6 @@ class GaussianLaw:
         """1 inside (0, 1), or within the window around 1/2; else 0."""
         distance = noisy.sub_(0.5).abs_()
         if self.window is None:
-            return (distance < 0.5).to(noisy.dtype)
+            return distance.lt_(0.5)
         rms = torch.linalg.vector_norm(distance) / sqrt(distance.numel())
-        near: Tensor = distance <= self.window * rms
-        return near.to(noisy.dtype)
+        return distance.le_(self.window * rms)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from slt_compress.errors import RecipeError
 from slt_compress.gates.base import Phase, Prior, Sample, Suited
+from slt_compress.gates.passes import bits_between, times_bits, zero_outside, zero_up_to
 from slt_compress.sites.budget import Budget, hard_thresholds, soft_shifts
 
 
@@ -130,36 +131,67 @@ def sampled_weight(
 
 
 class _SampledGate(torch.autograd.Function):
-    """Effective weight of one site; the noise is drawn again in backward instead of stored."""
+    """Effective weight of one site, with nothing saved for backward that is as large as it.
+
+    On a CPU, where drawing is slow, the forward pass of a soft gate notes in a bit per gate whether
+    its slope is 1 or 0, if it takes no other values; else the noise is drawn again.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, score: Tensor, weight: Tensor, sample: Sample, law: Law, signed: bool
     ) -> Tensor:
         size = _size(score, sample) if signed else score
+        ctx.sample, ctx.law, ctx.scale, ctx.signed = sample, law, None, signed
+        ctx.save_for_backward(score, weight)
+        ctx.steep = None
+        plain = not signed and not sample.rescale and score.shape == weight.shape
         if sample.phase.hard:
-            gate = (size > sample.shift + law.threshold).to(score.dtype)
+            bound = sample.shift + law.threshold
+            if plain and score.dtype == weight.dtype:
+                return zero_up_to(weight, score, bound)
+            gate = torch.gt(size, bound, out=torch.empty_like(score))
         else:
             gate = law.gate_(_noisy(size, sample, law))
+            inside = _inside(law)
+            if inside is not None and gate.device.type == "cpu":
+                ctx.steep = bits_between(gate, *inside)
         if signed:
             gate = gate.copysign_(score)
         spread = sample.layout.expand(gate)  # the gate itself where units are weights
-        scale = _inverse_rms(spread) if sample.rescale else 1.0
-        ctx.save_for_backward(score, weight)
-        ctx.sample, ctx.law, ctx.scale, ctx.signed = sample, law, scale, signed
+        ctx.scale = _inverse_rms(spread) if sample.rescale else None
         product = gate.mul_(weight) if spread is gate else spread * weight
-        return product.mul_(scale).to(weight.dtype)
+        return (product if ctx.scale is None else product.mul_(ctx.scale)).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         score, weight = ctx.saved_tensors
-        size = _size(score, ctx.sample) if ctx.signed else score
-        slope = ctx.law.slope_(_noisy(size, ctx.sample, ctx.law))
-        if slope.shape == weight.shape:
-            gradient = slope.mul_(grads[0]).mul_(weight)
-        else:
-            gradient = slope.mul_(ctx.sample.layout.reduce(grads[0].to(slope.dtype) * weight))
-        return gradient.mul_(ctx.scale), None, None, None, None
+        above = grads[0]
+        if above.shape != score.shape:
+            above = ctx.sample.layout.reduce(above.to(score.dtype) * weight)
+            weight = None
+        gradient = _times_slope(ctx, score, above.to(score.dtype))
+        if weight is not None:
+            gradient.mul_(weight)
+        return gradient if ctx.scale is None else gradient.mul_(ctx.scale), None, None, None, None
+
+
+def _times_slope(ctx: Any, score: Tensor, above: Tensor) -> Tensor:
+    """A gradient from above times the slope of the gate, in a tensor of its own."""
+    if ctx.steep is not None:
+        return times_bits(above, ctx.steep)
+    size = _size(score, ctx.sample) if ctx.signed else score
+    noisy, inside = _noisy(size, ctx.sample, ctx.law), _inside(ctx.law)
+    if inside is not None:
+        return zero_outside(above, noisy, *inside)
+    slope: Tensor = ctx.law.slope_(noisy).mul_(above)
+    return slope
+
+
+def _inside(law: Law) -> tuple[float, float] | None:
+    """Between which noisy gates the slope is 1, if it is 0 elsewhere: a law need not say so."""
+    inside: tuple[float, float] | None = getattr(law, "inside", None)
+    return inside
 
 
 def _size(score: Tensor, sample: Sample) -> Tensor:

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from slt_compress.anatomy.states import kept_buffers
 from slt_compress.errors import SltError
-from slt_compress.evidence.controls import control_masks
-from slt_compress.evidence.metrics import Metrics, reestimate_batchnorm
-from slt_compress.gates import Learned, Phase
+from slt_compress.evidence.controls import CONTROLS, control_masks
+from slt_compress.evidence.metrics import Metrics, Reference, Remembering, reestimate_batchnorm
+from slt_compress.evidence.sampling import FirstRows
+from slt_compress.gates import Learned, Magnitude, Phase
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.sites.sites import SitePlan
+from slt_compress.storage.freeing import release
 from slt_compress.storage.probe import Probe
 
 # What a mask is selected by on the held-out slice: the first of these that is measured, smallest.
@@ -44,10 +46,23 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """Measures masks of one search on the gated module."""
+    """Measures masks of one search on the gated module.
+
+    `on_test` and `on_held_out` are the dense network on these batches, if it is compared with.
+    """
 
     setup: SearchSetup
     gates: Gates
+    on_test: Reference | None
+    on_held_out: Reference | None
+
+    @classmethod
+    def of(cls, setup: SearchSetup, gates: Gates) -> Measuring:
+        """What measures the masks of a search while its gates are on."""
+        test, held_out = (
+            Remembering(gates.opened) if setup.workload.compare else None for _ in range(2)
+        )
+        return cls(setup=setup, gates=gates, on_test=test, on_held_out=held_out)
 
     def held_out_loss(self, scores: Mapping[str, Tensor]) -> float:
         """Loss of the mask of these scores on the held-out slice.
@@ -56,7 +71,7 @@ class Measuring:
             SltError: the metrics hold none of the losses that a mask can be selected by.
         """
         masks, held_out = self.setup.binarize(scores), self.setup.workload.held_out
-        metrics = self._masked(masks, held_out, limit=20)
+        metrics = self._masked(masks, held_out, self.on_held_out, limit=20)
         for key in _SELECTED_BY:
             if key in metrics:
                 return metrics[key]
@@ -74,34 +89,65 @@ class Measuring:
     ) -> SearchResult:
         """The mask of the scores, the controls beside it, and what all of them achieve."""
         setup, masks = self.setup, self.setup.binarize(scores)
-        test, gains = setup.workload.test, setup.gains(masks)
-        others = control_masks(masks, weights, setup.training.seed, setup.plan.layouts)
-        controls = {name: self._masked(control, test) for name, control in others.items()}
+        controls, notes = self._controls(masks, weights)
         soft = None if setup.learned is None else self._soft(scores, setup.learned)
+        gains = setup.gains(masks)
         with kept_buffers(setup.module):
             self.gates.mask(masks, gains)
             buffers = self._reestimate()
-            hard = self.measure(test)
+            hard = self.measure(setup.workload.test, self.on_test)
             probe = self._probe()
+        release()
+        if "magnitude" in controls:
+            controls["magnitude"] = controls["magnitude"] or hard
         return SearchResult(
             plan=setup.plan, scores=scores, masks=masks, gains=gains, buffers=buffers,
             weights=weights, history=history,
             metrics={"dense": dense, "hard": hard, "soft": soft},
-            controls=controls, probe=probe,
+            controls=controls, probe=probe, notes=notes,
         )  # fmt: skip
 
-    def measure(self, batches: Iterable[Any]) -> Metrics:
-        """Metrics of the network as its gates are, beside the dense one where that makes sense."""
-        workload = self.setup.workload
-        reference = self.gates.opened if workload.compare else None
-        return workload.measure(self.setup.module, batches, reference=reference)
+    def measure(self, batches: Iterable[Any], reference: Reference | None) -> Metrics:
+        """Metrics of the network as its gates are, beside the dense one where that is given."""
+        return self.setup.workload.measure(self.setup.module, batches, reference=reference)
 
-    def _masked(self, masks: Masks, batches: Iterable[Any], *, limit: int = 50) -> Metrics:
+    def _masked(
+        self, masks: Masks, batches: Iterable[Any], reference: Reference | None, *, limit: int = 50
+    ) -> Metrics:
         """Metrics under a mask, with BatchNorm re-estimated for it and put back afterwards."""
         with kept_buffers(self.setup.module):
             self.gates.mask(masks, self.setup.gains(masks))
             self._reestimate(limit)
-            return self.measure(batches)
+            metrics = self.measure(batches, reference)
+        release()
+        return metrics
+
+    def _controls(
+        self, masks: Masks, weights: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Metrics], tuple[str, ...]]:
+        """Metrics of the controls, and how many examples they are of where not of all.
+
+        That of magnitude is empty where the mask itself is the one of the largest weights: the
+        two differ in the choice among equal weights only.
+        """
+        setup = self.setup
+        if setup.controls == "none":
+            return {}, ()
+        own = type(setup.method) is Magnitude
+        kinds = [kind for kind in CONTROLS if not (own and kind == "magnitude")]
+        first = FirstRows(setup.workload.test)
+        test = setup.workload.test if setup.controls == "full" else first
+        measured = {
+            kind: self._masked(control, test, self.on_test)
+            for kind, control in control_masks(
+                masks, weights, setup.training.seed, setup.plan.layouts, kinds
+            )
+        }
+        note = (
+            f"controls are measured on the first {first.examples} test examples, which is enough "
+            "for 1 percentage point; evaluation.controls=full measures all"
+        )
+        return {kind: measured.get(kind, {}) for kind in CONTROLS}, (note,) if first.cut else ()
 
     def _soft(self, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
         """Metrics of the gates at the end, without noise; rounded ones if they always were."""
@@ -117,7 +163,7 @@ class Measuring:
         with kept_buffers(setup.module):
             gates.sample(phase, shifts)
             self._reestimate()
-            return self.measure(setup.workload.test)
+            return self.measure(setup.workload.test, self.on_test)
 
     def _reestimate(self, limit: int = 50) -> dict[str, Tensor]:
         """Re-estimate BatchNorm on training batches; the buffers that changed."""

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints.tasks import to_device
-from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prior, Wanda
+from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prior, Swaps, Wanda
 from slt_compress.gates.base import sample_key
+from slt_compress.gates.gating import gated
+from slt_compress.gates.streamed import MagnitudeScores
 from slt_compress.searching.input_norms import seen_inputs, unseen_note
-from slt_compress.sites.layouts import Blocks, norms
+from slt_compress.searching.swapping import Swapping
+from slt_compress.sites.budget import Budget
+from slt_compress.sites.layouts import Blocks, Elementwise, Grouped, norms
 from slt_compress.sites.sites import SitePlan
 
-_PRIORS: Mapping[Prior, OneShot] = {"magnitude": Magnitude(), "wanda": Wanda(per_row=False)}
+_PRIORS: Mapping[Prior, OneShot] = {
+    "magnitude": Magnitude(),
+    "wanda": Wanda(per_row=False),
+    "swaps": Swaps(),
+}
 # How many training batches the dense network sees if the method needs its inputs.
 _BATCHES = 16
 
@@ -30,6 +38,7 @@ def first_scores(
     batches: Iterable[Any],
     forward: Callable[[nn.Module, Any], Any],
     *,
+    budget: Budget,
     random_init: bool,
     seed: int,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -40,7 +49,15 @@ def first_scores(
     """
     ranking, notes = _ranking(method, random_init=random_init), tuple[str, ...]()
     inputs: Mapping[str, Inputs] = {}
-    if ranking is not None and ranking.calibrated:
+    swapped: Mapping[str, Tensor] = {}
+    if isinstance(ranking, Swaps):
+        swapping = Swapping(
+            module=module, plan=plan, method=ranking, budget=budget, weights=weights,
+            batches=batches, forward=forward, seed=seed,
+        )  # fmt: skip
+        with gated(module, plan) as gates:
+            swapped, notes = swapping.scores(gates)
+    elif ranking is not None and ranking.calibrated:
         device = next(module.parameters()).device
         with evaluating(module), torch.no_grad(), seen_inputs(module, plan) as seen:
             for batch in islice(batches, _BATCHES):
@@ -54,12 +71,25 @@ def first_scores(
         if seen_here is not None and isinstance(layout, Blocks):
             # a unit is ranked by the norm of its products, so rows and input norms no longer matter
             weight, seen_here = norms(layout, _products(weights[name], seen_here)), None
-        ranked = None if ranking is None else ranking.score(weight, key, seen_here)
+        ranked = swapped.get(name)
+        if ranked is None and ranking is not None:
+            ranked = ranking.score(weight, key, seen_here)
         if isinstance(method, Learned):
             scores[name] = method.start(weight, None if ranked is None else _rank(ranked), key)
         elif ranked is not None:
             scores[name] = ranked
     return scores, notes
+
+
+def streamed_scores(
+    method: Method, plan: SitePlan, weights: Mapping[str, Tensor], seed: int
+) -> MagnitudeScores | None:
+    """The scores of `first_scores` if a look-up can make them from the weight alone, else None."""
+    single = all(isinstance(layout, Elementwise | Grouped) for layout in plan.layouts.values())
+    if type(method) is not Magnitude or not single:
+        return None
+    keys = {name: sample_key(seed, f"start:{name}") for name in plan.layouts}
+    return MagnitudeScores(weights={name: weights[name] for name in keys}, keys=keys)
 
 
 def _products(weight: Tensor, inputs: Inputs) -> Tensor:

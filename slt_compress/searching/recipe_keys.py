@@ -107,6 +107,10 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
         key="training.max_time", flag="--max-time", type=float, commands=_ONE,
         help="Longest time to search, in seconds.",
     ),
+    RecipeKey(
+        key="evaluation.controls", flag="--controls", type=str,
+        help="none, fast (as many test examples as give 1 percentage point) or full.",
+    ),
 )  # fmt: skip
 
 # The flag of each key, for the command that a plan prints.

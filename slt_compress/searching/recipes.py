@@ -16,7 +16,7 @@ from slt_compress.errors import RecipeError
 from slt_compress.gates import METHODS, Method, checked
 from slt_compress.searching.objectives import ObjectiveName, ObjectiveOptions
 from slt_compress.searching.schema import _build, _plain
-from slt_compress.searching.settings import Training
+from slt_compress.searching.settings import ControlsMode, Training
 from slt_compress.sites.budget import Budget, Normalise, Scope
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import Targets
@@ -28,9 +28,16 @@ _RECIPE_LIMIT = 1 << 20  # bytes, far more than any recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationOptions:
-    """The `evaluation` section: `limit` caps the test examples."""
+    """The `evaluation` section.
+
+    Attributes:
+        limit: at most this many test examples.
+        controls: `none` measures no controls, `fast` measures them on the first test examples that
+            are enough for one percentage point, `full` on all.
+    """
 
     limit: int | None = None
+    controls: ControlsMode = "fast"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit <= 0:

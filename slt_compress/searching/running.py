@@ -58,6 +58,7 @@ def run(
             method=method,
             training=recipe.training,
             random_init=checkpoint.init is not None,
+            controls=recipe.evaluation.controls,
         )
         about = about_search(one, checkpoint, prepared, recipe)
         with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from slt_compress.anatomy.states import changed_buffers, set_buffers
 from slt_compress.errors import RecipeError, SltError
+from slt_compress.gates import Swaps
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import Gates, gated
 from slt_compress.searching.accelerators import accelerator_for
 from slt_compress.searching.conclusion import Measuring, SearchResult
-from slt_compress.searching.first_scores import first_scores
+from slt_compress.searching.first_scores import first_scores, streamed_scores
 from slt_compress.searching.preflight import fit_precision_, precision_notes
 from slt_compress.searching.resuming import Progress, SearchFolder
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
+from slt_compress.searching.swapped_scores import polished, swapped_scores
 from slt_compress.searching.training import Engine, engine_for, walk
 from slt_compress.sites.layouts import norms
 
@@ -47,13 +49,15 @@ class Search(SearchSetup):
         """
         saved, weights = folder.load() if folder else None, self.weights()
         with self._on_device(accelerator) as accelerator:
-            scores, notes = self._first_scores(weights) if saved is None else _saved_scores(saved)
+            streamed = streamed_scores(self.method, self.plan, weights, self.training.seed)
+            scores, notes = self._start(weights, saved) if streamed is None else (streamed, ())
             with self._gated(scores if self.learned else None, accelerator) as gates:
-                measuring = Measuring(setup=self, gates=gates)
+                measuring = Measuring.of(self, gates)
                 if saved is None:
                     dense = self.workload.measure(self.module, self.workload.test, reference=None)
-                    saved = Progress(notes=notes, dense=dense, scores=scores, buffers={})
-                progress = replace(saved, scores=None if self.learned else scores)
+                    saved = Progress(notes=notes, dense=dense, buffers={})
+                kept = None if self.learned or streamed is not None else scores
+                progress = replace(saved, scores=kept)
                 if self.learned is not None:
                     seconds = progress.state.latest.seconds if progress.state else 0.0
                     loop = self.loop(gates, self.learned)
@@ -61,11 +65,15 @@ class Search(SearchSetup):
                         progress = self._learn(engine, measuring, progress, on_step, folder)
                 if folder is not None:
                     folder.save(progress)
-                result = measuring.conclude(
-                    _saved_scores(progress)[0], weights, dict(progress.dense), progress.history
-                )
+                last, notes = _saved_scores(progress)
+                if streamed is not None:
+                    last = streamed
+                if self.learned is not None and self.training.polish:
+                    last, more = polished(measuring, dict(last), weights)
+                    notes = (*notes, *more)
+                result = measuring.conclude(last, weights, dict(progress.dense), progress.history)
                 mixed = precision_notes(self.module, self.training)
-                return replace(result, notes=(*progress.notes, *mixed))
+                return replace(result, notes=(*notes, *result.notes, *mixed))
 
     def pace(self) -> float:
         """Seconds of a step: the mean of two after a first one; the module comes back as it was.
@@ -114,13 +122,18 @@ class Search(SearchSetup):
             self.module.to(accelerator.device)
             yield gates
 
-    def _first_scores(
-        self, weights: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def _start(
+        self, weights: Mapping[str, Tensor], saved: Progress | None
+    ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+        """The scores to go on from, and notes about the first ones."""
+        if saved is not None:
+            return _saved_scores(saved)
         work = self.workload
+        if isinstance(self.method, Swaps):
+            return swapped_scores(self, self.method, weights)
         return first_scores(
             self.module, self.plan, self.method, weights, work.train, work.forward,
-            random_init=self.random_init, seed=self.training.seed,
+            budget=self.budget, random_init=self.random_init, seed=self.training.seed,
         )  # fmt: skip
 
     def _learn(
@@ -186,7 +199,7 @@ def _step(
         raise
 
 
-def _saved_scores(saved: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _saved_scores(saved: Progress) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
     """The scores that a search goes on from, or that its mask is made from; and its notes."""
     scores = saved.scores if saved.state is None else saved.state.scores
     return dict(scores or {}), saved.notes

@@ -15,6 +15,7 @@ from slt_compress.sites.budget import Budget
 Precision = Literal["no", "bf16", "fp16"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
+ControlsMode = Literal["none", "fast", "full"]
 # On pretrained weights one setting suits every method.
 _PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
 
@@ -48,6 +49,8 @@ class Training:
         selections: how often a mask is measured on the held-out slice in the last phase.
         patience: the search ends after this many measurements in a row without a better one;
             None never ends early.
+        polish: exchange kept for removed weights at the end (`swaps`), if that does not raise the
+            loss on the held-out slice.
         batchnorm: `batch` normalises with the statistics of each batch, `frozen` with those of
             the dense network.
         seed: seed of everything random in the search.
@@ -73,6 +76,7 @@ class Training:
     start_density: float | None = None
     selections: int = 4
     patience: int | None = None
+    polish: bool = False
     batchnorm: BatchNormPolicy = "batch"
     seed: int = 0
     device: str | None = None

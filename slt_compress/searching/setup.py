@@ -16,7 +16,7 @@ from slt_compress.gates import Learned, Method
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
 from slt_compress.searching.objectives import Objective
-from slt_compress.searching.settings import Training
+from slt_compress.searching.settings import ControlsMode, Training
 from slt_compress.searching.state import EpochBatches
 from slt_compress.searching.training import Loop
 from slt_compress.sites.budget import Budget, binarize, binarize_signed
@@ -53,7 +53,8 @@ class Workload:
 class SearchSetup:
     """Everything one search is made of.
 
-    `random_init` decides about gains, the prior and the start density.
+    `random_init` decides about gains, the prior and the start density; `controls` whether the
+    controls are measured, on as many test examples as are enough (`fast`) or on all (`full`).
     """
 
     module: nn.Module
@@ -63,6 +64,7 @@ class SearchSetup:
     method: Method
     training: Training
     random_init: bool
+    controls: ControlsMode = "fast"
 
     @property
     def learned(self) -> Learned | None:

@@ -11,21 +11,25 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from slt_compress.errors import BudgetError
-from slt_compress.masks import Masks
-from slt_compress.sites.layouts import ELEMENTWISE, Layout
+from slt_compress.masks import Masks, packed
+from slt_compress.sites.keys import Streamed, keys_of
+from slt_compress.sites.layouts import ELEMENTWISE, Elementwise, Layout
 from slt_compress.sites.names import own_densities, type_of
-from slt_compress.sites.order_statistics import histogram, root, threshold, top
+from slt_compress.sites.order_statistics import histogram, root
 from slt_compress.sites.patterns import Pattern, parse_pattern
+from slt_compress.sites.ranking import Ranking
+from slt_compress.storage.freeing import releasing
 
 Scope = Literal["global", "type", "layer"]
 Normalise = Literal["none", "rms"]
 Scores = Mapping[str, Tensor]
 # (score - shift) -> probability that the unit is kept, elementwise
 KeepProbability = Callable[[Tensor], Tensor]
+# sites that compete, and how much they keep together -> how much of it each of them takes
+Mass = Callable[[Sequence[str], float], Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +96,26 @@ def binarize(scores: Scores, budget: Budget, layouts: Mapping[str, Layout] | Non
     Raises:
         BudgetError: a score is NaN, or the budget does not fit the sites.
     """
-    for name, score in scores.items():
-        if bool(score.isnan().any()):
-            raise BudgetError(f"the scores of {name} hold NaN: the search diverged; lower its lr")
+    made_of = scores.weights if isinstance(scores, Streamed) else scores
+    for name, values in made_of.items():
+        if bool(values.isnan().any()):
+            raise BudgetError(f"the scores of {name} hold NaN: the search diverged, lower its lr")
     if layouts is None:
         layouts = dict.fromkeys(scores, ELEMENTWISE)
-    scores = {name: layouts[name].centre(score) for name, score in scores.items()}
     if budget.shape.density is not None:
-        return Masks({name: score > 0.0 for name, score in scores.items()})
-    masks: dict[str, Tensor] = {}
-    for names, kept in _integer_groups(scores, budget, budget.density):
-        flat = torch.cat([scores[name].detach().reshape(-1) for name in names])
-        pieces = torch.split(top(flat, kept), [scores[name].numel() for name in names])
-        for name, piece in zip(names, pieces, strict=True):
-            masks[name] = layouts[name].expand(piece.reshape(scores[name].shape))
-    return Masks({name: masks[name] for name in scores})
+        centred = ((name, layouts[name].centre(scores[name])) for name in scores)
+        chosen = ((name, score > 0.0) for name, score in centred)
+        return Masks.made(packed(releasing(chosen)), {})
+    plain = all(isinstance(layouts[name], Elementwise) for name in scores)
+    if not plain or budget.normalise != "none":  # they compete as they are only one by one
+        made_of = scores = {name: layouts[name].centre(score) for name, score in scores.items()}
+    ranking = Ranking(keys_of(scores))
+    chosen = (
+        (name, layouts[name].expand(mask.reshape(made_of[name].shape)))
+        for names, kept in _integer_groups(scores, ranking, budget, budget.density)
+        for name, mask in ranking.masks(names, kept)
+    )
+    return Masks.made(packed(releasing(chosen), order=scores), {})
 
 
 def binarize_signed(
@@ -123,9 +132,9 @@ def binarize_signed(
 def hard_thresholds(scores: Scores, budget: Budget, density: float) -> dict[str, float]:
     """The exact order statistic of each site: at `density`, the scores above it are kept."""
     thresholds: dict[str, float] = {}
-    for names, kept in _integer_groups(scores, budget, density):
-        value = threshold(torch.cat([scores[name].detach().reshape(-1) for name in names]), kept)
-        thresholds.update(dict.fromkeys(names, value))
+    ranking = Ranking(keys_of(scores))
+    for names, kept in _integer_groups(scores, ranking, budget, density):
+        thresholds.update(dict.fromkeys(names, ranking.value(names, kept)))
     return thresholds
 
 
@@ -159,12 +168,13 @@ def soft_shifts(
         guess = guess if isfinite(guess) else 0.0
         return root(lambda shift: expected(names, shift) - kept, guess, tolerance=1e-5 * kept)
 
-    def mass(group: Scores, kept: float) -> dict[str, float]:
-        shift = solve(list(group), kept)
-        return {name: expected([name], shift) for name in group}
+    def mass(names: Sequence[str], kept: float) -> dict[str, float]:
+        shift = solve(names, kept)
+        return {name: expected([name], shift) for name in names}
 
     shifts: dict[str, float] = {}
-    for names, kept in _groups(scores, budget, density, mass):
+    sizes = {name: score.numel() for name, score in scores.items()}
+    for names, kept in _groups(sizes, budget, density, mass):
         shift = solve(names, kept)
         shifts.update({name: shift * scales[name] for name in names})
     return shifts
@@ -202,27 +212,26 @@ def pools(
 
 
 def _groups(
-    scores: Scores,
+    sizes: Mapping[str, int],
     budget: Budget,
     density: float,
-    mass: Callable[[Scores, float], Mapping[str, float]],
+    mass: Mass,
 ) -> list[tuple[list[str], float]]:
     """Split the sites into groups that share one threshold, each with the count it may keep.
 
     `mass(group, kept)` gives how much of `kept` each site of a group takes when all compete.
     """
-    sizes = {name: score.numel() for name, score in scores.items()}
-    groups: list[tuple[list[str], float]] = []
+    found: list[tuple[list[str], float]] = []
     for names, share in pools(sizes, budget, density):
-        groups += _above_floors({name: scores[name] for name in names}, budget.floor, share, mass)
-    return groups
+        found += _above_floors({name: sizes[name] for name in names}, budget.floor, share, mass)
+    return found
 
 
 def _above_floors(
-    pool: Scores,
+    pool: Mapping[str, int],
     floor: float,
     density: float,
-    mass: Callable[[Scores, float], Mapping[str, float]],
+    mass: Mass,
 ) -> list[tuple[list[str], float]]:
     """Split off the sites of a pool that would fall below their floor.
 
@@ -230,14 +239,14 @@ def _above_floors(
     """
     free = dict(pool)
     alone: list[tuple[list[str], float]] = []
-    kept = density * sum(score.numel() for score in pool.values())
+    kept = density * sum(pool.values())
     if len(pool) == 1 or floor == 0.0:
         return [(list(pool), kept)]
     # One unit each, if the budget has that many beyond the floors; together they fit in it.
     least = min(1.0, (1.0 - floor) * kept / len(pool))
-    floors = {n: max(least, floor * density * s.numel()) for n, s in pool.items()}
+    floors = {n: max(least, floor * density * size) for n, size in pool.items()}
     while True:
-        taken = mass(free, kept)
+        taken = mass(list(free), kept)
         short = [name for name in free if taken[name] < floors[name]]
         # The floors sum to at most `kept`, so all sites can fall short only through rounding.
         if not short or len(short) == len(free):
@@ -248,17 +257,22 @@ def _above_floors(
             del free[name]
 
 
-def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tuple[list[str], int]]:
+def _integer_groups(
+    scores: Scores, ranking: Ranking, budget: Budget, density: float
+) -> list[tuple[list[str], int]]:
     """`_groups` by exact order statistics, rounded by largest remainder to an exact total.
 
-    Normalised scores only decide how many units each site keeps. Within a site the order is that
-    of the scores themselves, whatever the division rounds to.
+    `ranking` is that of the scores. Normalised scores only decide how many units each site keeps:
+    within a site the order is that of the scores themselves, whatever the division rounds to.
     """
     scales = _scales(scores, budget)
-    ranked = {n: s if scales[n] == 1.0 else s.detach() / scales[n] for n, s in scores.items()}
-    groups = _groups(ranked, budget, density, _count_top)
-    total = max(1, round(density * sum(score.numel() for score in scores.values())))
-    sizes = [sum(scores[name].numel() for name in names) for names, _ in groups]
+    if any(scale != 1.0 for scale in scales.values()):
+        ranking = Ranking(keys_of({n: s.detach() / scales[n] for n, s in scores.items()}))
+    groups = _groups(
+        ranking.sizes, budget, density, lambda names, kept: ranking.counts(names, round(kept))
+    )
+    total = max(1, round(density * sum(ranking.sizes.values())))
+    sizes = [sum(ranking.sizes[name] for name in names) for names, _ in groups]
     counts = [min(size, max(0, int(kept))) for (_, kept), size in zip(groups, sizes, strict=True)]
     room = [i for i, count in enumerate(counts) if count < sizes[i]]
     by_remainder = sorted(room, key=lambda i: counts[i] - groups[i][1])
@@ -268,9 +282,9 @@ def _integer_groups(scores: Scores, budget: Budget, density: float) -> list[tupl
     if budget.normalise == "none":
         return exact
     return [
-        ([name], int(taken))
+        ([name], taken)
         for names, count in exact
-        for name, taken in _count_top({name: ranked[name] for name in names}, count).items()
+        for name, taken in ranking.counts(names, count).items()
     ]
 
 
@@ -280,9 +294,3 @@ def _scales(scores: Scores, budget: Budget) -> dict[str, float]:
         return dict.fromkeys(scores, 1.0)
     squares = {name: float(score.detach().square().mean()) for name, score in scores.items()}
     return {n: sqrt(s) if isfinite(s) and s > 0.0 else 1.0 for n, s in squares.items()}
-
-
-def _count_top(group: Scores, kept: float) -> dict[str, float]:
-    flat = torch.cat([score.detach().reshape(-1) for score in group.values()])
-    pieces = torch.split(top(flat, round(kept)), [score.numel() for score in group.values()])
-    return {name: float(piece.sum()) for name, piece in zip(group, pieces, strict=True)}

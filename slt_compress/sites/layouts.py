@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from slt_compress.sites.orders import permuted, random_order
+
 
 class Layout(Protocol):
     """Which weights of a site each score governs."""
@@ -67,7 +69,7 @@ class Elementwise:
     def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
         """Uniform in the weight, or within each of its rows (first dimension)."""
         rows = units.reshape(len(units) if by_row else 1, -1)
-        return _permuted(rows, generator).reshape(units.shape)
+        return permuted(rows, generator).reshape(units.shape)
 
     def holds(self, mask: Tensor, unseen: Tensor) -> bool:
         """Always."""
@@ -121,10 +123,10 @@ class Grouped:
         """A random choice in each group or, by row, the groups of each output in random order."""
         groups = self._groups(units)
         if not by_row:
-            chosen = _permuted(groups.reshape(-1, self.size), generator).reshape(groups.shape)
+            chosen = permuted(groups.reshape(-1, self.size), generator).reshape(groups.shape)
             return self._back(chosen)
         rows = groups.reshape(len(groups), -1, self.size)
-        order = torch.rand(rows.shape[:2], generator=generator).argsort(dim=1)
+        order = random_order(rows.shape[:2], generator)
         moved = rows.gather(1, order[..., None].expand_as(rows))
         return self._back(moved.reshape(groups.shape))
 
@@ -190,7 +192,7 @@ class Blocks:
     def permute(self, units: Tensor, generator: torch.Generator, *, by_row: bool) -> Tensor:
         """Uniform in the site, or within each row of blocks."""
         rows = units if by_row and units.shape[1] > 1 else units.reshape(1, -1)
-        return _permuted(rows, generator).reshape(units.shape)
+        return permuted(rows, generator).reshape(units.shape)
 
     def holds(self, mask: Tensor, unseen: Tensor) -> bool:
         """Whether every block is kept or dropped whole."""
@@ -253,7 +255,9 @@ ELEMENTWISE = Elementwise()
 
 
 def kept_units(layout: Layout, mask: Tensor) -> Tensor:
-    """The units of which a mask keeps at least one weight."""
+    """The units of which a mask keeps any weight."""
+    if isinstance(layout, Elementwise):
+        return mask
     return layout.reduce(mask.float()) > 0.0
 
 
@@ -276,9 +280,3 @@ def _neighbours(groups: Tensor, kept: int) -> tuple[Tensor, Tensor]:
             high, low = columns[i], columns[i + 1]
             columns[i], columns[i + 1] = torch.maximum(high, low), torch.minimum(high, low)
     return columns[kept - 1], columns[kept]
-
-
-def _permuted(rows: Tensor, generator: torch.Generator) -> Tensor:
-    """Every row permuted independently."""
-    order = torch.rand(rows.shape, generator=generator).argsort(dim=1)
-    return rows.gather(1, order)

@@ -1,34 +1,13 @@
-"""Order statistics with exact counts, histograms, and roots of monotone functions."""
+"""Counting: histograms of scores, and roots of monotone functions of what they count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 _BINS = 1024
-
-
-def threshold(flat: Tensor, kept: int) -> float:
-    """The value with at most `kept` scores above it; fewer where equal scores straddle it."""
-    if kept >= flat.numel():
-        return float("-inf")
-    rank = flat.numel() - kept - 1
-    if flat.device.type == "cpu":  # numpy's introselect is several times faster than kthvalue
-        return float(np.partition(flat.numpy(), rank)[rank])
-    return float(flat.kthvalue(rank + 1).values)
-
-
-def top(flat: Tensor, kept: int) -> Tensor:
-    """Mask of the `kept` highest scores; equal scores are taken in order."""
-    value = threshold(flat, kept)
-    keep = flat > value
-    missing = kept - int(keep.count_nonzero())
-    if missing:
-        keep[(flat == value).nonzero().reshape(-1)[:missing]] = True
-    return keep
 
 
 def histogram(score: Tensor) -> tuple[Tensor, Tensor]:

@@ -228,8 +228,7 @@ def _unpack_masks(
     flips: Mapping[str, Tensor] = LazyMapping(signed, unpack_flip)
     if lazily:
         return Masks.made(kept, flips)
-    kept = dict(kept)
-    return Masks(kept, dict(flips))
+    return Masks(kept, flips)
 
 
 def _check_counts(counts: Counts, masks: Masks, manifest: Manifest) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from range_coder import Reference
 
 from slt_compress.artifacts.formats import FORMATS, decode_masks, encode_masks
 from slt_compress.artifacts.formats.entropy import entropy_bits
@@ -75,53 +76,6 @@ def test_sizes_are_promised_within_three_per_mille():
     mask = random_mask((512, 512), 0.1)
     promised = FORMATS["mask"].nbytes((512, 512), int(mask.sum()), torch.float32)
     assert 1.0 <= len(check([mask])) / promised < 1.003
-
-
-class Reference:
-    """The decoder of docs/format.md in plain integers, by which any other has to be measured."""
-
-    def __init__(self, data):
-        self.words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
-        self.lower, self.range, self.point = 0, 2**64 - 1, 0
-        for _ in range(2):
-            self.shift()
-
-    def shift(self):
-        word = self.words.pop(0) if self.words else 0
-        self.point = (self.point << 32) % 2**64 | word
-
-    def symbol(self, borders):
-        """The number of the interval that comes next; borders are in 2**-24."""
-        scale = self.range >> 24
-        at = (self.point - self.lower) % 2**64 // scale
-        found = max(i for i, border in enumerate(borders[:-1]) if border <= at)
-        self.lower = (self.lower + scale * borders[found]) % 2**64
-        self.range = scale * (borders[found + 1] - borders[found])
-        if self.range < 2**32:
-            self.lower, self.range = (self.lower << 32) % 2**64, self.range << 32
-            self.shift()
-        return found
-
-    def uniform(self, size):
-        return self.symbol([2**24 // size * i for i in range(size)] + [2**24])
-
-    def mask(self, rows, columns):
-        counts = [self.uniform(16) + 1 for _ in range(2)]
-        classes = [
-            [self.uniform(count) if count > 1 else 0 for _ in range(size)]
-            for count, size in zip(counts, (rows, columns), strict=True)
-        ]
-        pairs = [(i, j) for i in range(counts[0]) for j in range(counts[1])]
-        frequencies = {pair: self.uniform(65537) for pair in pairs}
-        found = [[False] * columns for _ in range(rows)]
-        for i, j in pairs:
-            f = frequencies[i, j]
-            borders = [0, (65536 - f) * (2**24 - 2) // 65536 + 1, 2**24]
-            for row in (r for r in range(rows) if classes[0][r] == i):
-                for column in (c for c in range(columns) if classes[1][c] == j):
-                    sure = f in (0, 65536)
-                    found[row][column] = bool(f) if sure else bool(self.symbol(borders))
-        return found
 
 
 @pytest.mark.parametrize("mask", [random_mask((5, 40), 0.3), uneven(96, 80)], ids=["one", "many"])

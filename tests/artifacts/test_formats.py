@@ -384,7 +384,7 @@ def test_a_mask_that_does_not_fit_is_refused():
         for mask in (torch.ones(4, 3, dtype=torch.bool), torch.ones(3, 4)):
             with pytest.raises(ArtifactError, match="does not fit"):
                 codec.encode(torch.ones(3, 4), mask)
-        with pytest.raises(ArtifactError, match="cannot be stored by mask"):
+        with pytest.raises(ArtifactError, match=r"cannot be (stored by mask|packed)"):
             codec.encode(torch.ones(3, 4, dtype=torch.complex128), pattern_of(codec))
 
 

@@ -21,7 +21,7 @@ def controls() -> tuple[Masks, dict[str, Tensor], dict[str, Masks]]:
     weights = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
     weights["constant"] = weights["constant"].sign()
     learned = Masks(masks)
-    return learned, weights, control_masks(learned, weights, 7, LAYOUTS)
+    return learned, weights, dict(control_masks(learned, weights, 7, LAYOUTS))
 
 
 def test_controls_keep_the_count_of_every_layer() -> None:
@@ -57,7 +57,7 @@ def test_the_magnitude_control_keeps_the_largest_weights() -> None:
 
 def test_controls_depend_on_the_seed_alone() -> None:
     learned, weights, found = controls()
-    again, other = (control_masks(learned, weights, seed, LAYOUTS) for seed in (7, 8))
+    again, other = (dict(control_masks(learned, weights, seed, LAYOUTS)) for seed in (7, 8))
     for name in found:
         assert found[name].iou(again[name]) == 1.0
         assert found[name].iou(other[name]) < 1.0

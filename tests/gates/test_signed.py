@@ -194,7 +194,8 @@ def test_only_the_shuffled_control_has_flips_and_they_move_with_the_mask() -> No
     plain = Masks(dict(masks))
     weights = {name: scores_of(7) for name in masks}
     signed, unsigned = (
-        control_masks(m, weights, 11, dict.fromkeys(weights, ELEMENTWISE)) for m in (masks, plain)
+        dict(control_masks(m, weights, 11, dict.fromkeys(weights, ELEMENTWISE)))
+        for m in (masks, plain)
     )
     for name, control in signed.items():
         assert dict(control).keys() == dict(unsigned[name]).keys()

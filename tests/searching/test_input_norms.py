@@ -222,7 +222,7 @@ def test_the_scope_of_the_budget_decides_what_raw_scores_compete_with(method: An
 def start_of(module: nn.Module, method: Method, batches: list[Any], **options: Any) -> Any:
     plan = find_sites(module)
     weights = {site.name: module.get_parameter(site.name).detach() for site in plan.sites}
-    given = {"random_init": False, "seed": 0, **options}
+    given = {"budget": WHOLE, "random_init": False, "seed": 0, **options}
     return first_scores(
         module, plan, method, weights, batches, lambda model, batch: model(batch), **given
     )

@@ -60,7 +60,7 @@ def test_the_count_is_exact_and_inside_up_to_the_ceiling(
     scores = {site.name: torch.randn(site.shape, generator=generator) for site in plan.sites}
     masks = binarize(scores, budget, plan.layouts)
     assert masks.kept == max(1, round(budget.density * masks.total))
-    controls = control_masks(masks, scores, seed, plan.layouts)
+    controls = dict(control_masks(masks, scores, seed, plan.layouts))
     for mask in (masks, *controls.values()):
         for site in plan.sites:
             assert int(mask[site.name].sum()) == int(masks[site.name].sum())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from slt_compress.artifacts.formats.base import Codec, NmPattern, part_key
+from slt_compress.artifacts.formats.base import Codec, NmPattern, is_plain, part_key
 from slt_compress.artifacts.formats.bitmask import Bitmask
 from slt_compress.artifacts.formats.choice import MASK_FORMAT, Format, MaskOnly
 from slt_compress.artifacts.formats.coded import Coded
@@ -15,6 +15,7 @@ from slt_compress.artifacts.formats.csr import SparseCsr
 from slt_compress.artifacts.formats.dense import Dense
 from slt_compress.artifacts.formats.entropy import decode_masks, encode_masks
 from slt_compress.artifacts.formats.nm import Nm, find_pattern
+from slt_compress.artifacts.formats.packed import Packed
 from slt_compress.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -34,15 +35,28 @@ __all__ = [
     "MaskOnly",
     "Nm",
     "NmPattern",
+    "Packed",
     "SparseCsr",
     "decode_masks",
     "encode_masks",
     "find_format",
     "find_pattern",
+    "is_plain",
     "part_key",
 ]
 
 _DENSE, _CSR, _BITMASK, _NM, _CODED = Dense(), SparseCsr(), Bitmask(), Nm(), Coded()
+_PACKED_DENSE, _PACKED_NM, _PACKED_CODED = (Packed(inner=c) for c in (_DENSE, _NM, _CODED))
+# A packed mask is coded: that is never more than a few bytes larger than a bitmask or indices.
+_PACKINGS: Mapping[str, Packed] = MappingProxyType(
+    {
+        "dense": _PACKED_DENSE,
+        "nm": _PACKED_NM,
+        "bitmask": _PACKED_CODED,
+        "sparse-csr": _PACKED_CODED,
+        "coded": _PACKED_CODED,
+    }
+)
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {
@@ -51,6 +65,9 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
         "bitmask": _BITMASK,
         "nm": _NM,
         "coded": _CODED,
+        "packed-dense": _PACKED_DENSE,
+        "packed-nm": _PACKED_NM,
+        "packed-coded": _PACKED_CODED,
     }
 )
 
@@ -63,7 +80,9 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
         # what has no such pattern is stored as a bitmask
         "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
         "coded": Format(name="coded", codecs=(_CODED,)),
-        "auto": Format(name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED)),
+        "auto": Format(
+            name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED), packings=_PACKINGS
+        ),
         "mask": MaskOnly(),
     }
 )

@@ -88,6 +88,22 @@ class Codec(Protocol):
         """
 
 
+class ValuesCodec(Codec, Protocol):
+    """A codec whose values are one part, and whose mask can be read without them."""
+
+    @property
+    def values_part(self) -> str:
+        """The part that holds the values."""
+
+    def read_mask(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor | None:
+        """The mask as in `decode_mask`, from the other parts; further ones are not looked at."""
+
+
+def is_plain(codec: Codec) -> bool:
+    """Whether a tensor lies in the file under its own name, in its own shape and dtype."""
+    return codec.parts == ("",)
+
+
 def part_key(name: str, part: str) -> str:
     """Key in the file of one part of the tensor `name`."""
     return f"{name}.{part}" if part else name

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from slt_compress.artifacts.formats.base import Codec, NmPattern
+from slt_compress.artifacts.formats.byte_planes import can_encode
 from slt_compress.artifacts.formats.entropy import entropy_bits
+from slt_compress.artifacts.formats.packed import Packed
 from slt_compress.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
+    from torch import Tensor
+
+_WORTH = 0.99
 
 
 MASK_FORMAT = "mask"
@@ -25,10 +30,16 @@ class Format:
 
     Every sparse format stores masks. It therefore stores a weight dense only where nothing is
     dropped: otherwise a kept zero could not be told from a dropped weight.
+
+    Attributes:
+        name: what a user asks for.
+        codecs: what a weight may be stored by, as far as counts and patterns say.
+        packings: by the name of the codec that they say, the packed one to try on the values.
     """
 
     name: str
     codecs: tuple[Codec, ...]
+    packings: Mapping[str, Packed] = field(default_factory=dict)
 
     @property
     def sparse(self) -> bool:
@@ -63,6 +74,21 @@ class Format:
             raise ArtifactError(f"the format {self.name} cannot store a mask without its pattern")
         return self.codecs[min(sizes)[1]]
 
+    def encode(self, codec: Codec, tensor: Tensor, mask: Tensor) -> tuple[Codec, dict[str, Tensor]]:
+        """Store a weight by the codec that was chosen for it, or by a packing of this format.
+
+        A packing takes time to read, so it is used where it is at least a hundredth smaller.
+        """
+        best = codec, codec.encode(tensor, mask)
+        packed = self.packings.get(codec.name)
+        if packed is None or not can_encode(tensor.dtype):
+            return best
+        inner = best[1] if packed.inner is codec else packed.inner.encode(tensor, mask)
+        for further in ((packed.inner, inner), (packed, packed.repack(inner))):
+            if _held(further[1]) < _WORTH * _held(best[1]):
+                best = further
+        return best
+
     def nbytes(
         self,
         shape: tuple[int, ...],
@@ -70,7 +96,7 @@ class Format:
         dtype: torch.dtype,
         pattern: NmPattern | None = None,
     ) -> int:
-        """Bytes of one weight, headers aside: exactly, or at most where its mask is coded."""
+        """Bytes of one weight, headers aside: exactly, or at most where something is coded."""
         return self.choose(shape, kept, dtype, pattern).nbytes(shape, kept, dtype, pattern) or 0
 
     def model_nbytes(self, dense_nbytes: int, sites: Sequence[tuple[Any, ...]]) -> int:
@@ -81,6 +107,10 @@ class Format:
         """
         whole: int = sum(math.prod(shape) * dtype.itemsize for shape, _, dtype, *_ in sites)
         return dense_nbytes - whole + sum(self.nbytes(*site) for site in sites)
+
+
+def _held(parts: Mapping[str, Tensor]) -> int:
+    return sum(part.nbytes for part in parts.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ class Coded:
     name: str = "coded"
     sparse: bool = True
     parts: tuple[str, ...] = ("mask", "values")
+    values_part: str = "values"
 
     def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Store the kept weights in row-major order."""
@@ -52,9 +53,13 @@ class Coded:
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
         """Decode the stream."""
         expect_parts(parts, self.parts)
-        mask = decode_masks(parts["mask"], [shape])[0]
+        mask = self.read_mask(parts, shape)
         expect_values(parts["values"], count_kept(mask))
         return mask
+
+    def read_mask(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Decode the stream, whatever the values are."""
+        return decode_masks(parts["mask"], [shape])[0]
 
     def nbytes(
         self,

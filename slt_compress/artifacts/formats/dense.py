@@ -24,6 +24,7 @@ class Dense:
     name: str = "dense"
     sparse: bool = False
     parts: tuple[str, ...] = ("",)
+    values_part: str = ""
 
     def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Zero what the mask drops."""
@@ -51,6 +52,9 @@ class Dense:
 
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> None:
         """Return None: a zero may be a kept weight."""
+
+    def read_mask(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
+        """Return None."""
 
     def nbytes(
         self,

@@ -45,6 +45,7 @@ class Nm:
     name: str = "nm"
     sparse: bool = True
     parts: tuple[str, ...] = ("pattern", "positions", "values")
+    values_part: str = "values"
 
     def encode(self, tensor: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Store the rank of every group and the kept weights."""
@@ -74,9 +75,14 @@ class Nm:
     def decode_mask(self, parts: Mapping[str, Tensor], *, shape: tuple[int, ...]) -> Tensor:
         """Turn the ranks into positions."""
         expect_parts(parts, self.parts)
+        mask = self.read_mask(parts, shape)
+        expect_values(parts["values"], count_kept(mask))
+        return mask
+
+    def read_mask(self, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        """Turn the ranks into positions, whatever the values are."""
         pattern = _pattern(parts["pattern"], shape)
         count = math.prod(shape) // pattern.group
-        expect_values(parts["values"], count * pattern.kept)
         ranks = _unpack(parts["positions"], count, _width(pattern))
         ways = math.comb(pattern.group, pattern.kept)
         if count and int(ranks.max()) >= ways:
