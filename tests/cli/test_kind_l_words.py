@@ -11,7 +11,7 @@ import markdown_it
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
 from rich.table import Table
@@ -76,7 +76,7 @@ def test_characters_that_act_are_shown_as_escapes(word: str, shown: str) -> None
     assert visible(word) == shown
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_any_words_are_shown_as_they_are_in_any_place(word: str) -> None:
     table = Table(word, title=word, caption=word)
@@ -97,7 +97,7 @@ def test_any_words_are_shown_as_they_are_in_any_place(word: str) -> None:
     assert printed(stacked(word, word)).count("\n") == 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_any_words_in_a_terminal_that_styles(word: str) -> None:
     out = io.StringIO()
@@ -122,14 +122,14 @@ def rendered(text: str) -> str:
     return "".join(shown)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_any_words_are_text_in_markdown(word: str) -> None:
     shown = " ".join(visible(word).split(" "))
     assert rendered(f"# a {markdown(word)} b") == f"a {shown} b"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_any_words_are_one_cell_of_a_table(word: str) -> None:
     parser = markdown_it.MarkdownIt("commonmark").enable("table")
@@ -141,7 +141,7 @@ def test_any_words_are_one_cell_of_a_table(word: str) -> None:
     assert cells[1] == "y"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_any_words_are_one_code_span(word: str) -> None:
     (inline,) = [
@@ -156,7 +156,7 @@ def test_any_words_are_one_code_span(word: str) -> None:
         assert inline.children[1].content.strip() == visible(word).strip()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_cards_hold_any_words_as_text(word: str) -> None:
     masks = Masks({"w": torch.tensor([True, False])})
@@ -257,7 +257,7 @@ def test_only_the_screen_knows_consoles_and_texts() -> None:
             assert all("__version__" in line for line in lines), (file, lines)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(word=words)
 def test_errors_of_any_words_are_one_line(word: str) -> None:
     out = io.StringIO()

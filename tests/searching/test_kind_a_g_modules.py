@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parts import OLD, PARTS, SIZE, STATES, differences, whole
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def test_every_verb_leaves_a_module_as_it_was(name: str, root: Path) -> None:
         check_every_verb(made([name], seed), root / str(next(numbers)), METHODS[seed % 2]())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     names=st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=5),
     seed=st.integers(0, 2**12),
@@ -121,7 +121,7 @@ def test_every_verb_leaves_modules_of_any_parts_as_they_were(
     check_every_verb(made(names, seed), root / str(next(numbers)), method())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     names=st.lists(st.sampled_from(sorted(PARTS)), min_size=1, max_size=4),
     seed=st.integers(0, 2**12),
