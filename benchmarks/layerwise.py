@@ -74,7 +74,8 @@ def main() -> None:
     }
     for row in {"errors": errors, "perplexity": perplexities}[arguments.what](arguments):
         rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
+        said = {key: value for key, value in row.items() if key != "sites"}
+        print(json.dumps(said), file=sys.stderr, flush=True)
         content = {"model": Path(arguments.source).name, "settings": settings, "rows": rows,
                    **surroundings()}  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
