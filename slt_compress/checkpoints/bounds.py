@@ -72,7 +72,7 @@ def bounded(elements: int, tensors: int, where: object, error: type[SltError]) -
                 raise error(
                     f"the config of {where} asks for {asked} than "
                     + (
-                        f"its {elements:,} weights in {tensors:,} tensors: one of them is damaged"
+                        f"its {elements:,} weights in {tensors:,} tensors, so the two do not fit"
                         if known
                         else "any model has: it is damaged"
                     )

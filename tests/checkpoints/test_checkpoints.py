@@ -382,7 +382,7 @@ def test_wrong_requests_are_refused(saved: dict[str, tuple[Path, nn.Module]], vi
     assert "--init random or --weights" in refusal(source="lenet-300-100")
     assert "no initialisation" in refusal(source="lenet-300-100", init="zeros")
     assert "either from a file" in refusal(source="conv2", init="random", weights=file)
-    assert "does not fit" in refusal(source="conv2", weights=file)
+    assert "do not fit" in refusal(source="conv2", weights=file)
     assert "no weights file" in refusal(source="conv2", weights=vit / "absent.safetensors")
     assert "can run code" in refusal(source="conv2", weights=vit / "x.pt")
     assert "can run code" in refusal(source=vit / "x.pt")
