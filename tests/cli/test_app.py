@@ -388,6 +388,7 @@ def test_a_search_that_is_interrupted(signum, tmp_path):
     )
     try:
         assert process.stderr is not None
+        assert process.stderr.readline().startswith("digits: reads column image")
         assert process.stderr.readline().startswith("step 1/")
         time.sleep(0.2)
         process.send_signal(signum)
