@@ -39,7 +39,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Tables beside media files that say more about each of them."""
 # Files that accompany data sets and folders everywhere, about which nothing needs to be said.
 _USUAL = (
-    "readme.md", "license", "license.md", "license.txt", "config.json", "dataset_info.json",
+    "readme.md", "license", "licence", "notice", "citation", "config.json", "dataset_info.json",
     "dataset_infos.json", "dataset_dict.json", "thumbs.db", "desktop.ini",
 )  # fmt: skip
 _SEPARATED = re.compile(r"[-._ 0-9]+")
@@ -181,7 +181,7 @@ def _named(splits: Iterable[str]) -> str:
 
 def _note(spec: str, paths: Sequence[Path], root: Path, why: str) -> str:
     """A sentence about files that are left out, with their count by folder; "" for none."""
-    paths = [path for path in paths if path.name.lower() not in _USUAL]
+    paths = [path for path in paths if not path.name.lower().startswith(_USUAL)]
     if not paths:
         return ""
     parents = Counter(str(path.parent.relative_to(root)) for path in paths)

@@ -145,7 +145,7 @@ def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_number(name: str) -> bool:
-    return re.fullmatch(r"[+-]?[0-9]{1,18}", name.strip()) is not None
+    return re.fullmatch(r"[+-]?[0-9]{1,18}", name) is not None
 
 
 def _matched(ids: tuple[int, ...]) -> LabelMatch:

@@ -388,7 +388,8 @@ def test_a_search_that_is_interrupted(signum, tmp_path):
     )
     try:
         assert process.stderr is not None
-        assert any(line.startswith("step 1/") for line in process.stderr)
+        assert process.stderr.readline().startswith("digits: reads column image")
+        assert process.stderr.readline().startswith("step 1/")
         time.sleep(0.2)
         process.send_signal(signum)
         out, err = process.communicate(timeout=60)
