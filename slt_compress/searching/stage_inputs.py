@@ -128,4 +128,4 @@ def calibrating(gates: Gates) -> Iterator[None]:
 
 def _open(gates: Gates) -> None:
     for gate in gates.by_name.values():
-                vars(norm)["momentum"] = momentum
+        vars(norm)["momentum"] = momentum
