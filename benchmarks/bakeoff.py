@@ -42,6 +42,8 @@ PUBLISHED = {
         "start_density": 0.01, "ema": 0.0,  # below every target: no schedule
     },
 }  # fmt: skip
+# Rows compete within their layer, weighed by the energy of the loss gradient.
+SWAPS = {"name": "swaps", "exchange": "layer", "error": "loss"}
 CASES: Mapping[str, Case] = {
     "mnist": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=("relaxed", "edge-popup"),
@@ -76,6 +78,18 @@ CASES: Mapping[str, Case] = {
     "llama-2of4": Case(
         source="(--source)", recipe="llm-distill", methods=("relaxed", "magnitude", "wanda"),
         sparsities=(0.5,), seeds=1, keys={"pattern": "2:4"},
+    ),
+    "llama-50-swaps": Case(
+        source="(--source)", recipe="llm-distill", methods=("wanda", "swaps"),
+        sparsities=(0.5,), seeds=1, keys={"method": SWAPS},
+    ),
+    "llama-2of4-swaps": Case(
+        source="(--source)", recipe="llm-distill", methods=("wanda", "swaps"),
+        sparsities=(0.5,), seeds=1, keys={"method": SWAPS, "pattern": "2:4"},
+    ),
+    "llama-50-prior": Case(
+        source="(--source)", recipe="llm-distill", methods=("relaxed",), sparsities=(0.5,), seeds=1,
+        keys={"method": {"name": "relaxed", "prior": "swaps"}, "training": {"polish": True}},
     ),
     "mnist-adam": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=LEARNED,

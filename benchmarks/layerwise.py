@@ -7,8 +7,8 @@
 `errors` goes through the dense network block by block. Each site gets a mask by either method from
 the same calibration windows, and the error of its output on those windows and on others behind
 them. `perplexity` masks the whole network by either method in turn and measures the first windows
-of the test text. MODEL is the folder of a causal language model; a text is a parquet file with a
-column `text`, joined without separator and cut into windows. Rows are written as they come.
+of the test text. MODEL is the folder of a causal language model; a text is a parquet or jsonl file
+with a column `text`, joined without separator and cut into windows. Rows are written as they come.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -73,7 +74,8 @@ def main() -> None:
     }
     for row in {"errors": errors, "perplexity": perplexities}[arguments.what](arguments):
         rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
+        said = {key: value for key, value in row.items() if key != "sites"}
+        print(json.dumps(said), file=sys.stderr, flush=True)
         content = {"model": Path(arguments.source).name, "settings": settings, "rows": rows,
                    **surroundings()}  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -89,7 +91,8 @@ def opened(source: str) -> tuple[nn.Module, Any]:
 
 def windows(tokenizer: Any, file: Path, length: int) -> Tensor:
     """All whole windows of a text, [windows, length]."""
-    text = "".join(pd.read_parquet(file)["text"])
+    read = partial(pd.read_json, lines=True) if file.suffix == ".jsonl" else pd.read_parquet
+    text = "".join(read(file)["text"])
     ids = tokenizer(text, return_tensors="pt").input_ids[0]
     return ids[: len(ids) // length * length].view(-1, length)
 

@@ -44,7 +44,8 @@ FLAGS = {
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",
     "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "
-    "--revision --steps --epochs --batch-size --lr --device --recipe --set -o --out --quiet --json",
+    "--revision --steps --epochs --batch-size --lr --device --controls --recipe --set -o --out "
+    "--quiet --json",
     "import": "PATH -o --out",
     "bench": "PATH --batch --origin --threads --rounds --json",
     "audit": "MODEL --ticket --origin --strict --json",

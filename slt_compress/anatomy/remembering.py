@@ -23,6 +23,10 @@ _CONTAINERS = (dict, OrderedDict, list, set, deque)
 _SET_AROUND = ("training", "forward", "_original_forward", "_is_accelerate_prepared")
 
 
+class SetAround:
+    """Marks a part, such as a gate, that is set between forward passes and not changed by them."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Values:
     """A tensor object, the memory that it names, and a copy of what is there.
@@ -198,7 +202,7 @@ def remember(module: nn.Module) -> Remembered:
 
 def remember_state(module: nn.Module) -> Remembered:
     """What a forward pass may change: attributes, and buffers with their values."""
-    children = tuple(module.modules())
+    children = tuple(c for c in module.modules() if not isinstance(c, SetAround))
     buffers = _distinct(b for child in children for b in child._buffers.values() if b is not None)
     return Remembered(
         parts=tuple(_Part.of(child, hooks=False) for child in children),

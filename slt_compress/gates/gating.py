@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize
 from slt_compress.anatomy.copies import own_class_
 from slt_compress.anatomy.gradient_paths import grads_from_embeddings
 from slt_compress.anatomy.memory_formats import contiguous_convolutions
-from slt_compress.anatomy.remembering import Remembered, freeze_, remember_state, unchanged
+from slt_compress.anatomy.remembering import (
+    Remembered,
+    SetAround,
+    freeze_,
+    remember_state,
+    unchanged,
+)
 from slt_compress.anatomy.states import kept_buffers
 from slt_compress.gates.base import Learned, Phase, Sample, sample_key
 from slt_compress.masks import Masks, masked_weight
@@ -23,7 +29,7 @@ from slt_compress.sites.sites import Site, SitePlan
 Mode = Literal["open", "sampled", "masked"]
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, SetAround):
     """The parametrization of one site: open (the weight), sampled, or masked."""
 
     def __init__(
@@ -37,14 +43,14 @@ class Gate(nn.Module):
         self.mode: Mode = "open"
         self.sample: Sample | None = None
         self.name = ""
-        self.masks: Masks | None = None  # those of all sites: each look-up may make the tensor
+        self.masks = Masks({})  # those of several sites: each look-up may make the tensor
         self.gain = 1.0
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight in the current mode."""
         if self.mode == "sampled" and self.method and self.sample and self.score is not None:
             return self.method.effective(self.score, weight, self.sample)
-        if self.mode == "masked" and self.masks is not None:
+        if self.mode == "masked":
             mask, flip = self.masks[self.name], self.masks.flips.get(self.name)
             return masked_weight(weight, mask, self.gain, flip)
         return weight
@@ -95,17 +101,25 @@ class Gates:
             gate.mode = "sampled"
 
     def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
-        """From now on every forward reads the masked weights."""
-        for name, gate in self.by_name.items():
+        """From now on every forward reads the masked weights of the sites that have a mask."""
+        for name in masks:
+            gate = self.by_name[name]
             gate.name, gate.masks = name, masks
             gate.gain, gate.mode = gains.get(name, 1.0), "masked"
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The dense network, with its own buffers, for as long as the block lasts."""
-        with kept_buffers(self.module):
-            self.dense.put_back_state()
-            yield
+        modes = {name: gate.mode for name, gate in self.by_name.items()}
+        for gate in self.by_name.values():
+            gate.mode = "open"
+        try:
+            with kept_buffers(self.module):
+                self.dense.put_back_state()
+                yield
+        finally:
+            for name, gate in self.by_name.items():
+                gate.mode = modes[name]
 
 
 @contextmanager

@@ -50,8 +50,8 @@ class Sampled:
     Attributes:
         spread: standard deviation of the first scores around 1/2 if no prior orders them.
         prior_spread: range of the first scores around 1/2 if a prior orders them.
-        prior: of a pretrained network: `magnitude`, `wanda` (times the norm of the inputs) or
-            `none`; a random init has none.
+        prior: of a pretrained network: `magnitude`, `wanda` (times the norm of the inputs), `swaps`
+            (the mask of `slt_compress.gates.Swaps`) or `none`; a random init has none.
         signed: keep, drop or flip (Koster et al. 2022, "Signing the Supermask"): the budget ranks
             the absolute values of the scores, and a gate has the sign of its score. All gates start
             as keep, around `signed_start`; the weights of a random init have random signs already.

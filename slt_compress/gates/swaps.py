@@ -40,6 +40,11 @@ class Swaps:
     * a layer sees the inputs that the masked layers before it give, mixed with those of the dense
       network as `dense_inputs` says.
 
+    Memory beside the network: the batches and the outputs of one block for them (two with mixed
+    inputs), 4 C^2 bytes for each site of one block, a score for each weight, and some 3 * 4096 *
+    pool^2 numbers while a layer is worked on. The loss gradient, where it is wanted, needs the
+    activations of one batch.
+
     Attributes:
         diagonal: lambda, in [0, 1]; `auto` tries several and takes that of the lowest loss on the
             held-out slice, each with a pass through the network.

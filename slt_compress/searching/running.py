@@ -65,6 +65,7 @@ def run(
             target,
             folder,
         ):
+            target.check()  # another search may have written there before this one had the lock
             result = one.run(on_step, folder, accelerator)
 
             def write() -> Path:

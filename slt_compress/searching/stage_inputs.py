@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from slt_compress.anatomy.states import evaluating, kept_buffers
 from slt_compress.gates import Inputs
 from slt_compress.gates.gating import Gates
+from slt_compress.masks import Masks
 from slt_compress.searching.block_passes import Stage, Stream
 from slt_compress.searching.input_grams import from_matrix, matrix_shape, seen_grams
 from slt_compress.searching.input_norms import seen_inputs, summed_dims
@@ -63,11 +64,13 @@ class StageInputs:
 
     def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
         """Put masks on a stage, and take the masked stream behind it."""
-        for site in stage.sites:
-            gate = self.gates.by_name[site.name]
-            gate.kept, gate.mode = scores[site.name] >= 1.0, "masked"
-            density = float(gate.kept.double().mean())
-            gate.gain = density**-0.5 if gate.rescale and density > 0.0 else 1.0
+        masks = Masks({site.name: scores[site.name] >= 1.0 for site in stage.sites})
+        gains = {
+            name: masks.density_of(name) ** -0.5
+            for name in masks
+            if self.gates.by_name[name].rescale and masks.density_of(name) > 0.0
+        }
+        self.gates.mask(masks, gains)
         if self.share < 1.0:
             self.masked.advance(stage)
 
@@ -128,4 +131,4 @@ def calibrating(gates: Gates) -> Iterator[None]:
 
 def _open(gates: Gates) -> None:
     for gate in gates.by_name.values():
-        vars(norm)["momentum"] = momentum
+        gate.mode = "open"

@@ -129,6 +129,7 @@ def preload() -> None:
     import slt_compress.api
     import slt_compress.cli.app
     import slt_compress.cli.console
+    import slt_compress.cli.stopping
     import slt_compress.exporting.folders  # noqa: F401
 
 

@@ -14,9 +14,6 @@ import pytest
 from data_sets import image_table
 from hub import COMMIT, Hub
 
-import slt_compress
-from slt_compress.searching.recipes import parse_recipe
-
 VIT = "google/vit-base-patch16-224"
 NET = "timm/test_convnext.pico"
 ROOT = Path(__file__).parents[2]
@@ -138,20 +135,33 @@ except slt_compress.SltError as error:
 """
 
 
+LOCAL = """
+import slt_compress
+try:
+    slt_compress.load("org/local")
+except slt_compress.SltError as error:
+    assert "was downloaded, and names the local path" in str(error), error
+else:
+    raise SystemExit("a downloaded ticket was opened with a local origin")
+assert slt_compress.load("org/local", origin=__import__("sys").argv[1])
+"""
+
+
 def test_exports_on_the_hub_open_by_their_id(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     shell = Terminal(tmp_path, "")
-    ticket = slt_compress.search(
-        checkpoints["vit"], "digits", out=tmp_path / "ticket",
-        recipe=parse_recipe({"method": "magnitude", "training": {"steps": 1, "batch_size": 4},
-                             "evaluation": {"limit": 4}}),
-    )  # fmt: skip
     with Hub() as hub:
         shell.environment["HF_ENDPOINT"] = hub.url
-        hub.add_model("org/ticket", ticket.path)
+        hub.add_model("org/vit", checkpoints["vit"])
+        search = ["--dataset", "digits", "--method", "magnitude", *FAST]
+        shell.run("search", "org/vit", "-o", "ticket", *search)
+        hub.add_model("org/ticket", tmp_path / "ticket")
         for format in ("auto", "mask"):
-            folder = slt_compress.export(ticket.path, format=format, out=tmp_path / format).path
-            hub.add_model(f"org/{format}", folder)
+            shell.run("export", "ticket", "--format", format, "-o", format)
+            hub.add_model(f"org/{format}", tmp_path / format)
         shell.python(OPEN)
+        shell.run("search", str(checkpoints["vit"]), "-o", "local", *search)
+        hub.add_model("org/local", tmp_path / "local")
+        shell.python(LOCAL, str(checkpoints["vit"]))
 
 
 def test_tickets_and_exports_are_pushed(checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -165,3 +166,12 @@ def test_the_options_stand_where_the_body_has_its_flags() -> None:
     assert names[0] == "source"
     assert names[-1] == "last"
     assert len(names) == len(keys_of("compare")) + 2
+
+
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "mnist-lenet"]])
+def test_set_gives_options_of_the_method_that_a_flag_names(recipe: list[str]) -> None:
+    method = ["--method", "wanda", "--set", "method.per_row=false"]
+    plan = json.loads(invoke("plan", *NET, *recipe, *method, "--json"))
+    assert "--method wanda" in plan["command"]
+    assert "method.per_row=false" in plan["command"]
+    assert "sigma" not in plan["command"]
