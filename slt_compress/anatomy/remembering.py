@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from operator import is_not
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -124,6 +125,8 @@ class _Part:
 
     def _refill(self) -> None:
         for container, entries in self.entries:
+            if not container and not entries:
+                continue
             if isinstance(container, dict):
                 if not _same_entries(container, entries):
                     container.clear()
@@ -132,20 +135,16 @@ class _Part:
                 if container != entries:
                     container.clear()
                     container |= entries
-            elif len(container) != len(entries) or any(map(_differ, container, entries)):
+            elif len(container) != len(entries) or any(map(is_not, container, entries)):
                 container.clear()
                 container.extend(entries)
-
-
-def _differ(a: object, b: object) -> bool:
-    return a is not b
 
 
 def _same_entries(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     """Whether two mappings hold the same objects in the same order."""
     return (
         len(now) == len(before)
-        and not any(map(_differ, now.values(), before.values()))
+        and not any(map(is_not, now.values(), before.values()))
         and list(now) == list(before)
     )
 
