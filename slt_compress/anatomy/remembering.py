@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from operator import is_not
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -21,6 +22,10 @@ _R = TypeVar("_R")
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 # What callers set around forward passes: modes, and the wrappers of accelerate.
 _SET_AROUND = ("training", "forward", "_original_forward", "_is_accelerate_prepared")
+
+
+class SetAround:
+    """Marks a part, such as a gate, that is set between forward passes and not changed by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,8 @@ class _Part:
 
     def _refill(self) -> None:
         for container, entries in self.entries:
+            if not container and not entries:
+                continue
             if isinstance(container, dict):
                 if not _same_entries(container, entries):
                     container.clear()
@@ -128,20 +135,16 @@ class _Part:
                 if container != entries:
                     container.clear()
                     container |= entries
-            elif len(container) != len(entries) or any(map(_differ, container, entries)):
+            elif len(container) != len(entries) or any(map(is_not, container, entries)):
                 container.clear()
                 container.extend(entries)
-
-
-def _differ(a: object, b: object) -> bool:
-    return a is not b
 
 
 def _same_entries(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> bool:
     """Whether two mappings hold the same objects in the same order."""
     return (
         len(now) == len(before)
-        and not any(map(_differ, now.values(), before.values()))
+        and not any(map(is_not, now.values(), before.values()))
         and list(now) == list(before)
     )
 
@@ -198,7 +201,7 @@ def remember(module: nn.Module) -> Remembered:
 
 def remember_state(module: nn.Module) -> Remembered:
     """What a forward pass may change: attributes, and buffers with their values."""
-    children = tuple(module.modules())
+    children = tuple(c for c in module.modules() if not isinstance(c, SetAround))
     buffers = _distinct(b for child in children for b in child._buffers.values() if b is not None)
     return Remembered(
         parts=tuple(_Part.of(child, hooks=False) for child in children),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from slt_compress.cli.plain_lines import say
+
 
 def apply(
     ticket: Annotated[Path, typer.Argument(metavar="TICKET", help="Whose mask.")],
@@ -19,5 +21,5 @@ def apply(
     from slt_compress.exporting.applying import apply_ticket
 
     found = apply_ticket(ticket, model, out)
-    print(found.sentence)
-    print(found.path)
+    say(found.sentence)
+    say(found.path)

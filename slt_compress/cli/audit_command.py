@@ -9,6 +9,7 @@ import typer
 
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import Json, Origin
+from slt_compress.cli.plain_lines import say
 
 if TYPE_CHECKING:
     from slt_compress.evidence.audit import Audit
@@ -47,8 +48,9 @@ def audit(
 
 
 def _print(found: Audit) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from slt_compress.cli.screen import Screen
 
     table = Table("layer", "stored as", "zeros kept", "zeros lost", "kept, now 0", "kept, changed",
                   "by", title=f"{found.model}: {found.kind}")  # fmt: skip
@@ -66,7 +68,7 @@ def _print(found: Audit) -> None:
             f"{layer.kept_changed:,}" if known else "?",
             f"{layer.change:.2%}" if known else "?",
         )
-    Console().print(table)
+    Screen().print(table)
     for note in found.notes:
-        print(f"note: {note}")
-    print(found.verdict)
+        say(f"note: {note}")
+    say(found.verdict)

@@ -13,7 +13,13 @@ from torch.nn.utils import parametrize
 from slt_compress.anatomy.copies import own_class_
 from slt_compress.anatomy.gradient_paths import grads_from_embeddings
 from slt_compress.anatomy.memory_formats import contiguous_convolutions
-from slt_compress.anatomy.remembering import Remembered, freeze_, remember_state, unchanged
+from slt_compress.anatomy.remembering import (
+    Remembered,
+    SetAround,
+    freeze_,
+    remember_state,
+    unchanged,
+)
 from slt_compress.anatomy.states import kept_buffers
 from slt_compress.gates.base import Learned, Phase, Sample, sample_key
 from slt_compress.masks import Masks, masked_weight
@@ -23,7 +29,7 @@ from slt_compress.sites.sites import Site, SitePlan
 Mode = Literal["open", "sampled", "masked"]
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, SetAround):
     """The parametrization of one site: open (the weight), sampled, or masked."""
 
     def __init__(
@@ -104,9 +110,16 @@ class Gates:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """The dense network, with its own buffers, for as long as the block lasts."""
-        with kept_buffers(self.module):
-            self.dense.put_back_state()
-            yield
+        modes = {name: gate.mode for name, gate in self.by_name.items()}
+        for gate in self.by_name.values():
+            gate.mode = "open"
+        try:
+            with kept_buffers(self.module):
+                self.dense.put_back_state()
+                yield
+        finally:
+            for name, gate in self.by_name.items():
+                gate.mode = modes[name]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from slt_compress.errors import SltError, SourceError
+from slt_compress.errors import SourceError
 from slt_compress.searching.settings import Training
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,35 +103,6 @@ def _check_copy(module: nn.Module) -> None:
             "its ticket is opened on a copy of it: take out what cannot be copied, or give it a "
             "__deepcopy__"
         ) from cause
-
-
-def checked_loss(loss_fn: Callable[[nn.Module, Any], Tensor]) -> Callable[..., Tensor]:
-    """The same function, which refuses what cannot be minimised.
-
-    Raises:
-        SltError: from the function made: its loss is no scalar, or no gradient flows through it.
-    """
-
-    def checked(module: nn.Module, batch: Any) -> Tensor:
-        loss = loss_fn(module, batch)
-        if not isinstance(loss, Tensor):
-            raise SltError(
-                f"loss_fn(module, batch) gave {type(loss).__name__}; it must give a scalar tensor"
-                + (" (without .item())" if isinstance(loss, float | int) else "")
-            )
-        if loss.numel() != 1 or not loss.is_floating_point():
-            raise SltError(
-                f"loss_fn(module, batch) gave a tensor of shape {tuple(loss.shape)} and "
-                f"{loss.dtype}; it must give one floating number, such as the mean of the losses"
-            )
-        if torch.is_grad_enabled() and not loss.requires_grad:
-            raise SltError(
-                "no gradient flows through what loss_fn(module, batch) gives: it must not detach "
-                "the module's outputs, nor run the module under torch.no_grad"
-            )
-        return loss
-
-    return checked
 
 
 def _named(name: str, module: nn.Module) -> str:

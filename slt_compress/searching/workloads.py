@@ -29,7 +29,6 @@ from slt_compress.searching.objectives import (
     task_objective,
 )
 from slt_compress.searching.planning import missing_weights
-from slt_compress.searching.preflight import checked_loss
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.setup import Workload
 
@@ -200,7 +199,6 @@ def own_workload(
     count = sum(1 for _ in data)
     if count == 0:
         raise DataError("data has no batches: give at least one")
-    loss_fn = checked_loss(loss_fn)
     held_out = OwnBatches(source=data, count=count, held_out=True)
     guarded = GuardedLoss(loss_fn, module)
     return Workload(

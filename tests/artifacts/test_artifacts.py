@@ -25,7 +25,7 @@ from slt_compress.artifacts import (
 )
 from slt_compress.artifacts.formats import FORMATS
 from slt_compress.checkpoints import open_checkpoint
-from slt_compress.errors import ArtifactError
+from slt_compress.errors import ArtifactError, OwnModuleError
 from slt_compress.masks import Masks
 from slt_compress.storage.bits import bits
 from slt_compress.storage.files import read_manifest
@@ -165,7 +165,7 @@ def path(tmp_path):
 def test_an_own_module_needs_the_module(tmp_path, format):
     checkpoint, masks = tiny()
     export(tmp_path / "tiny", checkpoint, masks, format)
-    with pytest.raises(ArtifactError, match="model="):
+    with pytest.raises(OwnModuleError, match="model="):
         read_artifact(tmp_path / "tiny")
     module = Tiny()
     loaded = read_artifact(tmp_path / "tiny", model=module)
