@@ -24,7 +24,7 @@ from slt_compress.searching.resuming import Progress, SearchFolder
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
-from slt_compress.searching.swapped_scores import polished, swapped_scores
+from slt_compress.searching.swapped_scores import check_polish, polished, swapped_scores
 from slt_compress.searching.training import Engine, engine_for, walk
 from slt_compress.sites.layouts import norms
 
@@ -47,6 +47,8 @@ class Search(SearchSetup):
         With a folder, the search goes on from what is saved there, and saves its progress. Without
         an accelerator it makes its own.
         """
+        if self.training.polish:
+            check_polish(self)
         saved, weights = folder.load() if folder else None, self.weights()
         with self._on_device(accelerator) as accelerator:
             streamed = streamed_scores(self.method, self.plan, weights, self.training.seed)

@@ -50,7 +50,6 @@ def polished(
 ) -> tuple[Scores, tuple[str, ...]]:
     """The scores after exchanges that start from their mask, if its held-out loss is no larger."""
     setup = measuring.setup
-    check_polish(setup)
     start, method = setup.binarize(scores), Swaps(diagonal=0.0, exchange="row")
     swapped, notes = swapping_of(setup, method, weights).scores(measuring.gates, start)
     after = {

@@ -432,7 +432,7 @@ def test_a_polish_is_taken_only_if_the_held_out_loss_does_not_rise(
     assert ("is taken" in note) == (sign > 0)
 
 
-def test_a_polish_refuses_signs_and_units() -> None:
+def test_a_polish_refuses_signs_and_units_before_any_step(tmp_path: Path) -> None:
     module, batches = layered()
     for method, budget in (
         (EdgePopup(signed=True), Budget(density=0.4)),
@@ -441,7 +441,8 @@ def test_a_polish_refuses_signs_and_units() -> None:
         with pytest.raises(RecipeError, match=r"training\.polish"):
             slt_compress.search(
                 module, batches, method=method, budget=budget, loss_fn=loss_of,
-                training=Training(steps=1, polish=True),
+                training=Training(steps=1, polish=True), out=tmp_path / "t",
+                on_step=lambda _: pytest.fail("a step was taken"),
             )  # fmt: skip
 
 
