@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ def config_difference(
     Raises:
         SourceError: the library refuses one of them.
     """
-    first, second = normalised_config(family, here), normalised_config(family, there)
-    for key in sorted((first.keys() | second.keys()) - ignored - _NO_MATTER):
+    left_out = ignored | _NO_MATTER
+    first, second = (
+        dict(_settings(normalised_config(family, config), left_out)) for config in (here, there)
+    )
+    for key in sorted(first.keys() | second.keys()):
         own, wanted = (_text(config.get(key, _ABSENT)) for config in (first, second))
         if own != wanted:
             return f"its configuration has {key} {own[:60]} where the origin has {wanted[:60]}"
@@ -47,6 +50,19 @@ def own_config(folder: Path, task: Task, options: Mapping[str, Any]) -> Mapping[
     """
     found = describe_folder(folder, task)
     return with_changes(found, str(folder), num_classes=None, classes=None, options=options).config
+
+
+def _settings(
+    config: Mapping[str, Any], left_out: frozenset[str], path: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The settings by dotted name, those of nested configs (`text_config`) among them."""
+    for key, value in config.items():
+        if key in left_out:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _settings(value, left_out, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _text(value: Any) -> str:
