@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.tasks import (
     TASKS,
     Family,
@@ -38,7 +39,7 @@ class Architecture:
 
     family: Family
     task: Task
-    config: Mapping[str, Any]
+    config: Config
     classes: tuple[str, ...] | None
     num_classes: int | None
 
@@ -70,7 +71,7 @@ class Checkpoint:
     family: Family
     task: Task
     module: nn.Module
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     revision: str | None = None
     folder: Path | None = None
     classes: tuple[str, ...] | None = None

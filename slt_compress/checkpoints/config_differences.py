@@ -9,6 +9,7 @@ from typing import Any
 
 from slt_compress.checkpoints.checkpoint import Family, Task
 from slt_compress.checkpoints.families import describe_folder, normalised_config, with_changes
+from slt_compress.checkpoints.library_config import Config
 
 # What says by which version or in which dtype a config was written, and changes no output.
 _NO_MATTER = frozenset(("transformers_version", "dtype", "torch_dtype", "architectures"))
@@ -20,8 +21,8 @@ _ABSENT = "nothing"
 
 def config_difference(
     family: Family,
-    here: Mapping[str, Any],
-    there: Mapping[str, Any],
+    here: Config,
+    there: Config,
     ignored: frozenset[str] = frozenset(),
 ) -> str | None:
     """The first setting in which two configs differ, as a clause; None where they agree.
@@ -53,7 +54,7 @@ def own_config(folder: Path, task: Task, options: Mapping[str, Any]) -> Mapping[
 
 
 def _settings(
-    config: Mapping[str, Any], left_out: frozenset[str], path: str = ""
+    config: Config, left_out: frozenset[str], path: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """The settings by dotted name, those of nested configs (`text_config`) among them."""
     for key, value in config.items():

@@ -14,6 +14,7 @@ import torch
 
 from slt_compress.checkpoints.checkpoint import Task
 from slt_compress.checkpoints.config_values import checked_config, leads_elsewhere
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.timm_arguments import checked_arguments, is_name
 from slt_compress.errors import SourceError
@@ -64,7 +65,7 @@ def _declares(kind: Any, name: str) -> bool:
     return hasattr(kind, name) or name in inspect.signature(kind.__init__).parameters
 
 
-def _check_timm_arguments(config: Mapping[str, Any]) -> None:
+def _check_timm_arguments(config: Config) -> None:
     """Check what transformers' wrapper of timm hands on to timm; nested ones too."""
     arguments = config.get("model_args")
     if isinstance(arguments, dict):

@@ -16,6 +16,7 @@ from slt_compress.checkpoints.bounds import bounded_by, bounded_count
 from slt_compress.checkpoints.checkpoint import Architecture, Family, Init, Task
 from slt_compress.checkpoints.configs import as_dict, read_config
 from slt_compress.checkpoints.filling import initialise_
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
@@ -48,7 +49,7 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
     )
 
 
-def _refuse_quantized(config: Mapping[str, Any], folder: Path) -> None:
+def _refuse_quantized(config: Config, folder: Path) -> None:
     quantized = config.get("quantization_config")
     if not quantized:
         return
@@ -94,7 +95,7 @@ def with_changes(
     )
 
 
-def normalised_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+def normalised_config(family: Family, config: Config) -> dict[str, Any]:
     """A recorded config as the installed library understands it, to be compared with another.
 
     Raises:
@@ -105,7 +106,7 @@ def normalised_config(family: Family, config: Mapping[str, Any]) -> dict[str, An
     return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
-def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
+def build_module(family: Family, task: Task, config: Config) -> nn.Module:
     """The architecture on the CPU in eval mode, with meaningless weights.
 
     A `dtype` in the config of a timm model or reference net (see `dtype_of`) is respected. Nothing
@@ -124,7 +125,7 @@ def build_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Mo
     raise SourceError(f"a module of the family {family!r} cannot be built; pass it as model=")
 
 
-def sketch_module(family: Family, task: Task, config: Mapping[str, Any]) -> nn.Module:
+def sketch_module(family: Family, task: Task, config: Config) -> nn.Module:
     """The architecture on the meta device: names, shapes, dtypes and ties, and no memory.
 
     Raises:
@@ -151,7 +152,7 @@ def dtype_of(family: Family, tensors: Mapping[str, Tensor]) -> str | None:
     return names[0] if names and family in ("timm", "reference") else None
 
 
-def _cast(module: nn.Module, config: Mapping[str, Any]) -> nn.Module:
+def _cast(module: nn.Module, config: Config) -> nn.Module:
     name = config.get("dtype")
     if name is None:
         return module
@@ -161,7 +162,7 @@ def _cast(module: nn.Module, config: Mapping[str, Any]) -> nn.Module:
 
 
 def load_weights(
-    family: Family, task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+    family: Family, task: Task, config: Config, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
     """The module with the weights of `tensors`; and parameter name -> keys in `tensors`.
 
@@ -184,7 +185,7 @@ def load_weights(
 
 
 def direct_keys(
-    family: Family, config: Mapping[str, Any], module: nn.Module, shells: Mapping[str, Tensor]
+    family: Family, config: Config, module: nn.Module, shells: Mapping[str, Tensor]
 ) -> dict[str, str] | None:
     """The key of every tensor of `module` in its files, if loading only copies and casts them.
 
@@ -203,7 +204,7 @@ def direct_keys(
 
 
 def random_module(
-    family: Family, task: Task, config: Mapping[str, Any], init: Init
+    family: Family, task: Task, config: Config, init: Init
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The module with random weights, and the state-dict names that the seed does not determine.
 
@@ -225,7 +226,7 @@ def random_module(
     return module, initialise_(module, init.scheme, init.seed)
 
 
-def license_of(folder: Path | None, config: Mapping[str, Any]) -> str | None:
+def license_of(folder: Path | None, config: Config) -> str | None:
     """The `license:` of the model card in `folder`, else of the timm settings, else None."""
     try:
         text = read_regular_text(folder / "README.md", 100_000, "replace") if folder else ""

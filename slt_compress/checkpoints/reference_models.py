@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints.checkpoint import Architecture, Task
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.errors import SourceError
 
@@ -47,7 +48,7 @@ def describe(
     )
 
 
-def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
+def build(task: Task, config: Config) -> nn.Module:
     """The network that `config` describes.
 
     Raises:
@@ -74,7 +75,7 @@ def head_classes(name: str, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def load(
-    task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+    task: Task, config: Config, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
     """The network with the weights of `tensors`, and the key of each parameter among them.
 

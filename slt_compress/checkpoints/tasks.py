@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from slt_compress.checkpoints.casting import fitted
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.moving import to_device as to_device
 
 Family = Literal["transformers", "timm", "reference", "module"]
@@ -70,7 +71,7 @@ def _images(module: nn.Module, batch: Batch) -> Tensor:
     return _tensor(module(batch["pixel_values"]))
 
 
-def declared_head(task: Task, config: Mapping[str, Any], outputs: int | None) -> Head | None:
+def declared_head(task: Task, config: Config, outputs: int | None) -> Head | None:
     """What the config of a checkpoint says of its head; None if it leaves that to the labels.
 
     One output is a number, as in transformers: among one class there is nothing to choose.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from slt_compress.checkpoints.checkpoint import Architecture, Task
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.timm_arguments import checked_arguments, is_name
 from slt_compress.checkpoints.weight_files import read_json_object
@@ -78,7 +79,7 @@ def describe_folder(folder: Path) -> Architecture:
     return _architecture(config)
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
+def _architecture(config: Config) -> Architecture:
     """Read timm's config, in its present form or the older one without `pretrained_cfg`."""
     nested = config.get("pretrained_cfg")
     settings = dict(nested if isinstance(nested, dict) else config)
@@ -150,7 +151,7 @@ def with_changes(
     )
 
 
-def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
+def build(task: Task, config: Config) -> nn.Module:
     """The model that `config` describes, with timm's own initialisation.
 
     Raises:
@@ -168,7 +169,7 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
 
 
 def load(
-    task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+    task: Task, config: Config, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
     """The model with the weights of `tensors`, and each parameter's key among them.
 
@@ -186,7 +187,7 @@ def load(
     return module, {name: (name,) for name in names}
 
 
-def direct_keys(config: Mapping[str, Any], shells: Mapping[str, Tensor]) -> dict[str, str] | None:
+def direct_keys(config: Config, shells: Mapping[str, Tensor]) -> dict[str, str] | None:
     """The key of every tensor of a model in its files, if loading copies them unchanged.
 
     None if timm converts tensors first or makes up a missing one. Nothing is read: `shells` are on
@@ -222,7 +223,7 @@ class _Copies(TorchFunctionMode):
         return result
 
 
-def _create(config: Mapping[str, Any], tensors: dict[str, Tensor] | None) -> nn.Module:
+def _create(config: Config, tensors: dict[str, Tensor] | None) -> nn.Module:
     name = config.get("architecture")
     if not isinstance(name, str) or not is_name(name):
         raise SourceError(f"this timm has no architecture {name!r}; a newer one may")

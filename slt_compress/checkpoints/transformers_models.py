@@ -21,6 +21,7 @@ from slt_compress.checkpoints.configs import (
     named_class,
     read_config,
 )
+from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.checkpoints.weight_files import read_json_object
 from slt_compress.errors import SourceError
@@ -99,7 +100,7 @@ def with_changes(
     return _describe(config, architecture.task, where)
 
 
-def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
+def build(task: Task, config: Config) -> nn.Module:
     """The model that `config` describes, with meaningless weights and the right buffers.
 
     Raises:
@@ -115,12 +116,12 @@ def build(task: Task, config: Mapping[str, Any]) -> nn.Module:
     return module
 
 
-def sketch(task: Task, config: Mapping[str, Any]) -> nn.Module:
+def sketch(task: Task, config: Config) -> nn.Module:
     """As `build`, for the meta device, where buffers have no values."""
     return _construct(task, config, initialise=False)
 
 
-def build_initialised(task: Task, config: Mapping[str, Any]) -> nn.Module:
+def build_initialised(task: Task, config: Config) -> nn.Module:
     """As `build`, with the library's own random initialisation (torch's global generator)."""
     return _construct(task, config, initialise=True)
 
@@ -141,7 +142,7 @@ def _construct(task: Task, values: Mapping[str, Any], *, initialise: bool) -> nn
 
 
 def load(
-    task: Task, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+    task: Task, config: Config, tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, dict[str, tuple[str, ...]]]:
     """The model with the weights of `tensors`, and the keys of each parameter among them.
 
