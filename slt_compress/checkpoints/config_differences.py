@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from slt_compress.checkpoints.checkpoint import Family, Task
 from slt_compress.checkpoints.families import describe_folder, normalised_config, with_changes
 from slt_compress.checkpoints.library_config import Config
@@ -16,6 +18,9 @@ _NO_MATTER = frozenset(("transformers_version", "dtype", "torch_dtype", "archite
 # What the head of a random init takes from its data and not from its source.
 HEAD = frozenset(("num_classes", "num_labels", "id2label", "label2id", "problem_type",
                   "finetuning_task", "pretrained_cfg"))  # fmt: skip
+# What of timm's `pretrained_cfg` changes the inputs of the network; it rewrites the rest at will.
+_INPUTS = frozenset(("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode",
+                     "num_classes"))  # fmt: skip
 _ABSENT = "nothing"
 
 
@@ -51,6 +56,29 @@ def own_config(folder: Path, task: Task, options: Mapping[str, Any]) -> Mapping[
     """
     found = describe_folder(folder, task)
     return with_changes(found, str(folder), num_classes=None, classes=None, options=options).config
+
+
+def without_defaults(config: Config, recorded: Config, module: nn.Module) -> Config:
+    """A timm config as it is before timm writes it.
+
+    timm adds arguments that the network has anyway: input size, channels and pooling. One with
+    another value stays, and so differs from the record.
+    """
+    settings = getattr(module, "pretrained_cfg", None) or {}
+    channels, *size = settings.get("input_size") or (None,)
+    own: dict[str, Any] = {"in_chans": channels, "img_size": size,
+           "global_pool": getattr(module, "global_pool", None)}  # fmt: skip
+    asked = recorded.get("model_args") or {}
+    arguments = {
+        key: value
+        for key, value in (config.get("model_args") or {}).items()
+        if key in asked or key not in own or value != own[key]
+    }
+    before = recorded.get("pretrained_cfg") or {}
+    written = {
+        key: value for key, value in (config.get("pretrained_cfg") or {}).items() if key in _INPUTS
+    }
+    return {**config, "model_args": arguments, "pretrained_cfg": {**before, **written}}
 
 
 def _settings(

@@ -7,7 +7,12 @@ from contextlib import suppress
 from typing import Any
 
 from slt_compress.checkpoints import Checkpoint
-from slt_compress.checkpoints.config_differences import HEAD, config_difference, own_config
+from slt_compress.checkpoints.config_differences import (
+    HEAD,
+    config_difference,
+    own_config,
+    without_defaults,
+)
 from slt_compress.errors import SourceError
 from slt_compress.runtime.opening import Opened
 from slt_compress.storage.files import read_json
@@ -25,7 +30,10 @@ def other_configuration(
     if source.family == "module" or not isinstance(recorded, dict):
         return None
     if opened.recorded is None and opened.checkpoint.family == source.family:
-        found = config_difference(source.family, opened.checkpoint.config, recorded)
+        own = opened.checkpoint.config
+        if source.family == "timm":
+            own = without_defaults(own, recorded, source.module)
+        found = config_difference(source.family, own, recorded)
         if found is not None:
             return found
     if source.folder is not None:

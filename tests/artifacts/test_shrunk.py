@@ -233,7 +233,7 @@ def test_what_cannot_be_shrunk_is_one_sentence(lenet, tmp_path):
     ticket, shrunk = lenet
     with pytest.raises(ArtifactError, match="goes with the format dense, not with sparse-csr"):
         slt_compress.export(ticket.path, format="sparse-csr", shrink=True, out=tmp_path / "x")
-    with pytest.raises(SltError, match="exported folder already"):
+    with pytest.raises(SltError, match="already an exported folder"):
         slt_compress.export(shrunk, shrink=True, out=tmp_path / "x")
     recipe = parse_recipe({"training": {"steps": 1, "batch_size": 4}, "init": "random",
                            "method": {"name": "random"}, "target_sparsity": 0.5})  # fmt: skip

@@ -42,7 +42,7 @@ def same_bits(left, right):
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_rounded_values_are_declared_and_proven(ticket, tmp_path, name, dtype):
     out = slt_compress.export(
-        ticket.path, format="auto", out=tmp_path / "x", values_dtype=name
+        ticket.path, format="bitmask", out=tmp_path / "x", values_dtype=name
     ).path
     exact = slt_compress.load(ticket.path).state_dict()
     found = slt_compress.load(out).state_dict()
