@@ -94,7 +94,7 @@ def _exchanged(weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds, pool:
     active = torch.arange(len(weight))
     before = row_errors(weight, mask, gram)
     first = mask.clone()
-    least = before.to(weight.dtype) * _precision(weight.dtype)
+    least = before.to(weight.dtype) * precision(weight.dtype)
     while active.numel():
         part = bounds.of(active)
         kept, changed = _round(weight[active], mask[active], gram, part, pool, least[active])
@@ -105,7 +105,7 @@ def _exchanged(weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds, pool:
     return mask
 
 
-def _precision(dtype: torch.dtype) -> float:
+def precision(dtype: torch.dtype) -> float:
     """Share of a row's error below which a change is rounding."""
     return float(torch.finfo(dtype).eps) * 32.0
 
@@ -242,51 +242,3 @@ class _Candidates:
         self.back[rows] -= self.pu[rows, :, u] - self.pp[rows, p]
         self.gone[rows] += self.uu[rows, u] - self.pu[rows, p]
         self.back[rows, p], self.gone[rows, u] = inf, inf
-
-
-def exchange_across_rows(
-    weight: Tensor, mask: Tensor, gram: Tensor, bounds: Bounds = ANYWHERE, *, pool: int = _POOL
-) -> Tensor:
-    """The mask after exchanges between rows and within them; the layer keeps its count.
-
-    Rows do not interact: what comes back in one row and what goes in another change the sum of
-    the errors by the sum of their costs. In every round the rows in which a weight comes back
-    cheapest are paired with those in which one goes cheapest, each row once.
-    """
-    mask = mask.clone()
-    while True:
-        back, gone = costs(weight, mask, gram, bounds.allowed)
-        come, p = back.min(1)
-        go, u = gone.min(1)
-        least = float(row_errors(weight, mask, gram).sum()) * _precision(weight.dtype)
-        receivers, givers = _paired(come, go, least)
-        if not receivers.numel():
-            return mask
-        mask[receivers, p[receivers]] = True
-        mask[givers, u[givers]] = False
-        mask = exchange_in_rows(weight, mask, gram, bounds, pool=pool)
-
-
-def _paired(come: Tensor, go: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Rows that receive a weight and rows that give one, [n] each; no row is in both.
-
-    The i-th cheapest of each side are a pair, as long as they together gain more than `least`. A
-    row that could be on both sides is on the one where it stands further in front; if that leaves
-    no pair, the best of all pairs is taken.
-    """
-    receive, give = come.argsort(stable=True), go.argsort(stable=True)
-    receives = receive.argsort() <= give.argsort()
-    receivers, givers = receive[receives[receive]], give[~receives[give]]
-    size = min(len(receivers), len(givers))
-    receivers, givers = receivers[:size], givers[:size]
-    good = (come[receivers] + go[givers]) < -least
-    count = int(good.long().cumprod(0).sum())
-    if count:
-        return receivers[:count], givers[:count]
-    # the best pair of two different rows is among the first two of each side
-    change = come[receive[:2], None] + go[None, give[:2]]
-    change[receive[:2, None] == give[None, :2]] = inf
-    at = int(change.argmin())
-    found = slice(0, int(bool(change.flatten()[at] < -least)))
-    columns = change.shape[1]
-    return receive[at // columns][None][found], give[at % columns][None][found]

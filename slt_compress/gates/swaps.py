@@ -9,13 +9,9 @@ from torch import Tensor
 
 from slt_compress.errors import RecipeError
 from slt_compress.gates.base import Inputs
-from slt_compress.gates.exchanges import (
-    Bounds,
-    blend,
-    exchange_across_rows,
-    exchange_in_rows,
-)
+from slt_compress.gates.exchanges import Bounds, blend, exchange_in_rows
 from slt_compress.gates.one_shot import Wanda
+from slt_compress.gates.row_exchanges import exchange_across_rows
 
 Exchange = Literal["row", "layer", "global"]
 ErrorOf = Literal["output", "loss"]

@@ -14,10 +14,10 @@ from slt_compress.gates.exchanges import (
     Bounds,
     blend,
     costs,
-    exchange_across_rows,
     exchange_in_rows,
     row_errors,
 )
+from slt_compress.gates.row_exchanges import exchange_across_rows
 
 SEEDS = st.integers(0, 2**32 - 1)
 
