@@ -76,7 +76,7 @@ def exchange_in_rows(
         mask: [R, C], bool.
         gram: [C, C], symmetric, positive semidefinite.
         bounds: where exchanges are allowed.
-        pool: candidates a side (groups, where there are any).
+        pool: candidates a side; where there are groups, columns whose groups are candidates.
     """
     rows = [
         _exchanged(weight[at], mask[at], gram, bounds.of(at), pool)
@@ -131,7 +131,9 @@ def _round(
     back, gone = costs(weight, mask, gram, bounds.allowed)
     together = None
     if bounds.group:
-        p, u, together = _grouped_candidates(weight, mask, back, gone, gram, bounds.group, pool)
+        # as many columns as without groups; the best exchange of every group is known to all
+        groups = max(1, pool // bounds.group)
+        p, u, together = _grouped_candidates(weight, mask, back, gone, gram, bounds.group, groups)
     else:
         size = min(pool, weight.shape[1])
         p, u = back.topk(size, largest=False)[1], gone.topk(size, largest=False)[1]
