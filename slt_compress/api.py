@@ -23,18 +23,17 @@ from slt_compress.gates import Method
 from slt_compress.runtime.opening import open_path
 from slt_compress.runtime.sparse import run_on
 from slt_compress.searching.comparing import Comparison, OnRow, compare_all, planned
-from slt_compress.searching.forecasting import forecast
-from slt_compress.searching.inside import sites_of
+from slt_compress.searching.events import OnEvent
+from slt_compress.searching.forecasting import plan_search
 from slt_compress.searching.measuring import measure_path
 from slt_compress.searching.objectives import ObjectiveName
-from slt_compress.searching.planning import Plan, make_plan
+from slt_compress.searching.planning import Plan
 from slt_compress.searching.recipes import Recipe, recorded_recipe, with_arguments
 from slt_compress.searching.recording import model_name, target_of
 from slt_compress.searching.resuming import SAVE_EVERY
 from slt_compress.searching.running import run
 from slt_compress.searching.search import OnStep
 from slt_compress.searching.settings import Training
-from slt_compress.searching.workloads import obstacles, sketch_source
 from slt_compress.sites.budget import Budget
 from slt_compress.storage.files import read_json
 from slt_compress.tickets import Ticket, free_path, newest, read_ticket
@@ -54,6 +53,7 @@ def search(
     out: str | Path | None = None,
     recipe: Recipe | None = None,
     on_step: OnStep | None = None,
+    progress: bool | OnEvent = False,
     save_every: float = SAVE_EVERY,
     fresh: bool = False,
 ) -> Ticket:
@@ -71,6 +71,7 @@ def search(
         out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.
         recipe: all other settings; the arguments above override it.
         on_step: called after each step.
+        progress: True shows a bar; a function hears each of `slt_compress.searching.events`.
         save_every: seconds between saves of the progress, in `<out>.search`.
         fresh: start over instead of continuing what is saved there.
 
@@ -85,7 +86,7 @@ def search(
     recipe.budget()  # an impossible one is refused before anything is opened
     target = target_of(source, recipe, out, TICKETS)
     return run(source, data, loss_fn, recipe, method, target, on_step=on_step,
-               save_every=save_every, fresh=fresh)  # fmt: skip
+               progress=progress, save_every=save_every, fresh=fresh)  # fmt: skip
 
 
 @leaves_unchanged
@@ -108,11 +109,7 @@ def plan(
     """
     recipe = with_arguments(recipe or Recipe(), budget, method, objective, training)
     recipe = recipe if data is None else replace(recipe, dataset=data)
-    method = method or recipe.method_instance()
-    checkpoint = sketch_source(source, recipe)
-    sites = sites_of(checkpoint, recipe)
-    plan = make_plan(checkpoint, sites, recipe, method=method, warnings=obstacles(checkpoint))
-    return replace(plan, forecast=forecast(plan, checkpoint, sites, recipe, method))
+    return plan_search(source, recipe, method or recipe.method_instance())
 
 
 def compare(
@@ -125,12 +122,13 @@ def compare(
     out: str | Path | None = None,
     recipe: Recipe | None = None,
     on_step: OnStep | None = None,
+    progress: bool | OnEvent = False,
     on_row: OnRow | None = None,
 ) -> Comparison:
     """Search with every method, sparsity and seed, with equal steps, and compare the results.
 
     Args:
-        source, data, recipe, on_step: as for `search`.
+        source, data, recipe, on_step, progress: as for `search`.
         methods: names or instances; a name uses the recipe's options if it is the recipe's.
         sparsities: default: the sparsity of the recipe.
         seeds: number of seeds, counted up from the recipe's `training.seed`.
@@ -150,7 +148,8 @@ def compare(
 
     def one(recipe: Recipe, path: Path) -> Ticket:
         method = instances.get(recipe.method["name"])
-        return search(source, method=method, recipe=recipe, out=path, on_step=on_step)
+        return search(source, method=method, recipe=recipe, out=path, on_step=on_step,
+                      progress=progress)  # fmt: skip
 
     return compare_all(str(source), recipes, folder, one, on_row)
 

@@ -17,6 +17,7 @@ from slt_compress.evidence.sampling import FirstRows
 from slt_compress.gates import Learned, Magnitude, Phase
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
+from slt_compress.searching.events import Part, Watched
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.sites.sites import SitePlan
 from slt_compress.storage.freeing import release
@@ -89,9 +90,12 @@ class Measuring:
     ) -> SearchResult:
         """The mask of the scores, the controls beside it, and what all of them achieve."""
         setup, masks = self.setup, self.setup.binarize(scores)
+        if setup.controls != "none":
+            setup.tell(Part("controls"))
         controls, notes = self._controls(masks, weights)
         soft = None if setup.learned is None else self._soft(scores, setup.learned)
         gains = setup.gains(masks)
+        setup.tell(Part("mask"))
         with kept_buffers(setup.module):
             self.gates.mask(masks, gains)
             buffers = self._reestimate()
@@ -109,7 +113,9 @@ class Measuring:
 
     def measure(self, batches: Iterable[Any], reference: Reference | None) -> Metrics:
         """Metrics of the network as its gates are, beside the dense one where that is given."""
-        return self.setup.workload.measure(self.setup.module, batches, reference=reference)
+        setup = self.setup
+        watched = Watched(batches, setup.tell)
+        return setup.workload.measure(setup.module, watched, reference=reference)
 
     def _masked(
         self, masks: Masks, batches: Iterable[Any], reference: Reference | None, *, limit: int = 50
@@ -152,6 +158,7 @@ class Measuring:
     def _soft(self, scores: Mapping[str, Tensor], method: Learned) -> Metrics:
         """Metrics of the gates at the end, without noise; rounded ones if they always were."""
         setup, gates = self.setup, self.gates
+        setup.tell(Part("soft"))
         rounded = setup.training.rounded == 1.0
         phase = Phase(step=0, seed=setup.training.seed, annealed=1.0, hard=rounded, noise=False)
         with torch.no_grad():

@@ -15,6 +15,7 @@ from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prio
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import gated
 from slt_compress.gates.streamed import MagnitudeScores
+from slt_compress.searching.events import OnEvent, Watched, unheard
 from slt_compress.searching.input_norms import seen_inputs, unseen_note
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget
@@ -41,6 +42,7 @@ def first_scores(
     budget: Budget,
     random_init: bool,
     seed: int,
+    tell: OnEvent = unheard,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The scores of a one-shot method, or the first ones of a learned method; and notes.
 
@@ -53,14 +55,14 @@ def first_scores(
     if isinstance(ranking, Swaps):
         swapping = Swapping(
             module=module, plan=plan, method=ranking, budget=budget, weights=weights,
-            batches=batches, forward=forward, seed=seed,
+            batches=batches, forward=forward, seed=seed, tell=tell,
         )  # fmt: skip
         with gated(module, plan) as gates:
             swapped, notes = swapping.scores(gates)
     elif ranking is not None and ranking.calibrated:
         device = next(module.parameters()).device
         with evaluating(module), torch.no_grad(), seen_inputs(module, plan) as seen:
-            for batch in islice(batches, _BATCHES):
+            for batch in Watched(islice(batches, _BATCHES), tell):
                 forward(module, to_device(batch, device))
         inputs, unseen = seen.inputs(), seen.unseen()
         notes = (unseen_note(ranking.name, unseen),) if unseen else ()

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import inf
+from pathlib import Path
+
+from torch import nn
 
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.gates import Learned, Method
-from slt_compress.searching.planning import Forecast, Plan, missing_weights
+from slt_compress.searching.inside import sites_of
+from slt_compress.searching.planning import Forecast, Plan, make_plan, missing_weights
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.search import Search
 from slt_compress.searching.settings import Training, with_defaults
-from slt_compress.searching.workloads import checkpoint_workload, is_at_hand, open_source
+from slt_compress.searching.workloads import (
+    checkpoint_workload,
+    is_at_hand,
+    obstacles,
+    open_source,
+    sketch_source,
+)
 from slt_compress.sites.sites import SitePlan
 
 # A plan must stay quick: it times no search that needs more memory than this.
 _LIMIT_GIB = 8
+
+
+def plan_search(source: str | Path | nn.Module, recipe: Recipe, method: Method) -> Plan:
+    """The plan of a search, with its forecast; see `slt_compress.plan`.
+
+    Raises:
+        SltError: the source, budget or recipe cannot be used, or nothing would be gated.
+    """
+    sketch = sketch_source(source, recipe)
+    sites = sites_of(sketch, recipe)
+    plan = make_plan(sketch, sites, recipe, method=method, warnings=obstacles(sketch))
+    return replace(plan, forecast=forecast(plan, sketch, sites, recipe, method))
 
 
 def forecast(

@@ -8,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slt_compress.anatomy.remembering import leaves_unchanged
 from slt_compress.gates import Learned, Method
 from slt_compress.searching.accelerators import accelerator_for, in_main
+from slt_compress.searching.events import OnEvent, Part
 from slt_compress.searching.inside import sites_of
 from slt_compress.searching.preflight import check_module, ordinary_mode
+from slt_compress.searching.progress_bars import heard
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.recording import Target, record
 from slt_compress.searching.reserving import about_search, reserved
@@ -35,6 +38,7 @@ def run(
     target: Target,
     *,
     on_step: OnStep | None,
+    progress: bool | OnEvent = False,
     save_every: float,
     fresh: bool,
 ) -> Ticket:
@@ -43,38 +47,63 @@ def run(
     Raises:
         SltError: the source, data, budget or target cannot be used, or the search diverged.
     """
-    started = time.monotonic()
     check_module(source)
-    with accelerator_for(recipe.training) as accelerator:
-        in_main(accelerator, target.check)
-        with accelerator.main_process_first():  # which downloads, where there is anything to
-            checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
-        recipe = _with_defaults(recipe, method, random_init=checkpoint.init is not None)
-        one = Search(
-            module=checkpoint.module,
-            plan=sites_of(checkpoint, recipe),
-            workload=workload,
-            budget=recipe.budget(),
-            method=method,
-            training=recipe.training,
-            random_init=checkpoint.init is not None,
-            controls=recipe.evaluation.controls,
-        )
-        about = about_search(one, checkpoint, prepared, recipe)
-        with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (
-            target,
-            folder,
-        ):
-            target.check()  # another search may have written there before this one had the lock
-            result = one.run(on_step, folder, accelerator)
+    with (
+        accelerator_for(recipe.training) as accelerator,
+        heard(progress if accelerator.is_main_process else False) as tell,
+    ):
+        return _run(
+            accelerator, tell, source, data, loss_fn, recipe, method, target,
+            on_step=on_step, save_every=save_every, fresh=fresh,
+        )  # fmt: skip
 
-            def write() -> Path:
-                return record(
-                    target, checkpoint, prepared, recipe, result=result, started=started
-                ).path
 
-            path = in_main(accelerator, write)
-            folder.remove()
+def _run(
+    accelerator: Accelerator,
+    tell: OnEvent,
+    source: str | Path | nn.Module,
+    data: str | Iterable[Any] | None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    recipe: Recipe,
+    method: Method,
+    target: Target,
+    *,
+    on_step: OnStep | None,
+    save_every: float,
+    fresh: bool,
+) -> Ticket:
+    """`run` on the devices and processes of an accelerator."""
+    started = time.monotonic()
+    tell(Part("open"))
+    in_main(accelerator, target.check)
+    with accelerator.main_process_first():  # which downloads, where there is anything to
+        checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
+    recipe = _with_defaults(recipe, method, random_init=checkpoint.init is not None)
+    one = Search(
+        module=checkpoint.module,
+        plan=sites_of(checkpoint, recipe),
+        workload=workload,
+        budget=recipe.budget(),
+        method=method,
+        training=recipe.training,
+        random_init=checkpoint.init is not None,
+        controls=recipe.evaluation.controls,
+        tell=tell,
+    )
+    about = about_search(one, checkpoint, prepared, recipe)
+    with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (
+        target,
+        folder,
+    ):
+        target.check()  # another search may have written there before this one had the lock
+        result = one.run(on_step, folder, accelerator)
+        tell(Part("write"))
+
+        def write() -> Path:
+            return record(target, checkpoint, prepared, recipe, result=result, started=started).path
+
+        path = in_main(accelerator, write)
+        folder.remove()
     return read_ticket(path)
 
 

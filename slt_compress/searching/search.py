@@ -18,6 +18,7 @@ from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import Gates, gated
 from slt_compress.searching.accelerators import accelerator_for
 from slt_compress.searching.conclusion import Measuring, SearchResult
+from slt_compress.searching.events import HeldOut, Part
 from slt_compress.searching.first_scores import first_scores, streamed_scores
 from slt_compress.searching.preflight import fit_precision_, precision_notes
 from slt_compress.searching.resuming import Progress, SearchFolder
@@ -51,12 +52,14 @@ class Search(SearchSetup):
             check_polish(self)
         saved, weights = folder.load() if folder else None, self.weights()
         with self._on_device(accelerator) as accelerator:
+            self.tell(Part("start"))
             streamed = streamed_scores(self.method, self.plan, weights, self.training.seed)
             scores, notes = self._start(weights, saved) if streamed is None else (streamed, ())
             with self._gated(scores if self.learned else None, accelerator) as gates:
                 measuring = Measuring.of(self, gates)
                 if saved is None:
-                    dense = self.workload.measure(self.module, self.workload.test, reference=None)
+                    self.tell(Part("dense"))
+                    dense = measuring.measure(self.workload.test, None)
                     saved = Progress(notes=notes, dense=dense, buffers={})
                 kept = None if self.learned or streamed is not None else scores
                 progress = replace(saved, scores=kept)
@@ -71,6 +74,7 @@ class Search(SearchSetup):
                 if streamed is not None:
                     last = streamed
                 if self.learned is not None and self.training.polish:
+                    self.tell(Part("polish"))
                     last, more = polished(measuring, dict(last), weights)
                     notes = (*notes, *more)
                 result = measuring.conclude(last, weights, dict(progress.dense), progress.history)
@@ -136,6 +140,7 @@ class Search(SearchSetup):
         return first_scores(
             self.module, self.plan, self.method, weights, work.train, work.forward,
             budget=self.budget, random_init=self.random_init, seed=self.training.seed,
+            tell=self.tell,
         )  # fmt: skip
 
     def _learn(
@@ -157,14 +162,17 @@ class Search(SearchSetup):
             changed = changed_buffers(self.module, gates.dense_buffers)
             return replace(progress, state=state, buffers=changed, history=tuple(history))
 
+        self.tell(Part("search"))
         for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
             state = _step(engine, state, drawn, folder)
             history.append(_record(state.latest))
             if is_due(self.training, state.selected, state.latest.progress):
                 passed = replace(state.selected, points=state.selected.points + 1)
                 state = _measured(replace(state, selected=passed), measuring, history)
-            if on_step is not None:
-                with _kept(folder, now):
+                self.tell(Part("search"))
+            with _kept(folder, now):
+                self.tell(state.latest)
+                if on_step is not None:
                     on_step(state.latest)
             if self._ends(state):
                 break
@@ -209,8 +217,11 @@ def _saved_scores(saved: Progress) -> tuple[Mapping[str, Tensor], tuple[str, ...
 
 def _measured(state: SearchState, measuring: Measuring, history: History) -> SearchState:
     """The state after a measurement on the held-out slice, which the last record holds too."""
+    tell = measuring.setup.tell
+    tell(Part("select"))
     scores = candidate(state)
     loss = measuring.held_out_loss(scores)
+    tell(HeldOut(state.latest.index, loss))
     history[-1] = {**history[-1], "held_out": loss}
     return replace(state, selected=weighed(state.selected, scores, loss))
 

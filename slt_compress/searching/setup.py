@@ -15,6 +15,7 @@ from slt_compress.evidence.metrics import Metrics
 from slt_compress.gates import Learned, Method
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
+from slt_compress.searching.events import OnEvent, unheard
 from slt_compress.searching.objectives import Objective
 from slt_compress.searching.settings import ControlsMode, Training
 from slt_compress.searching.state import EpochBatches
@@ -55,6 +56,7 @@ class SearchSetup:
 
     `random_init` decides about gains, the prior and the start density; `controls` whether the
     controls are measured, on as many test examples as are enough (`fast`) or on all (`full`).
+    `tell` hears how far the search is.
     """
 
     module: nn.Module
@@ -65,6 +67,7 @@ class SearchSetup:
     training: Training
     random_init: bool
     controls: ControlsMode = "fast"
+    tell: OnEvent = unheard
 
     @property
     def learned(self) -> Learned | None:

@@ -95,4 +95,5 @@ def swapping_of(setup: SearchSetup, method: Swaps, weights: Mapping[str, Tensor]
     return Swapping(
         module=setup.module, plan=setup.plan, method=method, budget=setup.budget, weights=weights,
         batches=setup.workload.train, forward=setup.workload.forward, seed=setup.training.seed,
+        tell=setup.tell,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from slt_compress.gates.gating import Gates
 from slt_compress.gates.one_shot import row_offsets
 from slt_compress.masks import Masks
 from slt_compress.searching.block_passes import Stream, gathered, stages_of
+from slt_compress.searching.events import OnEvent, Watched, unheard
 from slt_compress.searching.gradient_energy import gradient_energy
 from slt_compress.searching.input_grams import (
     as_matrix,
@@ -61,6 +62,7 @@ class Swapping:
     batches: Iterable[Any]
     forward: Callable[[nn.Module, Any], Any]
     seed: int
+    tell: OnEvent = unheard
 
     def scores(
         self, gates: Gates, start: Masks | None = None
@@ -93,7 +95,8 @@ class Swapping:
                     self.module, self.plan.sites, partial(run, batches[0])
                 ),
             )  # fmt: skip
-            for stage in stages_of(self.module, self.plan, run, batches[0]):
+            stages = stages_of(self.module, self.plan, run, batches[0])
+            for stage in Watched(stages, self.tell):
                 moments, norms, missed = inputs.seen(stage)
                 unseen |= missed
                 for site in stage.sites:

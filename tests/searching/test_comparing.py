@@ -49,7 +49,7 @@ def searched(monkeypatch):
     """Searches that take no time: the accuracy is the sparsity and a little of the seed."""
     recipes = []
 
-    def search(source, *, method, recipe, out, on_step):
+    def search(source, *, method, recipe, out, on_step, progress):
         recipes.append(recipe)
         hard = {"accuracy": recipe.target_sparsity + recipe.training.seed / 100, "loss": 1.0}
         return SimpleNamespace(metrics={"hard": hard}, path=out)
