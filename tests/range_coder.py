@@ -49,11 +49,11 @@ class Reference:
                     found[row][column] = bool(f) if sure else bool(self.symbol(borders))
         return found
 
-    def plane(self, count):
-        """A plane of bytes, None for a raw one."""
+    def plane(self, count, width=8):
+        """A plane of digits of so many bits, None for a raw one."""
         if not self.uniform(2):
             return None
-        low, span = self.uniform(256), self.uniform(256)
+        low, span = self.uniform(2**width), self.uniform(2**width)
         held = [self.uniform(2) for _ in range(span + 1)]
         present = [low + i for i, one in enumerate(held) if one]
         size = len(present)

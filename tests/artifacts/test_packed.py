@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import math
 
+import constriction
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -116,6 +118,71 @@ def test_the_specification_decodes_what_is_written(kind):
         assert (turned >> 1 | (turned & 1) << 31) == number % 2**32
 
 
+def thinning(count, dtype=torch.float32, seed=0):
+    """What a magnitude mask keeps of Gaussian weights: ever fewer above a threshold."""
+    values = gaussian(40 * count, dtype, seed)
+    return values[values.abs() > 0.05][:count]
+
+
+@pytest.mark.parametrize("count", [2_000, 2_001])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_specification_decodes_wide_values(dtype, count):
+    values = thinning(count, dtype)
+    message, rest = check(values)
+    size = dtype.itemsize
+    reference = Reference(message.numpy().tobytes())
+    assert reference.uniform(64) == 32 + DTYPES.index(dtype)
+    widths = [12, 4] + [8] * (size - 2)
+    planes = [reference.plane(count, width) for width in widths]
+    assert [plane is None for plane in planes] == [False] + [True] * (size - 1)
+    raw, rest = size - 2, rest.tolist()
+    assert len(rest) == count * raw + (count + 1) // 2
+    for i, number in enumerate(bits(values).tolist()):
+        half = rest[count * raw + i // 2] >> 4 * (i % 2) & 15
+        turned = planes[0][i] << 4 | half
+        for byte in reversed(rest[i * raw : (i + 1) * raw]):
+            turned = turned << 8 | byte
+        assert (turned >> 1 | (turned & 1) << 8 * size - 1) == number % 2 ** (8 * size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_thin_out_take_less_than_their_exponents_say(dtype):
+    values = thinning(60_000, dtype)
+    width = {torch.float32: 23, torch.bfloat16: 7}[dtype]
+    exponents = bits(values).long() >> width & 255
+    bound = len(values) * (entropy(exponents) + width + 1) / 8
+    held = sum(part.nbytes for part in check(values))
+    assert held < bound - 0.5 * len(values) / 8
+    digits = (bits(values).long() << 1) % 2 ** (8 * dtype.itemsize) >> 8 * dtype.itemsize - 12
+    left = 8 * dtype.itemsize - 12
+    assert held < 1.001 * len(values) * (entropy(digits) + left) / 8 + 500
+
+
+def test_what_gains_little_is_not_wide():
+    for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        values = gaussian(60_000).mul(1000).to(dtype)
+        assert Reference(check(values)[0].numpy().tobytes()).uniform(64) == DTYPES.index(dtype)
+
+
+def test_thousands_of_rare_digits_leave_room_for_the_others():
+    # 1,500 common digits, and 2,500 that come once in a million
+    spread = torch.randperm(4_096, generator=torch.Generator().manual_seed(0))
+    digits = torch.cat([spread[:1_500].repeat(700), spread[1_500:4_000]])
+    turned = (digits << 4).to(torch.int32)
+    values = (turned >> 1 | (turned & 1) << 15).to(torch.uint16).view(torch.bfloat16)
+    message, _ = check(values)
+    assert Reference(message.numpy().tobytes()).uniform(64) == 33
+
+
+def test_golden_bytes_of_wide_values():
+    steps = (torch.arange(6000) ** 2 % 8191).to(torch.float32)
+    numbers = (1 + (steps / 8192) ** 3) * 0.5
+    parts = check(numbers), check(numbers.double())
+    assert [part.nbytes for pair in parts for part in pair] == [2432, 15000, 4656, 12000]
+    joined = b"".join(part.numpy().tobytes() for pair in parts for part in pair)
+    assert hashlib.sha256(joined).hexdigest()[:16] == "0f4163922bfd3123"
+
+
 def test_golden_bytes():
     values = torch.tensor([0.5, -0.5, 0.75, 1.0, -0.0] * 40)
     message, rest = check(values)
@@ -198,6 +265,26 @@ def test_what_cannot_be_packed_stays_as_it_was():
     assert auto.encode(CODECS["dense"], weight, mask)[0].name == "dense"
     with pytest.raises(ArtifactError, match="cannot be packed"):
         encode_planes(weight.reshape(-1))
+
+
+def test_what_describes_no_wide_values_is_refused():
+    message, rest = encode_planes(thinning(501, torch.bfloat16))
+    for odd in (rest[:-1], rest[:0], torch.cat([rest, rest[:1]])):
+        with pytest.raises(ArtifactError, match=r"0\.5 raw bytes each"):
+            decode_planes(message, odd, 501, torch.bfloat16)
+    set_behind = rest.clone()
+    set_behind[-1] |= 0x10
+    with pytest.raises(ArtifactError, match="half a byte set"):
+        decode_planes(message, set_behind, 501, torch.bfloat16)
+    for dtype in (torch.int8, torch.float16):  # a byte has no wide first digit
+        with pytest.raises(ArtifactError, match=r"holds values of torch.bfloat16"):
+            decode_planes(message, rest, 501, dtype)
+    raw_first = constriction.stream.queue.RangeEncoder()
+    raw_first.encode(np.array([33], dtype=np.int32), constriction.stream.model.Uniform(64))
+    raw_first.encode(np.zeros(2, dtype=np.int32), constriction.stream.model.Uniform(2))
+    words = torch.from_numpy(np.asarray(raw_first.get_compressed()).view(np.uint8).copy())
+    with pytest.raises(ArtifactError, match="not coded"):
+        decode_planes(words, rest, 501, torch.bfloat16)
 
 
 def test_what_describes_no_such_values_is_refused():

@@ -1,13 +1,14 @@
-"""Numbers split into planes of bytes; what a plane's histogram leaves out is not stored.
+"""Numbers split into planes of digits; what a plane's histogram leaves out is not stored.
 
 The exponents of trained weights are few: of the eight bits of an exponent about two and a half
-carry something, and fewer under a magnitude mask. The low bytes of a float32 that was a bfloat16
-carry nothing. Mantissas and signs are noise, and are stored as they are.
+carry something, and fewer under a magnitude mask. There the first bits of the mantissa carry less
+than they take, too, as weights thin out above the threshold: a first digit of twelve bits holds
+both. The low bytes of a float32 that was a bfloat16 carry nothing. The rest is noise, and is stored
+as it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import constriction
@@ -15,19 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slt_compress.artifacts.formats.histograms import (
+    BYTE,
+    Histogram,
+    Plane,
+    decode_plane,
+    encode_plane,
+    fit,
+    uniform,
+)
 from slt_compress.errors import ArtifactError
 from slt_compress.storage.bits import bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-_WHOLE = 1 << 16  # the probability 1
-_BYTES = 256
-_WORTH = 0.9  # a plane is coded where it then takes at most this share: decoding takes time
-_CHUNK = 1 << 22  # numbers at a time, where each takes several bytes more
+_WIDE = (12, 4)  # bits of the first two digits of a wide number, instead of 8 and 8
+_WIDE_GAIN = 0.99  # numbers are wide where they then take at most this share: it takes time too
 _KINDS = 64
+_WIDE_KINDS = 32  # so much is added to the kind of wide numbers
 # By its place here a message says what its numbers are; what comes later goes to the end.
 _DTYPES = (
     torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32,
@@ -36,16 +45,8 @@ _DTYPES = (
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Histogram:
-    """The bytes of a plane, in rising order, and their frequencies, which sum to 65,536."""
-
-    present: NDArray[Any]
-    frequencies: NDArray[Any]
-
-    def model(self) -> Any:
-        """What the range coder takes. The shares are exact in float64, and so are their sums."""
-        return constriction.stream.model.Categorical(self.frequencies / _WHOLE, perfect=False)
+# Each plane, and its histogram where it is coded.
+_Coding = list[tuple[Plane, Histogram | None]]
 
 
 def can_encode(dtype: torch.dtype) -> bool:
@@ -57,29 +58,29 @@ def encode_planes(values: Tensor) -> tuple[Tensor, Tensor]:
     """Split [n] numbers into coded planes and raw ones.
 
     Returns:
-        uint8 [4 * words], one message of the range coder, and uint8 [n * raw planes], the bytes of
-        a number side by side, the lowest first. Nothing of a number is lost, not even NaN payloads.
+        uint8 [4 * words], one message of the range coder, and uint8, the raw planes: the bytes of a
+        number side by side, the lowest first, and then half bytes. Nothing of a number is lost, not
+        even NaN payloads.
 
     Raises:
         ArtifactError: numbers of this dtype cannot be packed.
     """
     if not can_encode(values.dtype):
         raise ArtifactError(f"weights of {values.dtype} cannot be packed; use another format")
-    planes = _planes(values)
-    coder = constriction.stream.queue.RangeEncoder()
     kind = _DTYPES.index(values.dtype)
-    coder.encode(np.array([kind], dtype=np.int32), _uniform(_KINDS))
+    coding = _best_planes(values)
+    wide = coding[0][0].width > BYTE
+    coder = constriction.stream.queue.RangeEncoder()
+    coder.encode(np.array([kind + wide * _WIDE_KINDS], dtype=np.int32), uniform(_KINDS))
     raw = []
-    for plane in planes:
-        histogram = _fit(plane)
-        coder.encode(np.array([histogram is not None], dtype=np.int32), _uniform(2))
+    for plane, histogram in coding:
+        coder.encode(np.array([histogram is not None], dtype=np.int32), uniform(2))
         if histogram is None:
             raw.append(plane)
-            continue
-        _encode_plane(coder, plane, histogram)
+        else:
+            encode_plane(coder, plane, histogram)
     words = np.asarray(coder.get_compressed(), dtype="<u4")
-    rest = np.stack(raw[::-1], axis=1) if raw else np.zeros(0, dtype=np.uint8)
-    return torch.from_numpy(words.view(np.uint8).copy()), torch.from_numpy(rest.reshape(-1))
+    return torch.from_numpy(words.view(np.uint8).copy()), torch.from_numpy(_raw_bytes(raw))
 
 
 def decode_planes(message: Tensor, rest: Tensor, count: int, dtype: torch.dtype) -> Tensor:
@@ -96,119 +97,116 @@ def decode_planes(message: Tensor, rest: Tensor, count: int, dtype: torch.dtype)
     words = message.numpy().view("<u4").astype(np.uint32)
     coder = constriction.stream.queue.RangeDecoder(words)
     try:
-        kind = int(coder.decode(_uniform(_KINDS)))
-        if dtype not in _DTYPES[kind : kind + 1]:
-            stated = str(_DTYPES[kind]) if kind < len(_DTYPES) else f"kind {kind}"
+        kind = int(coder.decode(uniform(_KINDS)))
+        wide, place = divmod(kind, _WIDE_KINDS)
+        if dtype not in _DTYPES[place : place + 1] or (wide and dtype.itemsize < len(_WIDE)):
+            stated = str(_DTYPES[place]) if place < len(_DTYPES) else f"kind {kind}"
             raise ArtifactError(f"holds values of {stated} where {dtype} is expected")
-        coded = [_decode_plane(coder, count) for _ in range(dtype.itemsize)]
+        widths = _widths(dtype.itemsize, wide=bool(wide))
+        coded = [decode_plane(coder, count, width) for width in widths]
         whole = bool(coder.maybe_exhausted())
     except (AssertionError, ValueError, RuntimeError) as cause:
         raise ArtifactError(f"has values that cannot be decoded ({cause})") from cause
     if not whole:
         raise ArtifactError("has more coded values than its mask keeps")
-    raw = [place for place, plane in enumerate(coded) if plane is None]
-    if len(rest) != count * len(raw):
-        raise ArtifactError(
-            f"has {len(rest):,} raw bytes for {count:,} values with {len(raw)} raw bytes each"
-        )
-    return _joined(coded, rest.numpy().reshape(count, len(raw)), count, dtype)
+    if wide and coded[0] is None:
+        raise ArtifactError("has values of a wide first digit that is not coded")
+    return _joined(_filled(coded, widths, rest.numpy(), count), widths, dtype)
 
 
-def _planes(values: Tensor) -> list[NDArray[Any]]:
-    """The bytes of all numbers, the highest first, once every number was turned left by one bit.
+def _widths(size: int, *, wide: bool) -> tuple[int, ...]:
+    """Bits of the digits of a number of so many bytes, the highest first."""
+    return (*_WIDE, *[BYTE] * (size - len(_WIDE))) if wide else (BYTE,) * size
 
-    So the sign becomes the lowest bit, and the first plane of a float32 or bfloat16 its exponent.
+
+def _best_planes(values: Tensor) -> _Coding:
+    """The planes that take least, wide ones where that is worth it, and how each is coded."""
+    size, turned = values.dtype.itemsize, _turned(values)
+    plain = _coding(turned, _widths(size, wide=False))
+    if size < len(_WIDE):
+        return plain
+    wide = _coding(turned, _widths(size, wide=True))
+    coded = wide[0][1] is not None
+    return wide if coded and _total(wide) < _WIDE_GAIN * _total(plain) else plain
+
+
+def _coding(turned: NDArray[Any], widths: Sequence[int]) -> _Coding:
+    return [(plane, fit(plane)) for plane in _planes(turned, widths)]
+
+
+def _total(coding: _Coding) -> float:
+    return sum(
+        plane.raw_bits if histogram is None else histogram.bits for plane, histogram in coding
+    )
+
+
+def _turned(values: Tensor) -> NDArray[Any]:
+    """Every number turned left by one bit, as unsigned integers of its own width.
+
+    So the sign becomes the lowest bit, and the first byte of a float32 or bfloat16 its exponent.
     """
     size = values.dtype.itemsize
     plain = bits(values).numpy().view(_UNSIGNED[size])
-    turned = (plain << 1) | (plain >> (8 * size - 1))
-    table = turned.astype(turned.dtype.newbyteorder("<")).view(np.uint8).reshape(-1, size)
-    return [table[:, place] for place in reversed(range(size))]
+    return (plain << 1) | (plain >> (8 * size - 1))
 
 
-def _joined(
-    coded: Sequence[NDArray[Any] | None], rest: NDArray[Any], count: int, dtype: torch.dtype
-) -> Tensor:
+def _planes(turned: NDArray[Any], widths: Sequence[int]) -> list[Plane]:
+    """The digits of all numbers, the highest first."""
+    planes, below = [], sum(widths)
+    for width in widths:
+        below -= width
+        digits = (turned >> below).astype(np.uint16 if width > BYTE else np.uint8)
+        if width < BYTE:
+            digits &= (1 << width) - 1
+        planes.append(Plane(width=width, digits=digits))
+    return planes
+
+
+def _raw_bytes(planes: Sequence[Plane]) -> NDArray[Any]:
+    """Bytes of a number side by side, the lowest first; then half bytes, two in one."""
+    whole = [plane.digits for plane in planes if plane.width == BYTE]
+    rest = np.stack(whole[::-1], axis=1).reshape(-1) if whole else np.zeros(0, dtype=np.uint8)
+    for plane in planes:
+        if plane.width < BYTE:
+            even = np.append(plane.digits, np.zeros(len(plane.digits) % 2, dtype=np.uint8))
+            rest = np.append(rest, even[::2] | (even[1::2] << 4))
+    return rest
+
+
+def _filled(
+    coded: Sequence[NDArray[Any] | None], widths: Sequence[int], rest: NDArray[Any], count: int
+) -> list[NDArray[Any]]:
+    """All planes: the raw ones from the bytes that `_raw_bytes` made."""
+    raw = [width for plane, width in zip(coded, widths, strict=True) if plane is None]
+    whole, half = raw.count(BYTE), BYTE // 2 in raw
+    if len(rest) != count * whole + (count + 1) // 2 * half:
+        each = f"{whole + half / 2:g} raw bytes each"
+        raise ArtifactError(f"has {len(rest):,} raw bytes for {count:,} values with {each}")
+    table, pairs = rest[: count * whole].reshape(count, whole), rest[count * whole :]
+    halves = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)
+    if half and halves[count:].any():
+        raise ArtifactError("has half a byte set behind its last value")
+    columns = iter(reversed(range(whole)))
+    return [
+        plane
+        if plane is not None
+        else (table[:, next(columns)] if width == BYTE else halves[:count])
+        for plane, width in zip(coded, widths, strict=True)
+    ]
+
+
+def _joined(planes: Sequence[NDArray[Any]], widths: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = dtype.itemsize
-    table = np.empty((count, size), dtype=np.uint8)
-    columns = iter(reversed(range(rest.shape[1])))
-    for place, plane in zip(reversed(range(size)), coded, strict=True):
-        table[:, place] = rest[:, next(columns)] if plane is None else plane
+    table = np.empty((len(planes[0]), size), dtype=np.uint8)
+    if widths[0] > BYTE:
+        first, second, *others = planes
+        planes = [first >> 4, (first << 4).astype(np.uint8) | second, *others]
+    for place, plane in zip(reversed(range(size)), planes, strict=True):
+        table[:, place] = plane
     turned = table.reshape(-1).view(np.dtype(_UNSIGNED[size]).newbyteorder("<"))
     turned = turned.astype(_UNSIGNED[size], copy=False)
     plain = (turned >> 1) | (turned << (8 * size - 1))
     return torch.from_numpy(plain.view(np.uint8)).view(dtype)
-
-
-def _encode_plane(coder: Any, plane: NDArray[Any], histogram: _Histogram) -> None:
-    present, frequencies = histogram.present, histogram.frequencies
-    low, high = int(present[0]), int(present[-1])
-    coder.encode(np.array([low, high - low], dtype=np.int32), _uniform(_BYTES))
-    held = np.isin(np.arange(low, high + 1), present)
-    coder.encode(held.astype(np.int32), _uniform(2))
-    coder.encode(frequencies.astype(np.int32), _uniform(_WHOLE + 1))
-    if len(present) == 1:
-        return
-    places = np.zeros(_BYTES, dtype=np.int32)
-    places[present] = np.arange(len(present))
-    model = histogram.model()
-    for part in _chunks(plane):
-        coder.encode(places[part], model)
-
-
-def _decode_plane(coder: Any, count: int) -> NDArray[Any] | None:
-    """The next plane of the message; None for a raw one."""
-    if not int(coder.decode(_uniform(2))):
-        return None
-    low, span = (int(number) for number in coder.decode(_uniform(_BYTES), 2))
-    present = low + coder.decode(_uniform(2), span + 1).nonzero()[0]
-    frequencies = coder.decode(_uniform(_WHOLE + 1), len(present)).astype(np.int64)
-    if low + span >= _BYTES or int(frequencies.sum()) != _WHOLE:
-        raise ArtifactError("has values with a histogram that is none")
-    if len(present) == 1:
-        return np.full(count, present[0], dtype=np.uint8)
-    model = _Histogram(present=present, frequencies=frequencies).model()
-    plane, table = np.empty(count, dtype=np.uint8), present.astype(np.uint8)
-    for part in _chunks(plane):
-        part[:] = table[coder.decode(model, len(part))]
-    return plane
-
-
-def _fit(plane: NDArray[Any]) -> _Histogram | None:
-    """The histogram of a plane; None where coding by it saves too little."""
-    counts = np.zeros(_BYTES, dtype=np.int64)
-    for part in _chunks(plane):
-        counts += np.bincount(part, minlength=_BYTES)
-    present = counts.nonzero()[0]
-    if not len(present) or _coded_bits(counts) > _WORTH * 8 * len(plane):
-        return None
-    return _Histogram(present=present, frequencies=_rounded(counts[present]))
-
-
-def _coded_bits(counts: NDArray[Any]) -> float:
-    """Bits of a plane with these counts, and of what describes them."""
-    present = counts.nonzero()[0]
-    shares = counts[present] / counts.sum()
-    side = 17 * len(present) + int(present[-1] - present[0]) + 17
-    return float(-(counts[present] * np.log2(shares)).sum()) + side
-
-
-def _rounded(counts: NDArray[Any]) -> NDArray[Any]:
-    """Counts as 65,536ths that sum to 65,536: none becomes 0, and the largest takes the rest."""
-    shares = np.maximum(counts * _WHOLE // int(counts.sum()), 1)
-    shares[int(shares.argmax())] += _WHOLE - int(shares.sum())
-    rounded: NDArray[Any] = shares
-    return rounded
-
-
-def _chunks(plane: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Views of a plane, one after the other."""
-    for start in range(0, len(plane), _CHUNK):
-        yield plane[start : start + _CHUNK]
-
-
-def _uniform(size: int) -> Any:
-    return constriction.stream.model.Uniform(size)
 
 
 def message_slack() -> int:
