@@ -155,9 +155,8 @@ def _planes(turned: NDArray[Any], widths: Sequence[int]) -> list[Plane]:
     planes, below = [], sum(widths)
     for width in widths:
         below -= width
-        digits = (turned >> below).astype(np.uint16 if width > BYTE else np.uint8)
-        if width < BYTE:
-            digits &= (1 << width) - 1
+        kind = np.uint16 if width > BYTE else np.uint8
+        digits = ((turned >> below) & turned.dtype.type((1 << width) - 1)).astype(kind)
         planes.append(Plane(width=width, digits=digits))
     return planes
 
