@@ -33,11 +33,11 @@ FLAGS = {
     "": "--version",
     "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --controls --recipe --set -o --out --save-every --resume --fresh --push-to-hub "
-    "--quiet --json",
+    "--accumulate --recompute --state --max-time --controls --recipe --set -o --out --save-every "
+    "--resume --fresh --push-to-hub --quiet --json",
     "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
     "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--max-time --controls --recipe --set --json",
+    "--accumulate --recompute --state --max-time --controls --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",

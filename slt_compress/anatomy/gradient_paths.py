@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # Layers with a backward pass of their own, which runs only if their input requires a gradient.
 _OWN_BACKWARD = ("ReformerEncoder",)
+# What says of a layer of transformers or timm that it is checkpointed.
+_SAYS_SO = ("gradient_checkpointing", "grad_checkpointing")
 # … and those of their layers that refuse to run it in eval mode.
 _NEEDS_TRAIN_MODE = ("ReformerLayer",)
 
@@ -21,7 +23,7 @@ def grads_from_embeddings(module: nn.Module) -> Iterator[None]:
     Reversible layers and re-entrant checkpointed layers do. With frozen weights nothing else in
     front of them requires a gradient.
     """
-    embeddings = _embeddings(module) if any(map(_needs_input, module.modules())) else None
+    embeddings = _embeddings(module) if any(map(runs_again, module.modules())) else None
     if embeddings is None:
         yield
         return
@@ -37,8 +39,9 @@ def needs_train_mode(child: nn.Module) -> bool:
     return type(child).__name__ in _NEEDS_TRAIN_MODE
 
 
-def _needs_input(child: nn.Module) -> bool:
-    checkpointed = getattr(child, "gradient_checkpointing", False) is True
+def runs_again(child: nn.Module) -> bool:
+    """Whether a layer of a library runs its forward pass again in the backward pass."""
+    checkpointed = any(getattr(child, name, False) is True for name in _SAYS_SO)
     return checkpointed or type(child).__name__ in _OWN_BACKWARD
 
 

@@ -17,7 +17,7 @@ from slt_compress.evidence.sampling import FirstRows
 from slt_compress.gates import Learned, Magnitude, Phase
 from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
-from slt_compress.searching.events import Part, Watched
+from slt_compress.searching.events import Part, Watched, unheard
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.sites.sites import SitePlan
 from slt_compress.storage.freeing import release
@@ -114,7 +114,7 @@ class Measuring:
     def measure(self, batches: Iterable[Any], reference: Reference | None) -> Metrics:
         """Metrics of the network as its gates are, beside the dense one where that is given."""
         setup = self.setup
-        watched = Watched(batches, setup.tell)
+        watched = batches if setup.tell is unheard else Watched(batches, setup.tell)
         return setup.workload.measure(setup.module, watched, reference=reference)
 
     def _masked(

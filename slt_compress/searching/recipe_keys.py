@@ -104,6 +104,18 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
         help="no, bf16 or fp16.",
     ),
     RecipeKey(
+        key="training.accumulate", flag="--accumulate", type=int, commands=_ONE,
+        help="Put a batch through the network in so many parts, one after another.",
+    ),
+    RecipeKey(
+        key="training.recompute", flag="--recompute", type=str, commands=_ONE,
+        help="none, or blocks: they run again in the backward pass, which saves memory.",
+    ),
+    RecipeKey(
+        key="training.state", flag="--state", type=str, commands=_ONE,
+        help="fp32, or bf16: moments and running mean in half the memory.",
+    ),
+    RecipeKey(
         key="training.max_time", flag="--max-time", type=float, commands=_ONE,
         help="Longest time to search, in seconds.",
     ),

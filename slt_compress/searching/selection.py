@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from slt_compress.searching.half_states import lags_of
 from slt_compress.searching.settings import Training
 from slt_compress.searching.state import SearchState, Selected
 
@@ -14,6 +15,9 @@ from slt_compress.searching.state import SearchState, Selected
 def candidate(state: SearchState) -> dict[str, Tensor]:
     """Copies on the CPU of what a mask would be made from now: the running mean, or the scores."""
     source = state.mean or state.scores
+    lags = dict(lags_of(state.optimizer))
+    if lags:
+        return {name: (score.detach() - lags[name]).cpu() for name, score in source.items()}
     return {name: score.detach().cpu().clone() for name, score in source.items()}
 
 

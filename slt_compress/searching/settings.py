@@ -15,6 +15,8 @@ from slt_compress.sites.budget import Budget
 Precision = Literal["no", "bf16", "fp16"]
 LrSchedule = Literal["linear", "cosine"]
 BatchNormPolicy = Literal["batch", "frozen"]
+Recompute = Literal["none", "blocks"]
+StateDtype = Literal["fp32", "bf16"]
 ControlsMode = Literal["none", "fast", "full"]
 # On pretrained weights one setting suits every method.
 _PRETRAINED: tuple[Suited, ...] = (Suited(optimizer="adam", lr=2e-2),)
@@ -57,6 +59,11 @@ class Training:
         device: torch device; None takes the one that accelerate chooses.
         precision: of the forward pass: `no` (as the weights are), `bf16` or `fp16` autocast.
         max_time: seconds after which the schedule is at its end, whichever step that is.
+        accumulate: a batch goes through the network in so many parts, one after another.
+        recompute: `blocks` runs each block again in the backward pass instead of keeping what it
+            made, for a third more time; `none` keeps it.
+        state: of the optimizer and the running mean: `fp32`, or `bf16` in half the memory, which
+            gives another mask.
     """
 
     steps: int | None = None
@@ -82,9 +89,21 @@ class Training:
     device: str | None = None
     precision: Precision = "no"
     max_time: float | None = None
+    accumulate: int = 1
+    recompute: Recompute = "none"
+    state: StateDtype = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "batch_size", "lr", "max_time", "clip", "patience"):
+        for name in (
+            "steps",
+            "epochs",
+            "batch_size",
+            "lr",
+            "max_time",
+            "clip",
+            "patience",
+            "accumulate",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 raise RecipeError(f"training.{name} must be above 0 and finite, not {value}")
@@ -176,3 +195,15 @@ def phase_at(training: Training, progress: float, index: int) -> Phase:
         hard=progress >= 1.0 - training.rounded,
         noise=training.rounded < 1.0,
     )
+
+
+def lr_of(training: Training) -> float:
+    """The learning rate at the start.
+
+    Raises:
+        RecipeError: nothing has filled it in.
+    """
+    if training.lr is None:
+        raise RecipeError("training.lr is not given: slt_compress.searching.settings.with_defaults "
+                          "fills it in")  # fmt: skip
+    return training.lr

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slt_compress.anatomy.gradient_paths import needs_train_mode
 from slt_compress.checkpoints.tasks import to_device
-from slt_compress.errors import RecipeError, SltError
+from slt_compress.errors import SltError
 from slt_compress.gates import Learned, Phase
-from slt_compress.gates.gating import Gates, read_once
+from slt_compress.gates.gating import Gates
 from slt_compress.searching.accelerators import (
     in_main,
     mean_over_processes,
@@ -26,9 +26,16 @@ from slt_compress.searching.accelerators import (
     shard_of,
 )
 from slt_compress.searching.objectives import Answer, Objective, Outcome
+from slt_compress.searching.reading import reading_of, recomputing
 from slt_compress.searching.schedules import density_at
 from slt_compress.searching.selection import mean_decay
-from slt_compress.searching.settings import BatchNormPolicy, Training, lr_factor, phase_at
+from slt_compress.searching.settings import (
+    BatchNormPolicy,
+    Training,
+    lr_factor,
+    lr_of,
+    phase_at,
+)
 from slt_compress.searching.state import (
     Drawn,
     EpochBatches,
@@ -38,6 +45,7 @@ from slt_compress.searching.state import (
     first_state,
     follow_,
 )
+from slt_compress.searching.stepping import EarlySteps, early_steps, in_parts, optimizer_of
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import SitePlan
 
@@ -63,7 +71,9 @@ class Loop:
 
     def first_state(self) -> SearchState:
         """The state before the first step, made of the scores in the gates."""
-        return first_state(self.gates.scores, averaged=self.training.ema > 0.0)
+        training = self.training
+        averaged = training.ema > 0.0 and training.state == "fp32"  # else the optimizer has it
+        return first_state(self.gates.scores, averaged=averaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +84,8 @@ class Engine:
     module: nn.Module
     optimizer: Any
     accelerator: Accelerator
+    early: EarlySteps | None
+    reading: Callable[[], AbstractContextManager[Any]]
     started: float
 
     def step(self, state: SearchState, drawn: Drawn) -> SearchState:
@@ -92,7 +104,10 @@ class Engine:
         )  # fmt: skip
         shifts = loop.method.shifts(loop.gates.ranked_(), loop.budget, density, phase, state.shifts)
         loop.gates.sample(phase, shifts)
-        outcome = self._learn(drawn.batch, phase, lr_factor(training, progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_of(training) * lr_factor(training, progress)
+            group["mean_decay"] = mean_decay(training.ema, index)
+        outcome = self._learn(drawn.batch, phase)
         loss = mean_over_processes(self.accelerator, float(outcome.loss.detach()))
         if not isfinite(loss):
             raise SltError(
@@ -114,26 +129,37 @@ class Engine:
             ),
         )  # fmt: skip
 
-    def _learn(self, batch: Any, phase: Phase, lr_share: float) -> Outcome:
+    def _learn(self, batch: Any, phase: Phase) -> Outcome:
         """Forward, backward and one update of the scores."""
         loop, training, accelerator = self.loop, self.loop.training, self.accelerator
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_of(training) * lr_share
         shard, weight = shard_of(batch, accelerator.process_index, accelerator.num_processes)
-        shard = to_device(shard, accelerator.device)
-        target = _target(loop, shard, accelerator)
-        _search_mode(loop.module, training.batchnorm)
-        with read_once(loop.module, loop.plan), accelerator.autocast():
-            outcome = loop.objective.loss(self.module, shard, target)
+        parts = list(in_parts(shard, training.accumulate, shard_of))
+        outcomes = []
+        for number, (part, share) in enumerate(parts, start=1):
+            early = self.early if number == len(parts) else None
+            outcome = self._pulled(part, phase, weight * share, early)
+            outcomes.append(outcome)
+        if training.clip is not None:
+            accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
+        self.optimizer.step()  # for those that took no early step
+        self.optimizer.zero_grad(set_to_none=True)
+        return outcomes[0] if len(outcomes) == 1 else _together(outcomes)
+
+    def _pulled(self, batch: Any, phase: Phase, weight: float, early: EarlySteps | None) -> Outcome:
+        """Forward and backward of a batch, or a part of one that has this weight in its mean."""
+        loop, accelerator = self.loop, self.accelerator
+        batch = to_device(batch, accelerator.device)
+        target = _target(loop, batch, accelerator)
+        _search_mode(loop.module, loop.training.batchnorm)
+        with self.reading(), accelerator.autocast():
+            outcome = loop.objective.loss(self.module, batch, target)
             if weight != 1.0:
                 outcome = replace(outcome, loss=outcome.loss * weight)
             penalty = loop.method.penalty_of(loop.gates.scores, phase)
-            accelerator.backward(outcome.loss if penalty is None else outcome.loss + penalty)
-        if training.clip is not None:
-            accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return outcome
+            loss = outcome.loss if penalty is None else outcome.loss + penalty * weight
+            with nullcontext() if early is None else early.taken():
+                accelerator.backward(loss)
+        return replace(outcome, loss=outcome.loss.detach())
 
     @torch.no_grad()
     def _adopt(self, state: SearchState) -> None:
@@ -179,12 +205,27 @@ class Engine:
 @contextmanager
 def engine_for(loop: Loop, accelerator: Accelerator, *, seconds: float = 0.0) -> Iterator[Engine]:
     """What computes the steps of a loop of which `seconds` are over already."""
-    optimizer = _optimizer(list(loop.gates.scores.values()), loop.training)
-    with prepared(accelerator, loop.module, optimizer) as (module, wrapped):
+    training, scores = loop.training, loop.gates.scores
+    optimizer = optimizer_of(list(scores.values()), training)
+    with (
+        recomputing(loop.module, training),
+        prepared(accelerator, loop.module, optimizer) as (module, wrapped),
+    ):
         yield Engine(
             loop=loop, module=module, optimizer=wrapped, accelerator=accelerator,
+            early=early_steps(scores.values(), wrapped, accelerator, training),
+            reading=reading_of(loop.module, loop.plan, training, accelerator.num_processes),
             started=time.monotonic() - seconds,
         )  # fmt: skip
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of a batch from those of its parts, whose losses are shares of its own."""
+    metrics = [outcome.metric for outcome in outcomes if outcome.metric is not None]
+    return Outcome(
+        torch.stack([outcome.loss for outcome in outcomes]).sum(),
+        sum(metrics) / len(metrics) if len(metrics) == len(outcomes) else None,
+    )
 
 
 def walk(engine: Engine, state: SearchState | None = None) -> Iterator[SearchState]:
@@ -195,27 +236,6 @@ def walk(engine: Engine, state: SearchState | None = None) -> Iterator[SearchSta
         yield state
         if state.over:
             return
-
-
-def _optimizer(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    decay, lr = training.weight_decay, lr_of(training)
-    if training.optimizer == "sgd":
-        return torch.optim.SGD(
-            scores, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
-        )
-    return torch.optim.Adam(scores, lr=lr, weight_decay=decay, fused=True)
-
-
-def lr_of(training: Training) -> float:
-    """The learning rate at the start.
-
-    Raises:
-        RecipeError: nothing has filled it in.
-    """
-    if training.lr is None:
-        raise RecipeError("training.lr is not given: slt_compress.searching.settings.with_defaults "
-                          "fills it in")  # fmt: skip
-    return training.lr
 
 
 def _target(loop: Loop, batch: Any, accelerator: Accelerator) -> Answer | None:

@@ -1,0 +1,91 @@
+"""Stepping: how gradients become changes of the scores, with as little memory as possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt_compress.searching.half_states import HalfAdam, HalfSGD
+from slt_compress.searching.settings import Training, lr_of
+
+# A search of fewer gates takes one step for all of them, as a step has a price of its own.
+_MANY = 1 << 20
+
+
+def optimizer_of(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    """The optimizer of the scores.
+
+    Raises:
+        RecipeError: no learning rate is given.
+    """
+    decay, lr, sgd = training.weight_decay, lr_of(training), training.optimizer == "sgd"
+    if training.state == "bf16":
+        half = HalfSGD if sgd else HalfAdam
+        return half(scores, lr=lr, weight_decay=decay, averaged=training.ema > 0.0)
+    if sgd:
+        return torch.optim.SGD(
+            scores, lr=lr, momentum=0.9, nesterov=True, weight_decay=decay, fused=True
+        )
+    return torch.optim.Adam(scores, lr=lr, weight_decay=decay, fused=True)
+
+
+@dataclass(frozen=True, slots=True)
+class EarlySteps:
+    """Steps each score within the backward pass, as soon as its gradient is complete.
+
+    A full set of gradients then never exists. The scores end as they do after one step for all.
+    """
+
+    scores: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Take them in the backward pass inside this block."""
+        with ExitStack() as stack:
+            for score in self.scores:
+                stack.callback(score.register_post_accumulate_grad_hook(self._step).remove)
+            yield
+
+    def _step(self, score: Tensor) -> None:
+        (group,) = self.optimizer.param_groups
+        every = group["params"]
+        group["params"] = [score]
+        try:
+            self.optimizer.step()
+        finally:
+            group["params"] = every
+        score.grad = None
+
+
+def early_steps(
+    scores: Iterable[nn.Parameter], optimizer: Any, accelerator: Any, training: Training
+) -> EarlySteps | None:
+    """The steps within the backward pass; None where a step needs all gradients at once.
+
+    It does to clip them, to scale them back, or to add them over processes. A small search gains
+    nothing.
+    """
+    listed = list(scores)
+    together = (
+        training.clip is not None
+        or accelerator.scaler is not None
+        or accelerator.num_processes > 1
+        or sum(score.numel() for score in listed) < _MANY
+    )
+    return None if together else EarlySteps(listed, getattr(optimizer, "optimizer", optimizer))
+
+
+def in_parts(batch: Any, count: int, cut: Callable[..., Any]) -> Iterator[tuple[Any, float]]:
+    """A batch cut into at most `count` parts, each with its share in the mean over the batch."""
+    if count == 1:
+        yield batch, 1.0
+        return
+    for index in range(count):
+        part, weight = cut(batch, index, count)
+        yield part, weight / count
