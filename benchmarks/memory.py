@@ -114,7 +114,7 @@ def main() -> None:
                 "evaluation": {"controls": "none", "limit": 8},
             }  # fmt: skip
             given = {**content["training"], "steps": arguments.steps, "device": "cpu",
-                     "optimizer": "adam", "hard": 0.5, "selections": 2}  # fmt: skip
+                     "optimizer": "adam", "hard": 0.5, "selections": 1}  # fmt: skip
             tuned = measured(Path(folder), "adamw", {**recipe, "training": given})
             for options in [{}, *arguments.options]:
                 taken = measured(

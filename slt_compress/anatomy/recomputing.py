@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -51,6 +52,6 @@ def recomputed_blocks(module: nn.Module) -> Iterator[int]:
         yield len(blocks)
 
 
-def _cached_config(child: nn.Module) -> object:
-    config = getattr(child, "config", None)
+def _cached_config(child: nn.Module) -> Any:
+    config: Any = getattr(child, "config", None)
     return config if getattr(config, "use_cache", False) is True else None

@@ -49,7 +49,8 @@ class EarlySteps:
         """Take them in the backward pass inside this block."""
         with ExitStack() as stack:
             for score in self.scores:
-                stack.callback(score.register_post_accumulate_grad_hook(self._step).remove)
+                hooked: Any = score  # torch gives the method no types
+                stack.callback(hooked.register_post_accumulate_grad_hook(self._step).remove)
             yield
 
     def _step(self, score: Tensor) -> None:
