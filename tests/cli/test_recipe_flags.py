@@ -22,8 +22,9 @@ NET = ["lenet-300-100", "--init", "random", "--dataset", "digits"]
 # recipe accepts only some.
 TYPICAL: dict[type[Any], Any] = {str: "some/text", int: 7, float: 0.75}
 NAMES = {
-    "--controls": "full", "--recompute": "blocks", "--state": "bf16", "--method": "gumbel", "--pattern": "block:2x2", "--scope": "layer", "--objective": "task",
-    "--init": "random", "--precision": "bf16",
+    "--controls": "full", "--recompute": "blocks", "--state": "bf16", "--method": "gumbel",
+    "--pattern": "block:2x2", "--scope": "layer", "--objective": "task", "--init": "random",
+    "--precision": "bf16",
 }  # fmt: skip
 
 
