@@ -2,7 +2,9 @@
 
     python benchmarks/survival/survive.py [ROW ...]
 
-Rows: gguf, bitsandbytes, quanto, torchao, compressed-tensors, onnxruntime, lora, optimizers, ema.
+Rows: gguf, bitsandbytes, blockwise, quanto, torchao, compressed-tensors, onnxruntime, optimizers,
+past, trainer, lora, adapters, ema; and k-quants, auto-round, gptq, nncf, hqq, each in its own
+environment.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import elsewhere_rows
+import gguf_rows
 import torch
+import training_rows
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from slt_compress import hold_zeros
 from slt_compress.evidence.audit import audit_model
 from slt_compress.searching.recipes import Recipe
 from slt_compress.tickets.importing import import_checkpoint
 
-HEADS, QUERIES = 4, ("q_proj", "k_proj")
+HEADS = 4
 Made = Iterator[tuple[str, Path]]
 
 
@@ -42,33 +46,6 @@ def masked_llama(folder: Path) -> Any:
             weight.data *= torch.rand_like(weight) < 0.1
     model.save_pretrained(folder)
     return model
-
-
-def gguf(base: Path, out: Path, model: Any) -> Made:
-    """As the converter of llama.cpp writes it: rows of queries and keys by head."""
-    from gguf import GGMLQuantizationType, GGUFWriter, quants
-
-    def turned(weight: torch.Tensor) -> torch.Tensor:
-        rows = weight.reshape(HEADS, 2, len(weight) // HEADS // 2, weight.shape[1])
-        return rows.swapaxes(1, 2).reshape(weight.shape)
-
-    for label in ("Q8_0", "Q5_0", "Q4_0", "MXFP4", "Q5_1", "Q4_1", "BF16"):
-        path, kind = out / f"{label}.gguf", getattr(GGMLQuantizationType, label)
-        writer = GGUFWriter(str(path), "llama")
-        writer.add_head_count(HEADS)
-        for place, (name, weight) in enumerate(load_file(base / "model.safetensors").items()):
-            weight = turned(weight) if any(part in name for part in QUERIES) else weight
-            data = weight.numpy().copy()
-            if weight.dim() == 2:
-                coded = quants.quantize(data, kind)
-                writer.add_tensor(f"blk.{place}.weight", coded, raw_dtype=kind)
-            else:
-                writer.add_tensor(f"blk.{place}.weight", data)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        yield f"GGUF {label}", path
 
 
 def quantised(base: Path, folder: Path, config: Any) -> Path:
@@ -209,79 +186,17 @@ def onnxruntime(base: Path, out: Path, model: Any) -> Made:
         yield f"onnxruntime 4 bits, {'symmetric' if symmetric else 'with an offset'}", path
 
 
-def lora(base: Path, out: Path, model: Any) -> Made:
-    """Merged, and merged and unmerged."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)
-    adapted = get_peft_model(copy.deepcopy(model), config)
-    adapted.merge_adapter()
-    adapted.unmerge_adapter()
-    adapted.unload().save_pretrained(out / "unmerged")
-    yield "LoRA, merged and unmerged", out / "unmerged"
-    merged = get_peft_model(copy.deepcopy(model), config).merge_and_unload()
-    merged.save_pretrained(out / "merged")
-    yield "LoRA, merged", out / "merged"
-    held = hold_zeros(merged, out.parent / "t", torch.optim.SGD(merged.parameters(), lr=0.0))
-    held.put_on_(merged)
-    merged.save_pretrained(out / "held")
-    yield "LoRA, merged, zeros held", out / "held"
-
-
-def trained(
-    model: Any, optimizer: Any, steps: int = 20, after: Callable[[], None] | None = None
-) -> None:
-    """A few steps on random tokens; gradients of dropped weights are 0, as many recipes have it."""
-    masks = {p: p.detach() != 0 for p in model.parameters() if p.dim() == 2}
-    for step in range(steps):
-        ids = torch.randint(0, 96, (2, 8), generator=torch.Generator().manual_seed(step))
-        model(input_ids=ids, labels=ids).loss.backward()
-        for parameter, mask in masks.items():
-            parameter.grad *= mask
-        optimizer.step()
-        optimizer.zero_grad()
-        if after is not None:
-            after()
-
-
-def optimizers(base: Path, out: Path, model: Any) -> Made:
-    """Masked gradients alone, and `hold_zeros`."""
-    makers: Mapping[str, Callable[[Any], Any]] = {
-        "AdamW": lambda m: torch.optim.AdamW(m.parameters(), lr=1e-3),
-        "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9),
-        "Muon": lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2], lr=1e-3),
-        "Adafactor": lambda m: torch.optim.Adafactor(m.parameters(), lr=1e-3),
-    }
-    for label, make in makers.items():
-        for held in (False, True):
-            one = copy.deepcopy(model)
-            optimizer = make(one)
-            if held:
-                hold_zeros(one, out.parent / "t", optimizer)
-            trained(one, optimizer)
-            folder = out / f"{label}-{held}"
-            one.save_pretrained(folder)
-            yield f"{label}, {'hold_zeros' if held else 'masked gradients'}", folder
-
-
-def ema(base: Path, out: Path, model: Any) -> Made:
-    """An average that was built before the pruning."""
-    from timm.utils import ModelEmaV3
-
-    dense = copy.deepcopy(model)
-    for weight in dense.parameters():
-        weight.data += 0.02 * torch.randn_like(weight)
-    average = ModelEmaV3(dense, decay=0.999)
-    for _ in range(100):
-        average.update(model)
-    average.module.save_pretrained(out / "before")
-    yield "ModelEmaV3 from before the pruning", out / "before"
-
-
 ROWS: Mapping[str, Callable[[Path, Path, Any], Made]] = {
-    "gguf": gguf, "bitsandbytes": bitsandbytes, "quanto": quanto, "torchao": torchao,
-    "compressed-tensors": compressed_tensors, "onnxruntime": onnxruntime, "lora": lora,
-    "optimizers": optimizers, "ema": ema,
+    "gguf": gguf_rows.gguf, "bitsandbytes": bitsandbytes, "blockwise": elsewhere_rows.blockwise,
+    "quanto": quanto, "torchao": torchao, "compressed-tensors": compressed_tensors,
+    "onnxruntime": onnxruntime, "optimizers": training_rows.optimizers,
+    "past": training_rows.past, "trainer": training_rows.trainer, "lora": training_rows.lora,
+    "adapters": training_rows.adapters, "ema": training_rows.ema,
+}  # fmt: skip
+# Each in an environment of its own, by the file that its docstring names.
+ELSEWHERE: Mapping[str, Callable[[Path, Path, Any], Made]] = {
+    "k-quants": gguf_rows.k_quants, "auto-round": elsewhere_rows.auto_round,
+    "gptq": elsewhere_rows.gptq, "nncf": elsewhere_rows.nncf, "hqq": elsewhere_rows.hqq,
 }  # fmt: skip
 
 
@@ -294,7 +209,9 @@ def main(rows: list[str]) -> None:
         import_checkpoint(folder / "base", folder / "t", recipe=Recipe().to_dict())
         for row in rows or ROWS:
             (folder / row).mkdir()
-            for label, path in ROWS[row](folder / "base", folder / row, copy.deepcopy(model)):
+            for label, path in {**ROWS, **ELSEWHERE}[row](
+                folder / "base", folder / row, copy.deepcopy(model)
+            ):
                 totals = audit_model(path, folder / "t").totals()
                 if totals["layers_found"] != totals["layers"]:
                     print(f"{label}: not all layers were found", file=sys.stderr)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from slt_compress.errors import SourceError
-from slt_compress.evidence.audit_gguf_blocks import BLOCKS, Block
+from slt_compress.evidence.audit_gguf_blocks import BLOCKS, Block, block_of
 from slt_compress.evidence.audit_tensors import StoredModel, StoredWeight
 
 _MAGIC = b"GGUF"
@@ -86,7 +86,7 @@ def read_gguf(path: Path) -> StoredModel:
         raise SourceError(f"{path} is not a sound GGUF file: {cause}") from cause
     weights = {}
     for name, entry in entries.items():
-        block = BLOCKS.get(entry.kind)
+        block = block_of(entry.kind)
         read: Callable[[], Tensor] = partial(_read, path, name, entry, block, start)
         label = block.name if block is not None else f"GGUF type {entry.kind}"
         weights[name] = StoredWeight(encoding=label, read=read)
@@ -134,7 +134,10 @@ def _read(path: Path, name: str, entry: _Entry, block: Block | None, start: int)
     """
     if block is None:
         known = ", ".join(known.name for known in BLOCKS.values())
-        raise SourceError(f"{path}: {name} is stored as GGUF type {entry.kind}; read are {known}")
+        raise SourceError(
+            f"{path}: {name} is stored as GGUF type {entry.kind}; read are {known}, and what the "
+            "package gguf knows, where that is installed"
+        )
     count = math.prod(entry.sizes)
     if count % block.weights or (entry.sizes and entry.sizes[0] % block.weights):
         raise SourceError(f"{path}: {name} {entry.sizes} is not in blocks of {block.weights}")

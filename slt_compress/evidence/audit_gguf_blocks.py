@@ -71,6 +71,53 @@ def _mxfp4(data: Array) -> Array:
     return scale * _E2M1[_low_high(data[:, 1:])]
 
 
+def _nvfp4(data: Array) -> Array:
+    """Four groups of 16 numbers as `_mxfp4` has them, each with an unsigned float8 as its scale."""
+    exponent, mantissa = (data[:, :4] >> 3 & 15).astype(np.int32), data[:, :4] & 7
+    fraction = np.where(exponent == 0, mantissa, mantissa + np.float32(8))
+    scale = np.ldexp(fraction, np.maximum(exponent, 1) - 11).astype(np.float32)
+    scale[data[:, :4] == 127] = 0
+    codes = data[:, 4:].reshape(len(data), 4, 8)
+    numbers = _E2M1[np.concatenate([codes & 15, codes >> 4], axis=2)]
+    values: Array = (scale[:, :, None] * numbers).reshape(len(data), 64)
+    return values
+
+
+# Sixteen levels for what is spread like a Gaussian; none of them is 0.
+_UNEVEN = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32
+)
+
+
+def _iq4_nl(data: Array) -> Array:
+    return _half(data, 0) * _UNEVEN[_low_high(data[:, 2:])]
+
+
+def _iq4_xs(data: Array) -> Array:
+    """Eight groups of 32 levels, each with a scale of six bits in two parts."""
+    high = np.ascontiguousarray(data[:, 2:4]).view("<u2") >> 2 * np.arange(8, dtype=np.uint16) & 3
+    low = np.stack([data[:, 4:8] & 15, data[:, 4:8] >> 4], axis=2).reshape(len(data), 8)
+    scale = _half(data, 0) * ((low | high << 4).astype(np.float32) - 32)
+    codes = data[:, 8:].reshape(len(data), 8, 16)
+    levels = _UNEVEN[np.concatenate([codes & 15, codes >> 4], axis=2)]
+    values: Array = (scale[:, :, None] * levels).reshape(len(data), 256)
+    return values
+
+
+def _tq1_0(data: Array) -> Array:
+    """Five digits of base three in a byte: 160 by 32 bytes, 80 by 16, and 16 by four bytes."""
+    parts = []
+    for start, width, digits in ((0, 32, 5), (32, 16, 5), (48, 4, 4)):
+        powers = (3 ** np.arange(digits)).astype(np.uint8)[None, :, None]
+        turned = (data[:, None, start : start + width] * powers).astype(np.uint16)
+        parts.append((turned * 3 >> 8).reshape(len(data), -1))
+    return _half(data, 52) * (np.concatenate(parts, axis=1).astype(np.float32) - 1)
+
+
+def _tq2_0(data: Array) -> Array:
+    return _half(data, 64) * (_two_bits(data[:, :64]).astype(np.float32) - 1)
+
+
 def _bf16(data: Array) -> Array:
     return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
@@ -164,6 +211,11 @@ BLOCKS: Mapping[int, Block] = MappingProxyType(
         7: Block(name="Q5_1", weights=32, nbytes=24, decode=_q5_1),
         8: Block(name="Q8_0", weights=32, nbytes=34, decode=_q8_0),
         39: Block(name="MXFP4", weights=32, nbytes=17, decode=_mxfp4),
+        40: Block(name="NVFP4", weights=64, nbytes=36, decode=_nvfp4),
+        20: Block(name="IQ4_NL", weights=32, nbytes=18, decode=_iq4_nl),
+        23: Block(name="IQ4_XS", weights=256, nbytes=136, decode=_iq4_xs),
+        34: Block(name="TQ1_0", weights=256, nbytes=54, decode=_tq1_0),
+        35: Block(name="TQ2_0", weights=256, nbytes=66, decode=_tq2_0),
         10: Block(name="Q2_K", weights=256, nbytes=84, decode=_q2_k),
         11: Block(name="Q3_K", weights=256, nbytes=110, decode=_q3_k),
         12: Block(name="Q4_K", weights=256, nbytes=144, decode=_q4_k),
@@ -171,3 +223,26 @@ BLOCKS: Mapping[int, Block] = MappingProxyType(
         14: Block(name="Q6_K", weights=256, nbytes=210, decode=_q6_k),
     }
 )
+
+
+def block_of(kind: int) -> Block | None:
+    """The layout of a type; that of a type with a grid comes from the package gguf, if it is there.
+
+    None where neither knows the type.
+    """
+    known = BLOCKS.get(kind)
+    if known is not None:
+        return known
+    try:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+
+        named = GGMLQuantizationType(kind)
+    except (ImportError, ValueError):
+        return None
+    weights, nbytes = GGML_QUANT_SIZES[named]
+
+    def decode(data: Array) -> Array:
+        values: Array = quants.dequantize(data, named)
+        return values
+
+    return Block(name=str(named.name), weights=weights, nbytes=nbytes, decode=decode)

@@ -13,13 +13,10 @@ from torch import Tensor
 
 from slt_compress.artifacts.onnx_file import require_onnx
 from slt_compress.errors import ArtifactError, SourceError
+from slt_compress.evidence.audit_onnx_notes import onnx_notes
 from slt_compress.evidence.audit_tensors import StoredModel, StoredWeight, unpack_words
 from slt_compress.storage.manifests import is_file_name
 
-_PADDED = (
-    "this file was optimised by onnxruntime for one machine: its convolutions are padded, so that "
-    "zeros counted in the file are more than the model has"
-)
 # Where the nodes that take quantised weights have the weight, its scale and its zero point.
 _PLACES: Mapping[str, tuple[tuple[int, int | None, int | None], ...]] = {
     "DequantizeLinear": ((0, 1, 2),),
@@ -84,8 +81,8 @@ def read_onnx(path: Path) -> StoredModel:
         label = _dtype_name(entry) if known is None else f"{_dtype_name(entry)}, quantised"
         read: Callable[[], Tensor] = partial(_read, path, entry, entries, known)
         weights[name] = StoredWeight(encoding=label, read=read)
-    padded = any(node.domain == "com.microsoft.nchwc" for node in nodes)
-    return StoredModel(kind="ONNX", weights=weights, notes=(_PADDED,) if padded else ())
+    notes = onnx_notes(nodes, entries, partial(_tensor, path))
+    return StoredModel(kind="ONNX", weights=weights, notes=notes)
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

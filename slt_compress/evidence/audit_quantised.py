@@ -118,7 +118,8 @@ def _words(parts: _Parts) -> Tensor:
     if packed.shape[1] == outputs:  # GPTQ: words run along the inputs
         bits = 32 * parts[".qzeros"].shape[1] // outputs
         codes = unpack_words(packed.T.contiguous(), bits).T.int()
-        zeros = unpack_words(parts[".qzeros"], bits).int() + 1
+        # one less than the zero point is stored, so that 0 is stored as the largest number
+        zeros = (unpack_words(parts[".qzeros"], bits).int() + 1) & ((1 << bits) - 1)
         index = parts.get(".g_idx")
         inputs = len(codes)
         if index is None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from audit_files import GGUF, HEADS, SPELLINGS, save_gguf, save_spelled
+from audit_files import GGUF, HEADS, SPELLINGS, in_words, save_gguf, save_spelled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from slt_compress.cli.app import main
 from slt_compress.errors import SltError, SourceError
 from slt_compress.evidence.audit import audit_model
+from slt_compress.evidence.audit_gguf_blocks import BLOCKS, block_of
 from slt_compress.evidence.audit_sources import open_stored
 from slt_compress.searching.recipes import Recipe
 from slt_compress.tickets.importing import import_checkpoint
@@ -90,6 +94,73 @@ def test_gguf_without_our_names_and_with_rows_by_head(case, tmp_path, kind):
     assert heads == {name for name in sites if "q_proj" in name or "k_proj" in name}
     with_origin_gone = audit_model(tmp_path / "m.gguf", folder / "t", origin=folder / "origin")
     assert with_origin_gone.totals() == audit.totals()
+
+
+# By type: the values of 64 blocks of seeded bytes, as gguf 0.19.0 dequantises them.
+BLOCK_DIGESTS = {
+    "Q4_0": "033ddebcb7ce",
+    "Q4_1": "5d75c0541661",
+    "Q5_0": "d00ca522ef97",
+    "Q5_1": "e4668ef1cfb1",
+    "Q8_0": "e8d532f963dc",
+    "MXFP4": "26978122ce46",
+    "NVFP4": "978fd8aeca3a",
+    "IQ4_NL": "7316ebf36e3e",
+    "IQ4_XS": "74b2154b370f",
+    "TQ1_0": "e834516c0f47",
+    "TQ2_0": "6c10f74724e0",
+    "Q2_K": "852138fc9db7",
+    "Q3_K": "c1aa4d2ef42b",
+    "Q4_K": "5d14170678ce",
+    "Q5_K": "978bc23709a6",
+    "Q6_K": "3fc57f2f8bf7",
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind, block in BLOCKS.items() if block.nbytes > 8])
+def test_any_bytes_are_the_numbers_that_gguf_reads(kind):
+    block = BLOCKS[kind]
+    random = np.random.default_rng(kind)
+    data = random.integers(0, 256, (64, block.nbytes), dtype=np.uint8)
+    with np.errstate(all="ignore"):
+        values = np.nan_to_num(block.decode(data).astype(np.float32))
+    assert values.shape == (64, block.weights)
+    digest = hashlib.sha256((values + 0.0).tobytes()).hexdigest()[:12]
+    assert digest == BLOCK_DIGESTS[block.name]
+
+
+def test_types_with_grids_are_read_by_their_own_package():
+    gguf = pytest.importorskip("gguf")
+    for name in ("IQ1_S", "IQ2_XXS", "IQ3_S"):
+        kind = gguf.GGMLQuantizationType[name]
+        block = block_of(int(kind))
+        assert (block.weights, block.nbytes) == gguf.GGML_QUANT_SIZES[kind]
+        assert block.decode(np.full((2, block.nbytes), 17, dtype=np.uint8)).all()  # no level is 0
+
+
+def test_a_type_that_nobody_knows_is_refused_by_its_number():
+    assert block_of(9999) is None
+
+
+def test_a_group_of_gptq_without_negative_weights(case, tmp_path):
+    """Its zero point is 0, which is stored as the largest number."""
+    folder, ticket, tensors = case
+
+    def spell(name, weight):
+        one_sign = weight.abs()
+        scale = one_sign.amax(1, keepdim=True).clamp(min=1e-9) / 15
+        codes, layer = torch.round(one_sign / scale), name.removesuffix(".weight")
+        parts = {
+            f"{layer}.qweight": in_words(codes).T.contiguous(),
+            f"{layer}.qzeros": in_words(torch.full((1, len(weight)), 15)),
+            f"{layer}.scales": scale.T.contiguous(),
+        }
+        return codes * scale, parts
+
+    values = save_spelled(tmp_path / "q", tensors, list(ticket.masks), spell)
+    audit = audit_model(tmp_path / "q", folder / "t")
+    expect(case, audit, values)
+    assert audit.holds
 
 
 def test_without_the_origin_the_pattern_of_zeros_is_enough(case, tmp_path):
@@ -185,6 +256,58 @@ def test_onnx_weights_elsewhere_are_not_followed(case, tmp_path):
     assert not audit.holds
     assert audit.totals()["layers_found"] == 0
     assert "another one" in audit.verdict
+
+
+def test_a_file_that_onnxruntime_padded_says_so(tmp_path):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 3)).eval()
+    shown = torch.onnx.export(model, (torch.randn(1, 3, 9, 9),), dynamo=True, verbose=False)
+    shown.save(tmp_path / "m.onnx")
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4
+    runtime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
+    padded = "nchwc" in {
+        node.domain.rpartition(".")[2] for node in onnx.load(tmp_path / "optimised.onnx").graph.node
+    }
+    notes = open_stored(tmp_path / "optimised.onnx").notes
+    assert any("convolutions are padded" in note for note in notes) == padded
+    assert not any("padded" in note for note in open_stored(tmp_path / "m.onnx").notes)
+    node = onnx.helper.make_node("Conv", ["x"], ["y"], domain="com.microsoft.nchwc")
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "by_hand.onnx")  # on any machine
+    assert "convolutions are padded" in open_stored(tmp_path / "by_hand.onnx").notes[0]
+
+
+def test_tied_weights_that_a_file_holds_twice_are_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(64, 32)
+            self.head = nn.Linear(32, 64, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids):
+            return self.head(self.embedding(ids))
+
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    shown = torch.onnx.export(Tied().eval(), (ids,), dynamo=True, verbose=False)
+    shown.save(tmp_path / "folded.onnx")
+    stored = onnx.load(tmp_path / "folded.onnx").graph.initializer
+    notes = open_stored(tmp_path / "folded.onnx").notes
+    assert len(notes) == sum(len(entry.dims) == 2 for entry in stored) - 1  # as torch folds it
+    onnx_model(tmp_path / "twice.onnx", {"a": torch.randn(64, 32), "b": torch.randn(64, 32)},
+               kind="dense")  # fmt: skip
+    assert open_stored(tmp_path / "twice.onnx").notes == ()
+    weight = torch.randn(64, 32)
+    for copy in (weight, weight.T.contiguous()):
+        onnx_model(tmp_path / "twice.onnx", {"a": weight, "b": copy}, kind="dense")
+        (note,) = open_stored(tmp_path / "twice.onnx").notes
+        assert "onnx::MatMul_0 and onnx::MatMul_1 are one weight that is stored twice" in note
+        assert "8,192 bytes more" in note
 
 
 def test_an_export_of_our_own(case, tmp_path):

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import timm
 import torch
 from pipelines import RECIPE
 from safetensors.torch import load_file, save_file
@@ -71,6 +72,22 @@ def rewrite(out, stored, manifest):
 
     manifest["hash"] = sha256_tensors(stored)
     save_file(stored, out / WEIGHTS, metadata={"slt": json.dumps(manifest)})
+
+
+def test_a_dense_export_says_what_other_channels_do_to_its_zeros(ticket, tmp_path):
+    dense = slt_compress.export(ticket.path, format="dense", out=tmp_path / "dense").path
+    said = [line for line in slt_compress.report(dense).warnings if "in_chans" in line]
+    assert len(said) == 1
+    assert said[0] in (dense / "README.md").read_text()
+    first = next(name for name, mask in ticket.masks.items() if mask.dim() == 4)
+    assert first in said[0]
+    whole, grey = (
+        timm.create_model(f"local-dir:{dense}", pretrained=True, in_chans=channels)
+        .get_parameter(first) for channels in (3, 1)
+    )  # fmt: skip
+    assert float((grey == 0).float().mean()) < float((whole == 0).float().mean())
+    other = slt_compress.export(ticket.path, format="auto", out=tmp_path / "auto").path
+    assert not any("in_chans" in line for line in slt_compress.report(other).warnings)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
