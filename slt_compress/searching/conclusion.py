@@ -19,6 +19,7 @@ from slt_compress.gates.gating import Gates
 from slt_compress.masks import Masks
 from slt_compress.searching.events import Part, Watched, unheard
 from slt_compress.searching.setup import SearchSetup
+from slt_compress.searching.threads import threads
 from slt_compress.sites.sites import SitePlan
 from slt_compress.storage.freeing import release
 from slt_compress.storage.probe import Probe
@@ -187,6 +188,6 @@ class Measuring:
         module.cpu()
         inputs = {key: value[:_PROBE_EXAMPLES] for key, value in workload.probe.items()}
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), threads(self.setup.probe_threads):
             logits = workload.forward(module, inputs)
         return Probe(inputs=inputs, logits=logits.contiguous())

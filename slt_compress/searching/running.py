@@ -23,6 +23,7 @@ from slt_compress.searching.recording import Target, record
 from slt_compress.searching.reserving import about_search, reserved
 from slt_compress.searching.search import OnStep, Search
 from slt_compress.searching.settings import with_defaults
+from slt_compress.searching.threads import fitting_threads
 from slt_compress.searching.workloads import open_workload
 from slt_compress.tickets import Ticket, read_ticket
 
@@ -96,7 +97,8 @@ def _run(
         folder,
     ):
         target.check()  # another search may have written there before this one had the lock
-        result = one.run(on_step, folder, accelerator)
+        with fitting_threads(one.module, recipe.training.batch_size) as outside:
+            result = replace(one, probe_threads=outside).run(on_step, folder, accelerator)
         tell(Part("write"))
 
         def write() -> Path:

@@ -56,7 +56,8 @@ class SearchSetup:
 
     `random_init` decides about gains, the prior and the start density; `controls` whether the
     controls are measured, on as many test examples as are enough (`fast`) or on all (`full`).
-    `tell` hears how far the search is.
+    `tell` hears how far the search is. The probe is computed on `probe_threads` threads, those of
+    the caller; None takes as many as the search has.
     """
 
     module: nn.Module
@@ -68,6 +69,7 @@ class SearchSetup:
     random_init: bool
     controls: ControlsMode = "fast"
     tell: OnEvent = unheard
+    probe_threads: int | None = None
 
     @property
     def learned(self) -> Learned | None:
