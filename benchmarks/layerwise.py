@@ -7,8 +7,9 @@
 `errors` goes through the dense network block by block. Each site gets a mask by either method from
 the same calibration windows, and the error of its output on those windows and on others behind
 them. `perplexity` masks the whole network by either method in turn and measures the first windows
-of the test text. MODEL is the folder of a causal language model; a text is a parquet or jsonl file
-with a column `text`, joined without separator and cut into windows. Rows are written as they come.
+of the test text. MODEL is the folder of a causal language model, for `errors` also of an encoder; a
+text is a parquet or jsonl file with a column `text`, joined without separator and cut into windows,
+which an encoder reads between its special tokens. Rows are written as they come.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from slt_compress.masks import Masks
 from slt_compress.searching.block_passes import Stage, Stream, stages_of
 from slt_compress.searching.first_scores import first_scores
 from slt_compress.searching.input_grams import as_matrix, seen_grams
+from slt_compress.searching.permuting import permuted_plan
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget, binarize
 from slt_compress.sites.fitting import plan_sites
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=4, help="windows in a batch")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--permute", action="store_true", help="N:M in an order of the inputs")
     parser.add_argument("--out", required=True, type=Path)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -93,14 +96,20 @@ def windows(tokenizer: Any, file: Path, length: int) -> Tensor:
     """All whole windows of a text, [windows, length]."""
     read = partial(pd.read_json, lines=True) if file.suffix == ".jsonl" else pd.read_parquet
     text = "".join(read(file)["text"])
-    ids = tokenizer(text, return_tensors="pt").input_ids[0]
-    return ids[: len(ids) // length * length].view(-1, length)
+    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if first is None or last is None:
+        return ids[: len(ids) // length * length].view(-1, length)
+    inner = length - 2
+    cut = ids[1:-1][: (len(ids) - 2) // inner * inner].view(-1, inner)
+    return nn.functional.pad(nn.functional.pad(cut, (1, 0), value=first), (0, 1), value=last)
 
 
 def logits_of(module: nn.Module, ids: Tensor) -> Tensor:
-    """One forward pass."""
-    logits: Tensor = module(input_ids=ids, use_cache=False).logits
-    return logits
+    """One forward pass; the last hidden states of a model without a head."""
+    options = {"use_cache": False} if hasattr(module, "lm_head") else {}
+    output: Tensor = module(input_ids=ids, **options)[0]
+    return output
 
 
 def method_of(text: str) -> Method:
@@ -221,6 +230,8 @@ def perplexities(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         budget = budget_of(case)
         plan = plan_sites(module, None, budget, gate_head=False)
         weights = {site.name: module.get_parameter(site.name).detach() for site in plan.sites}
+        if arguments.permute and budget.shape.kind == "n:m":
+            plan = permuted_plan(module, plan, weights, batches, logits_of)
         for text in arguments.methods:
             started, worked = time.monotonic(), time.process_time()
             scores, notes = first_scores(

@@ -31,13 +31,13 @@ PUBLIC = [
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
 FLAGS = {
     "": "--version",
-    "search": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
-    "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--accumulate --recompute --state --max-time --controls --recipe --set -o --out --save-every "
-    "--resume --fresh --push-to-hub --quiet --json",
-    "plan": "SOURCE --target-sparsity --method --pattern --scope --inside --objective --dataset "
-    "--init --weights --revision --steps --epochs --batch-size --lr --seed --device --precision "
-    "--accumulate --recompute --state --max-time --controls --recipe --set --json",
+    "search": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --objective "
+    "--dataset --init --weights --revision --steps --epochs --batch-size --lr --seed --device "
+    "--precision --accumulate --recompute --state --max-time --controls --recipe --set -o --out "
+    "--save-every --resume --fresh --push-to-hub --quiet --json",
+    "plan": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --objective "
+    "--dataset --init --weights --revision --steps --epochs --batch-size --lr --seed --device "
+    "--precision --accumulate --recompute --state --max-time --controls --recipe --set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",

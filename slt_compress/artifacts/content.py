@@ -45,6 +45,7 @@ class ArtifactContent:
             one at a time; the format `dense` takes them for models of transformers only.
         buffers: what the search changed beside the masks; the format `mask` stores it.
         stored: tensors that the origin's seed does not give; the format `mask` stores them.
+        orders: of the inputs of sites whose mask is N:M in another order than their own.
     """
 
     checkpoint: Checkpoint
@@ -54,6 +55,7 @@ class ArtifactContent:
     streamed: State | None = None
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     stored: Mapping[str, Tensor] = field(default_factory=dict)
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def state(self) -> State:
         """The tensors of the masked model.

@@ -46,7 +46,8 @@ class Draft:
             flip = masks.flips.get(name)
             flips = None if flip is None else count_kept(flip)
             return replace(entry, format=MASK_FORMAT, kept=kept, flips=flips)
-        pattern = find_pattern(mask) if self.format.patterned else None
+        order = self.content.orders.get(name)
+        pattern = find_pattern(mask, order) if self.format.patterned else None
         codec = self.format.choose(entry.shape, kept, stored, pattern)
         rounded = None if stored is shell.dtype else stored
         return replace(entry, format=codec.name, kept=kept, values=rounded)

@@ -17,7 +17,14 @@ from slt_compress.artifacts.content import ArtifactContent, Evidence
 from slt_compress.artifacts.dense import Beside, write_dense
 from slt_compress.artifacts.draft import Draft
 from slt_compress.artifacts.entries import Entry, entry_dicts
-from slt_compress.artifacts.formats import CODECS, Format, MaskOnly, find_format, part_key
+from slt_compress.artifacts.formats import (
+    CODECS,
+    Format,
+    MaskOnly,
+    find_format,
+    in_order,
+    part_key,
+)
 from slt_compress.artifacts.manifest import (
     CONFIG,
     PROBE,
@@ -134,7 +141,8 @@ def _write_sparse(
             tensor = tensor.to(draft.stored_dtype(tensor))
         else:
             mask = torch.ones(tensor.shape, dtype=torch.bool)
-        codec, components = format.encode(CODECS[entries[name].format], tensor, mask)
+        codec = in_order(CODECS[entries[name].format], draft.content.orders.get(name))
+        codec, components = format.encode(codec, tensor, mask)
         entries[name] = replace(entries[name], format=codec.name)
         writer.add({part_key(name, part): value for part, value in components.items()})
     _write_config(folder, draft, SPARSE_INDEX if writer.is_sharded else SPARSE_WEIGHTS)

@@ -163,6 +163,9 @@ def _totals(report: Report) -> Text:
     pattern, units = report.recipe.get("pattern"), sparsity.get("units")
     if units:
         told.append(f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}")
+    permuted = sum(bool(layer.get("permuted")) for layer in report.layers)
+    if permuted:
+        told.append(f"{permuted} of {len(report.layers)} masks are {pattern} in a stored order")
     return stacked(*told, "")
 
 

@@ -34,12 +34,19 @@ _RUNTIMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def expectations(sizes: Mapping[str, int], pattern: str) -> tuple[str, ...]:
-    """A sentence on the file, by its bytes in each format, on GPUs, and on each runtime."""
+def expectations(
+    sizes: Mapping[str, int], pattern: str, *, permuted: bool = False
+) -> tuple[str, ...]:
+    """A sentence on the file, by its bytes in each format, on GPUs, and on each runtime.
+
+    `permuted`: the pattern holds in stored orders of inputs.
+    """
     smaller = "smaller" if sizes["auto"] < sizes["dense"] else "NOT smaller"
     gpu = "unstructured zeros gain nothing on common GPUs; only the 2:4 pattern has kernels"
     if pattern == "2:4":
         gpu = "the 2:4 pattern has kernels in half precision; a dense export does not use them"
+        if permuted:
+            gpu += ", and its inputs have to be brought into the stored order first"
     elif pattern in ("neuron", "channel", "head"):
         gpu = "whole units are zero, so that smaller matrices could do the same work"
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from slt_compress.errors import BudgetError, TargetError
 from slt_compress.masks import Masks
 from slt_compress.sites.fitting import lay_out_again
-from slt_compress.sites.layouts import Layout, kept_units
+from slt_compress.sites.layouts import Grouped, Layout, kept_units
 from slt_compress.sites.patterns import Pattern, parse_pattern
 from slt_compress.storage.bits import bits
 from slt_compress.tickets import Units
@@ -38,7 +39,8 @@ def pattern_held(
         pattern = parse_pattern(known.pattern)
         if pattern.kind == "unstructured":
             return True, "unstructured: any mask fits"
-        layouts = lay_out_again(masks, pattern, module).layouts
+        laid = lay_out_again(masks, pattern, module).layouts
+        layouts = {name: _in_order(name, layout, known, masks) for name, layout in laid.items()}
     except (BudgetError, TargetError) as error:
         return False, str(error)
     lost = [name for name in masks if name not in layouts]
@@ -48,8 +50,25 @@ def pattern_held(
     if broken:
         return False, f"{len(broken)} of {len(masks)} masks break {pattern.text}, first {broken[0]}"
     if not pattern.counts_units:
-        return True, f"all {len(masks)} masks are {pattern.text}"
+        detail = f"all {len(masks)} masks are {pattern.text}"
+        if known.orders:
+            detail += f", {len(known.orders)} of them in a stored order of inputs"
+        return True, detail
     return _counted(pattern, known, masks, unseen, layouts)
+
+
+def _in_order(name: str, layout: Layout, known: Provenance, masks: Masks) -> Layout:
+    """The layout in the recorded order of inputs, if there is one.
+
+    Raises:
+        BudgetError: the site has no such order.
+    """
+    order = known.orders.get(name)
+    if order is None:
+        return layout
+    if not isinstance(layout, Grouped) or len(order) != masks[name].shape[layout.dim]:
+        raise BudgetError(f"an order of {len(order)} inputs is recorded for {name}, which has none")
+    return replace(layout, order=order)
 
 
 def counts_units(known: Provenance) -> bool:

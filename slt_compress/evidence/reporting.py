@@ -28,7 +28,11 @@ class UnitCounts(TypedDict):
 
 
 class LayerRow(TypedDict):
-    """One site in a report; `units` where the pattern has units that are larger than a weight."""
+    """One site in a report.
+
+    `units` where the pattern has units that are larger than a weight; `permuted` where it holds in
+    a stored order of inputs.
+    """
 
     name: str
     shape: list[int]
@@ -37,6 +41,7 @@ class LayerRow(TypedDict):
     sparsity: float
     flips: int
     units: NotRequired[UnitCounts]
+    permuted: NotRequired[bool]
 
 
 class Sparsity(TypedDict):
@@ -164,7 +169,9 @@ def make_report(ticket: Ticket) -> Report:
         "skipped": ticket.skipped,
         "sizes": sizes,
         "warnings": caveats(ticket),
-        "expectations": list(expectations(sizes, provenance.pattern)),
+        "expectations": list(
+            expectations(sizes, provenance.pattern, permuted=bool(provenance.orders))
+        ),
         "recipe": ticket.recipe,
     }
     return Report.from_dict(content, ticket.path, TicketError)
@@ -194,6 +201,7 @@ def _layer(name: str, site: SiteRecord) -> dict[str, Any]:
         "sparsity": 1.0 - site.kept / site.total,
         "flips": site.flips,
         **({} if site.units is None else {"units": asdict(site.units)}),
+        **({} if site.facts.order is None else {"permuted": True}),
     }
 
 
@@ -204,7 +212,8 @@ def _sizes(ticket: Ticket) -> dict[str, int]:
         dtype = dtype_named(site.facts.dtype)
         if dtype is None:
             raise TicketError(f"{ticket.path} is damaged: {name} has no known dtype")
-        sites.append((site.shape, site.kept, dtype, find_pattern(ticket.masks[name])))
+        pattern = find_pattern(ticket.masks[name], site.facts.order)
+        sites.append((site.shape, site.kept, dtype, pattern))
     gated = sum(FORMATS["dense"].nbytes(*site) for site in sites)
     if dense is None or dense < gated:
         raise TicketError(f"{ticket.path} is damaged: it says its model has {dense} bytes")

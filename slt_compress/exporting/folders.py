@@ -83,6 +83,7 @@ def export_ticket(
     content = ArtifactContent(
         checkpoint=checkpoint, module=checkpoint.module, masks=ticket.masks, evidence=evidence,
         streamed=state, buffers=ticket.buffers, stored=stored_of(ticket),
+        orders=ticket.orders,
     )  # fmt: skip
     return write_artifact(
         target, content, format=format, values_dtype=rounded, max_shard_size=limit

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.states import evaluating
-from slt_compress.checkpoints.tasks import to_device
 from slt_compress.gates import Inputs, Learned, Magnitude, Method, OneShot, Prior, Swaps, Wanda
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import gated
 from slt_compress.gates.streamed import MagnitudeScores
-from slt_compress.searching.events import OnEvent, Watched, unheard
-from slt_compress.searching.input_norms import seen_inputs, unseen_note
+from slt_compress.searching.events import OnEvent, unheard
+from slt_compress.searching.input_norms import observed, unseen_note
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import Blocks, Elementwise, Grouped, norms
@@ -27,8 +24,6 @@ _PRIORS: Mapping[Prior, OneShot] = {
     "wanda": Wanda(per_row=False),
     "swaps": Swaps(),
 }
-# How many training batches the dense network sees if the method needs its inputs.
-_BATCHES = 16
 
 
 def first_scores(
@@ -60,10 +55,7 @@ def first_scores(
         with gated(module, plan) as gates:
             swapped, notes = swapping.scores(gates)
     elif ranking is not None and ranking.calibrated:
-        device = next(module.parameters()).device
-        with evaluating(module), torch.no_grad(), seen_inputs(module, plan) as seen:
-            for batch in Watched(islice(batches, _BATCHES), tell):
-                forward(module, to_device(batch, device))
+        seen = observed(module, plan, batches, forward, tell)
         inputs, unseen = seen.inputs(), seen.unseen()
         notes = (unseen_note(ranking.name, unseen),) if unseen else ()
     scores: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slt_compress.searching.input_norms import summed_dims
+from slt_compress.sites.layouts import Grouped
 from slt_compress.sites.sites import Site
 
 # The input of one call as rows [groups, N, C], in parts: what the C weights of an output multiply.
@@ -28,10 +29,11 @@ class Gram:
     """X'X of the inputs of one site, [groups, C, C] in fp32, and the number N of rows of X.
 
     A convolution of several groups has one matrix for each; all others have one. A `centred` one
-    is that of X less the mean of its rows.
+    is that of X less the mean of its rows. `columns` says which inputs its mean has, in order.
     """
 
     centred: bool = False
+    columns: Tensor | None = None
     product: Tensor | None = None
     sums: Tensor | None = None
     rows: int = 0
@@ -47,10 +49,13 @@ class Gram:
         if self.product is None or self.sums is None or not self.rows:
             return None
         mean = self.product / self.rows
-        if not self.centred:
+        if self.centred:
+            centre = self.sums / self.rows
+            mean = mean - centre[:, :, None] * centre[:, None, :]
+        if self.columns is None:
             return mean
-        centre = self.sums / self.rows
-        return mean - centre[:, :, None] * centre[:, None, :]
+        columns = self.columns.to(mean.device)
+        return mean[:, columns][:, :, columns]
 
 
 class _Products:
@@ -80,7 +85,8 @@ def seen_grams(
 ) -> Iterator[Mapping[str, Gram]]:
     """Sum up the inputs of the sites over all forward passes in the block, by hooks.
 
-    Only sites for which `has_gram` holds have an entry. It takes 4 C^2 bytes a site.
+    Only sites for which `has_gram` holds have an entry, in the columns of `as_matrix`. It takes
+    4 C^2 bytes a site.
     """
     grams: dict[str, Gram] = {}
     products = _Products()
@@ -88,7 +94,7 @@ def seen_grams(
         for site in sites:
             owner = module.get_submodule(site.module)
             if has_gram(owner, site):
-                grams[site.name] = Gram(centred=site.name in centred)
+                grams[site.name] = Gram(centred=site.name in centred, columns=_columns(site))
                 hook = owner.register_forward_pre_hook(_listener(grams[site.name], owner, products))
                 hooks.callback(hook.remove)
         yield grams
@@ -133,15 +139,30 @@ def has_gram(owner: nn.Module, site: Site) -> bool:
     return site.kind == "linear" and site.input_dim == 0  # transformers' Conv1D
 
 
+def _columns(site: Site) -> Tensor | None:
+    """Where the columns of `as_matrix` are if the groups of N:M are not neighbours; else None."""
+    layout = site.layout
+    if not isinstance(layout, Grouped) or layout.order is None:
+        return None
+    channels = len(layout.order)
+    offsets = torch.arange(0, matrix_shape(site)[1], channels)
+    return (offsets[:, None] + torch.tensor(layout.order)[None, :]).flatten()
+
+
 def as_matrix(site: Site, weight: Tensor) -> Tensor:
-    """A weight as rows of outputs over inputs, [R, C]; of a kernel the channels vary fastest."""
-    order = _order(site)
-    return weight.permute(order).reshape(matrix_shape(site))
+    """A weight as rows of outputs over inputs, [R, C]; of a kernel the channels vary fastest.
+
+    Channels are in the order of the site's layout, so that every group of N:M is neighbours.
+    """
+    matrix, columns = weight.permute(_order(site)).reshape(matrix_shape(site)), _columns(site)
+    return matrix if columns is None else matrix[:, columns]
 
 
 def from_matrix(site: Site, matrix: Tensor) -> Tensor:
     """The inverse of `as_matrix`."""
-    order = _order(site)
+    order, columns = _order(site), _columns(site)
+    if columns is not None:
+        matrix = matrix[:, columns.argsort()]
     back = sorted(range(len(order)), key=order.__getitem__)
     return matrix.reshape([site.shape[dim] for dim in order]).permute(back).contiguous()
 

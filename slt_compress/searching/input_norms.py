@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slt_compress.anatomy.parameters import is_conv1d
+from slt_compress.anatomy.states import evaluating
+from slt_compress.checkpoints.tasks import to_device
 from slt_compress.gates import Inputs
+from slt_compress.searching.events import OnEvent, Watched, unheard
 from slt_compress.sites.sites import Site, SitePlan
 
+# How many training batches the dense network sees if a method needs its inputs.
+_BATCHES = 16
 # Energy of one call: the sum of squares of every input, and the number of rows summed over.
 _Energy = tuple[Tensor, int]
 
@@ -85,6 +92,21 @@ def seen_inputs(module: nn.Module, plan: SitePlan) -> Iterator[Seen]:
                 hook = owner.register_forward_pre_hook(_listener(sums[site.name], measure))
                 hooks.callback(hook.remove)
         yield Seen(module, plan, sums)
+
+
+def observed(
+    module: nn.Module,
+    plan: SitePlan,
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    tell: OnEvent = unheard,
+) -> Seen:
+    """What the sites multiply in the dense network, on the first training batches."""
+    device = next(module.parameters()).device
+    with evaluating(module), torch.no_grad(), seen_inputs(module, plan) as seen:
+        for batch in Watched(islice(batches, _BATCHES), tell):
+            forward(module, to_device(batch, device))
+    return seen
 
 
 def summed_dims(site: Site) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a search. It reads no weight, so the checkpoint may be on the meta device."""
     module, budget = checkpoint.module, recipe.budget()
-    sizes = _sizes(module, sites, budget)
+    sizes = _sizes(module, sites, budget, permuted=recipe.permute)
     return Plan(
         source={
             "kind": checkpoint.kind, "source": checkpoint.source, "revision": checkpoint.revision,
@@ -119,26 +119,28 @@ def make_plan(
         sizes=sizes,
         forecast=Forecast(note="not measured"),
         warnings=tuple(warnings),
-        expectations=expectations(sizes, recipe.pattern),
+        expectations=expectations(sizes, recipe.pattern, permuted=recipe.permute),
         command=search_command(checkpoint.source, recipe),
     )  # fmt: skip
 
 
-def _sizes(module: nn.Module, sites: SitePlan, budget: Budget) -> dict[str, int]:
+def _sizes(module: nn.Module, sites: SitePlan, budget: Budget, *, permuted: bool) -> dict[str, int]:
     shapes = [
-        (site.shape, round(budget.density * site.numel), weight.dtype, _grouping(site))
+        (site.shape, round(budget.density * site.numel), weight.dtype,
+         _grouping(site, permuted=permuted))
         for site, weight in zip(sites.sites, _weights(module, sites).values(), strict=True)
-    ]
+    ]  # fmt: skip
     dense = module_nbytes(module)
     return {name: format.model_nbytes(dense, shapes) for name, format in FORMATS.items()}
 
 
-def _grouping(site: Site) -> NmPattern | None:
-    """The N:M pattern of a site, as the formats describe it."""
+def _grouping(site: Site, *, permuted: bool) -> NmPattern | None:
+    """The N:M pattern of a site, as the formats describe it; any order of inputs is as large."""
     layout = site.layout
     if not isinstance(layout, Grouped):
         return None
-    return NmPattern(kept=layout.kept, group=layout.size, axis=layout.dim)
+    order = tuple(range(site.shape[layout.dim])) if permuted else None
+    return NmPattern(kept=layout.kept, group=layout.size, axis=layout.dim, order=order)
 
 
 def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
@@ -190,7 +192,10 @@ def search_command(source: str | Path, recipe: Recipe) -> str:
     for key, value in given.items():
         if (key in always and value is not None) or value != default.get(key):
             flag = FLAG_OF.get(key)
-            words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
+            if flag and value is True:
+                words += [flag]
+            else:
+                words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
     return shlex.join(words)
 
 

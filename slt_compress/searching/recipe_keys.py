@@ -28,7 +28,7 @@ class RecipeKey:
 
     key: str
     flag: str
-    type: type[str] | type[int] | type[float]
+    type: type[str] | type[int] | type[float] | type[bool]
     help: str
     commands: tuple[str, ...] = ("search", "plan", "compare")
     metavar: str | None = None
@@ -50,6 +50,10 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(
         key="pattern", flag="--pattern", type=str, commands=_ONE,
         help="unstructured, N:M (such as 2:4), block:RxC, neuron, channel or head.",
+    ),
+    RecipeKey(
+        key="permute", flag="--permute", type=bool, commands=_ONE,
+        help="Form the groups of N:M of inputs that suit each other, not of neighbours.",
     ),
     RecipeKey(
         key="scope", flag="--scope", type=str, commands=_ONE,

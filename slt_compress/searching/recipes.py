@@ -57,6 +57,7 @@ class Recipe:
         revision, weights: revision and weight file of the source.
         model: configuration keys or timm arguments that override those of the architecture.
         dataset: specification of the data set; None uses the default of the task.
+        permute: let the groups of N:M be formed of inputs in another order, one for each site.
         inside: folder of a ticket; only the weights that it kept are searched.
         save_scores: store the scores in the ticket.
     """
@@ -78,6 +79,7 @@ class Recipe:
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     training: Training = field(default_factory=Training)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    permute: bool = False
     inside: str | None = None
     save_scores: bool = False
 
@@ -141,6 +143,11 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = _build(Recipe, content, "")
     if not 0.0 <= recipe.sparsity < 1.0:
         raise RecipeError(f"target_sparsity must be in [0, 1), not {recipe.sparsity}")
+    if recipe.permute and recipe.budget().shape.kind != "n:m":
+        raise RecipeError(
+            f"permute orders the inputs of N:M groups, and the pattern is {recipe.pattern!r}: add "
+            "--pattern 2:4, or leave out --permute"
+        )
     recipe.budget()
     recipe.method_instance()
     return recipe

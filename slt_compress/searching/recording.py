@@ -20,7 +20,7 @@ from slt_compress.searching.conclusion import SearchResult
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.rescuing import rescue
 from slt_compress.sites.dead_weights import dead_weights
-from slt_compress.sites.layouts import kept_units
+from slt_compress.sites.layouts import Grouped, kept_units
 from slt_compress.storage.files import dtype_name, sha256_tensors
 from slt_compress.tickets import (
     Extra,
@@ -144,6 +144,7 @@ def _content(
             result.metrics,
             method=str(recipe.method["name"]),
             pattern=recipe.pattern,
+            permuted=recipe.permute,
         ),
     )
 
@@ -151,9 +152,12 @@ def _content(
 def _site_facts(result: SearchResult) -> dict[str, SiteFacts]:
     dtypes = {name: dtype_name(weight.dtype) for name, weight in result.weights.items()}
     return {
-        site.name: SiteFacts(index=index, kind=site.kind, dtype=dtypes[site.name])
+        site.name: SiteFacts(
+            index=index, kind=site.kind, dtype=dtypes[site.name],
+            order=site.layout.order if isinstance(site.layout, Grouped) else None,
+        )
         for index, site in enumerate(result.plan.sites)
-    }
+    }  # fmt: skip
 
 
 def _unit_counts(result: SearchResult) -> dict[str, Units]:

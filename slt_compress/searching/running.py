@@ -91,6 +91,8 @@ def _run(
         controls=recipe.evaluation.controls,
         tell=tell,
     )
+    if recipe.permute:
+        one = one.permuted(accelerator)
     about = about_search(one, checkpoint, prepared, recipe)
     with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (
         target,

@@ -20,6 +20,7 @@ from slt_compress.searching.accelerators import accelerator_for
 from slt_compress.searching.conclusion import Measuring, SearchResult
 from slt_compress.searching.events import HeldOut, Part
 from slt_compress.searching.first_scores import first_scores, streamed_scores
+from slt_compress.searching.permuting import permuted_plan
 from slt_compress.searching.preflight import fit_precision_, precision_notes
 from slt_compress.searching.resuming import Progress, SearchFolder
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
@@ -80,6 +81,16 @@ class Search(SearchSetup):
                 result = measuring.conclude(last, weights, dict(progress.dense), progress.history)
                 mixed = precision_notes(self.module, self.training)
                 return replace(result, notes=(*notes, *result.notes, *mixed))
+
+    def permuted(self, accelerator: Accelerator) -> Search:
+        """The search with an order of the inputs for every N:M mask."""
+        self.tell(Part("start"))
+        work, weights = self.workload, self.weights()
+        with self._on_device(accelerator):
+            plan = permuted_plan(
+                self.module, self.plan, weights, work.train, work.forward, self.tell
+            )
+        return replace(self, plan=plan)
 
     def pace(self) -> float:
         """Seconds of a step: the mean of two after a first one; the module comes back as it was.

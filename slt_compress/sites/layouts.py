@@ -78,11 +78,15 @@ class Elementwise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grouped:
-    """One score per weight, and `kept` of every `size` neighbours along `dim` are kept."""
+    """One score per weight, and `kept` of every `size` neighbours along `dim` are kept.
+
+    With an `order` those are neighbours that its places name: the k-th is the input `order[k]`.
+    """
 
     kept: int
     size: int
     dim: int
+    order: tuple[int, ...] | None = None
 
     def grid(self, weight: Sequence[int]) -> tuple[int, ...]:
         """The shape of the weight."""
@@ -139,12 +143,17 @@ class Grouped:
         return bool(((seen <= self.kept) & (most >= self.kept)).all())
 
     def _groups(self, values: Tensor) -> Tensor:
-        """A view [..., groups, size]; the first dimension is the output of a matrix."""
+        """[..., groups, size], a view unless there is an order; first the outputs of a matrix."""
         moved = values.movedim(self.dim, -1)
+        if self.order is not None:
+            moved = moved[..., torch.tensor(self.order, device=values.device)]
         return moved.view(*moved.shape[:-1], -1, self.size)
 
     def _back(self, groups: Tensor) -> Tensor:
-        return groups.flatten(-2).movedim(-1, self.dim).contiguous()
+        values = groups.flatten(-2)
+        if self.order is not None:
+            values = values[..., torch.tensor(self.order, device=values.device).argsort()]
+        return values.movedim(-1, self.dim).contiguous()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

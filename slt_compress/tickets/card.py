@@ -20,16 +20,18 @@ def ticket_card(
     *,
     method: str,
     pattern: str,
+    permuted: bool = False,
 ) -> str:
-    """Markdown for a ticket."""
+    """Markdown for a ticket; `permuted`: the pattern holds in stored orders of inputs."""
+    in_pattern = f" in the pattern {code_span(pattern)}" if pattern != "unstructured" else ""
+    in_pattern += " in stored orders of inputs" if permuted else ""
     lines = [
         front_matter(origin),
         f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
-        f"({1 - masks.density:.2%} sparse), found by the method {code_span(method)}"
-        + (f" in the pattern {code_span(pattern)}. " if pattern != "unstructured" else ". ")
-        + "No weight was trained: this folder holds masks, not weights.",
+        f"({1 - masks.density:.2%} sparse), found by the method {code_span(method)}{in_pattern}. "
+        "No weight was trained: this folder holds masks, not weights.",
         "",
         *flip_note(masks.flipped, masks.kept),
         *metric_table(metrics),

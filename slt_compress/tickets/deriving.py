@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -132,7 +132,7 @@ def write_derived(
         skipped=of.skipped,
         weights_hash=of.weights_hash,
         parameters=of.counts.parameters,
-        sites={name: site.facts for name, site in of.sites.items()},
+        sites={name: replace(site.facts, order=None) for name, site in of.sites.items()},
         extra=Extra(
             environment=of.extra.environment,
             dense_nbytes=of.extra.dense_nbytes,

@@ -7,8 +7,9 @@ from pathlib import Path
 from slt_compress.errors import TicketError
 from slt_compress.storage.writable import prove_writable
 
-# The newest version; a ticket without flips is written as version 1, which says all of it.
-KIND = ("slt-ticket", 2)
+# The newest version; a ticket is written in the first one that says all of it: 1 without flips,
+# 2 without orders of inputs.
+KIND = ("slt-ticket", 3)
 MANIFEST = "ticket.json"
 MASKS = "masks.safetensors"
 HISTORY = "history.jsonl"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slt_compress.errors import SltError, TicketError
+from slt_compress.sites.input_orders import as_order
 from slt_compress.storage.manifests import Manifest, is_count, is_finite
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.records import Counts, parse_counts
@@ -26,6 +27,7 @@ class Provenance:
         weights_hash: hash of the frozen weights of all sites.
         counts: kept and gated weights, parameters of the model, and units of the pattern.
         environment: what bit-identical outputs depend on beside the model.
+        orders: of the inputs of sites whose mask is N:M in another order than their own.
     """
 
     origin: Mapping[str, object]
@@ -36,6 +38,7 @@ class Provenance:
     weights_hash: str
     counts: Counts
     environment: Mapping[str, object]
+    orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def pattern(self) -> str:
@@ -52,6 +55,7 @@ class Provenance:
             "weights_hash": self.weights_hash,
             "counts": self.counts.to_dict(),
             "environment": self.environment,
+            **({"orders": self.orders} if self.orders else {}),
         }
 
 
@@ -69,6 +73,7 @@ def provenance_of(ticket: Ticket) -> Provenance:
         "weights_hash": ticket.weights_hash,
         "counts": ticket.counts.to_dict(),
         "environment": ticket.extra.environment,
+        "orders": ticket.orders,
     }
     return check_provenance(values, ticket.path, TicketError)
 
@@ -92,6 +97,8 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
     for name, count in flips.items():
         if not is_count(count):
             raise manifest.damaged(f"it counts {str(count)[:40]} flips for {name}")
+    orders = manifest.object("orders") if "orders" in values else {}
+    checked = {name: as_order(order) for name, order in orders.items()}
     return Provenance(
         origin=manifest.object("origin"),
         gains=gains,
@@ -101,4 +108,11 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
         weights_hash=manifest.text("weights_hash"),
         counts=parse_counts(manifest),
         environment=manifest.object("environment"),
+        orders={name: _ordered(name, order, manifest) for name, order in checked.items()},
     )
+
+
+def _ordered(name: str, order: tuple[int, ...] | None, manifest: Manifest) -> tuple[int, ...]:
+    if order is None:
+        raise manifest.damaged(f"the order of the inputs of {name} is none")
+    return order

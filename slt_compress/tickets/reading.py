@@ -86,6 +86,12 @@ class Ticket:
     extra: Extra
     manifest: Manifest = field(repr=False, compare=False)
 
+    @property
+    def orders(self) -> dict[str, tuple[int, ...]]:
+        """The orders of inputs in which masks are N:M, of the sites that have one."""
+        orders = {name: site.facts.order for name, site in self.sites.items()}
+        return {name: order for name, order in orders.items() if order is not None}
+
 
 def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
     """Read a ticket folder, checking version, hashes, sizes and counts.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from slt_compress.sites.input_orders import as_order
 from slt_compress.storage.manifests import Manifest, as_shape, is_count, is_number
 
 # Metrics by the model that they are of; None where it was not measured.
@@ -44,11 +45,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteFacts:
-    """What is known of a site before its mask: its place in the model, its kind and its dtype."""
+    """What is known of a site before its mask: its place in the model, its kind and its dtype.
+
+    `order` is that of its inputs in which its mask is N:M, where it is not their own.
+    """
 
     index: int | None = None
     kind: str | None = None
     dtype: str | None = None
+    order: tuple[int, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object, without what is not known."""
@@ -140,14 +145,14 @@ def parse_counts(manifest: Manifest) -> Counts:
 
 
 def parse_sites(manifest: Manifest) -> dict[str, SiteRecord]:
-    """The sites of a ticket, by name; flips are known from version 2 on.
+    """The sites of a ticket, by name; flips are known from version 2 on, orders from 3 on.
 
     Raises:
         SltError: a site has no shape, or counts that are not integers.
     """
-    signed = is_count(manifest.values.get("version"), least=2)
+    signed, permuted = (is_count(manifest.values.get("version"), least=n) for n in (2, 3))
     return {
-        name: _parse_site(site, manifest, signed=signed)
+        name: _parse_site(site, manifest, signed=signed, permuted=permuted)
         for name, site in manifest.object("sites").items()
     }
 
@@ -178,7 +183,7 @@ def parse_extra(manifest: Manifest) -> Extra:
     )
 
 
-def _parse_site(site: object, manifest: Manifest, *, signed: bool) -> SiteRecord:
+def _parse_site(site: object, manifest: Manifest, *, signed: bool, permuted: bool) -> SiteRecord:
     shape = as_shape(site.get("shape")) if isinstance(site, dict) else None
     if not isinstance(site, dict) or shape is None:
         raise manifest.damaged(f"a site without a shape: {str(site)[:60]}")
@@ -188,11 +193,15 @@ def _parse_site(site: object, manifest: Manifest, *, signed: bool) -> SiteRecord
         raise manifest.damaged(f"the counts of a site of shape {shape} are not those of its mask")
     if not is_count(flips, least=1 if signed and "flips" in site else 0):
         raise manifest.damaged(f"it counts {str(flips)[:40]} flips of a site of shape {shape}")
+    order = as_order(site["order"], shape) if permuted and "order" in site else None
+    if permuted and "order" in site and order is None:
+        raise manifest.damaged(f"the order of the inputs of a site of shape {shape} is none")
     index, kind, dtype = (site.get(key) for key in ("index", "kind", "dtype"))
     facts = SiteFacts(
         index=index if is_count(index, least=0) else None,
         kind=kind if isinstance(kind, str) else None,
         dtype=dtype if isinstance(dtype, str) else None,
+        order=order,
     )
     units = _parse_units(site, manifest) if "units" in site else None
     return SiteRecord(facts=facts, shape=shape, kept=kept, total=total, flips=flips, units=units)

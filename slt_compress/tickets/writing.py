@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from slt_compress.errors import TicketError
-from slt_compress.masks import Masks, count_kept, pack_bits
+from slt_compress.masks import count_kept, pack_bits
 from slt_compress.storage.files import (
     atomic_folder,
     json_text,
@@ -64,7 +64,7 @@ def _manifest(content: TicketContent) -> dict[str, Any]:
     sites, counts = _site_records(content), _counts(content)
     return {
         "kind": KIND[0],
-        "version": _version(content.masks),
+        "version": _version(content),
         "origin": content.origin,
         "gains": content.gains,
         "budget": content.budget,
@@ -81,9 +81,11 @@ def _manifest(content: TicketContent) -> dict[str, Any]:
     }
 
 
-def _version(masks: Masks) -> int:
+def _version(content: TicketContent) -> int:
     """The oldest version whose readers understand these masks."""
-    return KIND[1] if masks.flips else 1
+    if any(site.order is not None for site in content.sites.values()):
+        return KIND[1]
+    return 2 if content.masks.flips else 1
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def _write_masks(path: Path, content: TicketContent) -> None:
     if len(tensors) != len(masks) + len(masks.flips) + len(buffers) + len(stored):
         raise TicketError("a site has the name of another stored tensor; rename it")
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
-    facts = {"kind": KIND[0], "version": _version(masks), "shapes": shapes}
+    facts = {"kind": KIND[0], "version": _version(content), "shapes": shapes}
     write_safetensors(path, tensors, facts)
 
 

@@ -19,6 +19,7 @@ from slt_compress.artifacts.formats import (
     SparseCsr,
     find_format,
     find_pattern,
+    in_order,
     part_key,
 )
 from slt_compress.artifacts.formats.entropy import coded_nbytes, entropy_bits
@@ -132,6 +133,82 @@ def test_golden_parts_of_nm_and_bitmask():
     parts = Bitmask().encode(weight, mask)
     assert parts["bitmask"].tolist() == [0b10100011]
     assert parts["values"].tolist() == [1, 2, 6, 8]
+
+
+def test_golden_parts_of_permuted_nm():
+    weight = torch.arange(1.0, 9.0).reshape(1, 8)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    mask = torch.tensor([[True, True, False, False, False, True, True, False]])
+    # in the order: 0, 6 of the even inputs are at the places 0, 3; 1, 5 of the odd ones at 0, 2
+    parts = in_order(CODECS["permuted-nm"], order).encode(weight, mask)
+    assert parts["order"].tolist() == list(order)
+    assert parts["order"].dtype is torch.int32
+    assert parts["pattern"].tolist() == [2, 4, 1]
+    assert parts["positions"].tolist() == [3 | 1 << 3]
+    assert parts["values"].tolist() == [1, 7, 2, 6]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    leading=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    trailing=st.lists(st.integers(1, 4), min_size=0, max_size=2),
+    groups=st.integers(2, 5),
+    pattern=st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 5), (4, 8)]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_a_permuted_pattern_round_trips(leading, trailing, groups, pattern, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    axis, size = len(leading), groups * pattern[1]
+    shape = (*leading, size, *trailing)
+    order = torch.randperm(size, generator=generator)
+    plain = nm_mask(shape, NmPattern(kept=pattern[0], group=pattern[1], axis=axis), generator)
+    mask, weight = plain.index_select(axis, order.argsort()), random_bits(shape, dtype, generator)
+    given = tuple(order.tolist())
+    found = find_pattern(mask, given)
+    assert found is not None
+    assert found.order == given
+    codec = in_order(CODECS["permuted-nm"], given)
+    parts = codec.encode(weight, mask)
+    assert torch.equal(codec.decode_mask(parts, shape=shape), mask)
+    back = CODECS["permuted-nm"].decode(parts, shape=shape, dtype=dtype)
+    assert torch.equal(raw(back), raw(weight).masked_fill(~mask, 0))
+    kept = int(mask.sum())
+    held = sum(part.nbytes for part in parts.values())
+    assert held == codec.nbytes(shape, kept, dtype, found)
+    assert codec.nbytes(shape, kept, dtype, find_pattern(plain)) is None
+    assert Nm().nbytes(shape, kept, dtype, found) is None
+    chosen = FORMATS["nm"].choose(shape, kept, dtype, found)
+    assert chosen.nbytes(shape, kept, dtype, found) <= held
+
+
+def test_the_nm_format_stores_an_order_where_that_is_smaller_than_a_bitmask():
+    order = tuple(range(15, -1, -1))
+    found = NmPattern(kept=2, group=4, axis=1, order=order)
+    chosen = [FORMATS["nm"].choose((n, 16), n * 8, torch.float32, found).name for n in (8, 800)]
+    assert chosen == ["bitmask", "permuted-nm"]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        torch.tensor([0, 0, 2, 3, 4, 5, 6, 7], dtype=torch.int32),
+        torch.tensor([8, 1, 2, 3, 4, 5, 6, 7], dtype=torch.int32),
+        torch.arange(7, dtype=torch.int32),
+        torch.arange(8),
+    ],
+    ids=["twice", "outside", "short", "int64"],
+)
+def test_an_order_that_is_none_is_refused(order):
+    mask = torch.tensor([[True, True, False, False, False, True, True, False]])
+    codec = in_order(CODECS["permuted-nm"], (0, 2, 4, 6, 1, 3, 5, 7))
+    parts = codec.encode(torch.ones(1, 8), mask)
+    with pytest.raises(ArtifactError, match="order"):
+        codec.decode_mask({**parts, "order": order}, shape=(1, 8))
+    with pytest.raises(ArtifactError, match="order"):
+        codec.decode({**parts, "order": order}, shape=(1, 8), dtype=torch.float32)
+    with pytest.raises(ArtifactError, match="no N:M pattern"):
+        in_order(codec, (0, 1, 2, 3, 4, 5, 6, 7)).encode(torch.ones(1, 8), mask & False)
 
 
 def test_golden_parts_of_coded():

@@ -16,6 +16,7 @@ from slt_compress.artifacts.formats.dense import Dense
 from slt_compress.artifacts.formats.entropy import decode_masks, encode_masks
 from slt_compress.artifacts.formats.nm import Nm, find_pattern
 from slt_compress.artifacts.formats.packed import Packed
+from slt_compress.artifacts.formats.permuted import PermutedNm, in_order
 from slt_compress.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ __all__ = [
     "encode_masks",
     "find_format",
     "find_pattern",
+    "in_order",
     "is_plain",
     "part_key",
 ]
 
 _DENSE, _CSR, _BITMASK, _NM, _CODED = Dense(), SparseCsr(), Bitmask(), Nm(), Coded()
+_PERMUTED_NM = PermutedNm()
 _PACKED_DENSE, _PACKED_NM, _PACKED_CODED = (Packed(inner=c) for c in (_DENSE, _NM, _CODED))
 # A packed mask is coded: that is never more than a few bytes larger than a bitmask or indices.
 _PACKINGS: Mapping[str, Packed] = MappingProxyType(
@@ -68,6 +71,7 @@ CODECS: Mapping[str, Codec] = MappingProxyType(
         "packed-dense": _PACKED_DENSE,
         "packed-nm": _PACKED_NM,
         "packed-coded": _PACKED_CODED,
+        "permuted-nm": _PERMUTED_NM,
     }
 )
 
@@ -78,7 +82,7 @@ FORMATS: Mapping[str, Format | MaskOnly] = MappingProxyType(
         "sparse-csr": Format(name="sparse-csr", codecs=(_CSR,)),
         "bitmask": Format(name="bitmask", codecs=(_BITMASK,)),
         # what has no such pattern is stored as a bitmask
-        "nm": Format(name="nm", codecs=(_NM, _BITMASK)),
+        "nm": Format(name="nm", codecs=(_NM, _PERMUTED_NM, _BITMASK)),
         "coded": Format(name="coded", codecs=(_CODED,)),
         "auto": Format(
             name="auto", codecs=(_DENSE, _NM, _BITMASK, _CSR, _CODED), packings=_PACKINGS

@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NmPattern:
-    """Of every `group` adjacent weights along `axis`, exactly `kept` survive."""
+    """Of every `group` adjacent weights along `axis`, exactly `kept` survive.
+
+    With an `order` they are adjacent once the axis is in it.
+    """
 
     kept: int
     group: int
     axis: int
+    order: tuple[int, ...] | None = None
 
 
 class Codec(Protocol):

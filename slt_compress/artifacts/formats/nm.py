@@ -101,18 +101,27 @@ class Nm:
         dtype: torch.dtype,
         pattern: NmPattern | None = None,
     ) -> int | None:
-        """Count the bytes of the three parts; None without a pattern."""
-        if pattern is None:
+        """Count the bytes of the three parts; None without a pattern in the weight's own order."""
+        if pattern is None or pattern.order is not None:
             return None
+        return self.sized(shape, kept, dtype, pattern)
+
+    def sized(
+        self, shape: tuple[int, ...], kept: int, dtype: torch.dtype, pattern: NmPattern
+    ) -> int:
+        """Bytes of the three parts."""
         bits = math.prod(shape) // pattern.group * _width(pattern)
         return 3 * torch.int64.itemsize + (bits + 7) // 8 + kept * dtype.itemsize
 
 
-def find_pattern(mask: Tensor) -> NmPattern | None:
+def find_pattern(mask: Tensor, order: tuple[int, ...] | None = None) -> NmPattern | None:
     """The N:M pattern of a mask with the smallest groups; None if the mask has none.
 
-    Axis 1 (the input channels of most layers) is tried first, then the others in order.
+    Axis 1 (the input channels of most layers) is tried first, then the others in order. With an
+    order of inputs, the axes of its length are tried in that order.
     """
+    if order is not None:
+        return _find_in_order(mask, order)
     total, kept = mask.numel(), count_kept(mask)
     if not 0 < kept < total:
         return None
@@ -123,6 +132,17 @@ def find_pattern(mask: Tensor) -> NmPattern | None:
                 pattern = NmPattern(kept=kept * group // total, group=group, axis=axis)
                 if _holds(mask, pattern):
                     return pattern
+    return None
+
+
+def _find_in_order(mask: Tensor, order: tuple[int, ...]) -> NmPattern | None:
+    places = torch.tensor(order)
+    for axis in sorted(range(mask.dim()), key=lambda axis: (axis != 1, axis)):
+        if mask.shape[axis] == len(order):
+            turned = mask.index_select(axis, places).movedim(axis, -1)
+            pattern = find_pattern(turned.reshape(-1, len(order)))
+            if pattern is not None and pattern.axis == 1:
+                return NmPattern(kept=pattern.kept, group=pattern.group, axis=axis, order=order)
     return None
 
 
