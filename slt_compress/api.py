@@ -17,6 +17,7 @@ from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Verification
 from slt_compress.evidence.reporting import Report, make_report
 from slt_compress.evidence.verifying import verify_apart, verify_folder
+from slt_compress.exporting.folded import export_folded
 from slt_compress.exporting.folders import export_as
 from slt_compress.exporting.shrunk import export_shrunk
 from slt_compress.gates import Method
@@ -173,6 +174,7 @@ def export(
     *,
     format: str = "dense",
     shrink: bool = False,
+    fold: bool = False,
     out: str | Path | None = None,
     origin: str | Path | None = None,
     model: nn.Module | None = None,
@@ -185,6 +187,8 @@ def export(
     Args:
         format: a name in `slt_compress.artifacts.formats.EXPORTS`.
         shrink: cut empty rows and columns out of a dense export; only `load` opens the result.
+        fold: put the orders of `--permute` into a dense export where the graph allows, so that its
+            masks are N:M along neighbouring inputs; `load` puts the weights back.
         out: default `exports/<ticket>-<format>`; a folder that is not empty is refused.
         origin, model: as for `load`.
         inputs: example inputs for a module of your own.
@@ -197,7 +201,13 @@ def export(
     folder = Path(ticket) if ticket is not None else newest(TICKETS)
     if is_artifact(folder):
         raise TicketError(f"{folder} is already an exported folder; export takes a ticket")
-    target = Path(out or EXPORTS / f"{folder.absolute().name}-{'shrunk' if shrink else format}")
+    kind = "shrunk" if shrink else "folded" if fold else format
+    target = Path(out or EXPORTS / f"{folder.absolute().name}-{kind}")
+    if fold and (shrink or values_dtype is not None):
+        raise ArtifactError("a folded export takes neither shrink nor values_dtype")
+    if fold:
+        return export_folded(folder, target, format=format, origin=origin, model=model,
+                             max_shard_size=max_shard_size)  # fmt: skip
     if not shrink:
         return export_as(folder, target, format=format, origin=origin, model=model,
                          values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip

@@ -39,7 +39,7 @@ FLAGS = {
     "--dataset --init --weights --revision --steps --epochs --batch-size --lr --seed --device "
     "--precision --accumulate --recompute --state --max-time --controls --recipe --set --json",
     "report": "PATH --json",
-    "export": "TICKET --format --shrink -o --out --origin --values-dtype --max-shard-size "
+    "export": "TICKET --format --shrink --fold -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from slt_compress.artifacts.folding import Folds
 from slt_compress.artifacts.state import State, masked_state
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.masks import Masks
@@ -46,6 +47,7 @@ class ArtifactContent:
         buffers: what the search changed beside the masks; the format `mask` stores it.
         stored: tensors that the origin's seed does not give; the format `mask` stores them.
         orders: of the inputs of sites whose mask is N:M in another order than their own.
+        folds: of a dense artifact, how tensors of `module` and `masks` lie in another order.
     """
 
     checkpoint: Checkpoint
@@ -56,6 +58,7 @@ class ArtifactContent:
     buffers: Mapping[str, Tensor] = field(default_factory=dict)
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    folds: Folds = field(default_factory=dict)
 
     def state(self) -> State:
         """The tensors of the masked model.

@@ -29,10 +29,12 @@ class Draft:
     def manifest(self) -> dict[str, Any]:
         """What is known before a tensor is written."""
         content, state = self.content, self.state
-        return manifest_head(
+        head = manifest_head(
             content.checkpoint, content.evidence, format=self.format.name,
             dense_nbytes=state.nbytes, ties=state.ties,
         )  # fmt: skip
+        folds = {name: fold.to_dict() for name, fold in content.folds.items()}
+        return {**head, "folds": folds} if folds else head
 
     def entry(self, name: str) -> Entry:
         """What the manifest says of one tensor."""

@@ -13,6 +13,7 @@ from torch import nn
 from slt_compress.artifacts.beside import check_beside
 from slt_compress.artifacts.decoding import decode, errors_of, split, stored_parts
 from slt_compress.artifacts.entries import Entry, parse_entries
+from slt_compress.artifacts.folding import unfold_
 from slt_compress.artifacts.formats import FORMATS
 from slt_compress.artifacts.manifest import (
     DENSE_MANIFEST,
@@ -109,6 +110,7 @@ def read_artifact(path: Artifact | str | Path, *, model: nn.Module | None = None
         check_weights(artifact)
         if family in _LIBRARIES:
             checkpoint = open_checkpoint(str(folder), task=task)
+            unfold_(checkpoint.module, manifest)
             return LoadedArtifact(artifact=artifact, checkpoint=checkpoint, masks=None)
     expect_stored_sizes(artifact)
     shapes = {name: entry.shape for name, entry in artifact.entries.items()}
@@ -121,6 +123,7 @@ def read_artifact(path: Artifact | str | Path, *, model: nn.Module | None = None
     state, masks = _read_state(artifact, module)
     check_beside(artifact)
     fill_(module, state)
+    unfold_(module, manifest)
     checkpoint = _checkpoint(folder, manifest, module.eval())
     return LoadedArtifact(artifact=artifact, checkpoint=checkpoint, masks=masks)
 

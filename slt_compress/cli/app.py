@@ -144,6 +144,9 @@ def export(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Cut out empty rows and columns.")
     ] = False,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Fold the orders of --permute into the layers before.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write.")] = None,
     origin: Origin = None,
     values_dtype: ValuesDtype = None,
@@ -156,14 +159,14 @@ def export(
     from slt_compress.cli.console import print_artifact
     from slt_compress.evidence.cards import how_to_load
 
-    options = {"format": format, "shrink": shrink, "out": out, "values_dtype": values_dtype,
-               "max_shard_size": max_shard_size}  # fmt: skip
-    kind = "shrunk" if shrink else format
+    options = {"format": format, "shrink": shrink, "fold": fold, "out": out,
+               "values_dtype": values_dtype, "max_shard_size": max_shard_size}  # fmt: skip
+    kind = "shrunk" if shrink else format  # no earlier folded one is pushed in its place
     with in_python("export", **options):
         artifact = exported_before(
-            ticket, out, push_to_hub, kind, (values_dtype, max_shard_size)
+            ticket, out, push_to_hub, kind, (values_dtype, max_shard_size, fold or None)
         ) or api.export(
-            ticket, format=format, shrink=shrink, out=out, origin=origin,
+            ticket, format=format, shrink=shrink, fold=fold, out=out, origin=origin,
             values_dtype=values_dtype, max_shard_size=max_shard_size,
         )  # fmt: skip
     facts, path = api.report(artifact.path), artifact.path

@@ -16,6 +16,7 @@ from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
 from slt_compress.errors import ArtifactError, SltError, TicketError
 from slt_compress.evidence.checks import Check, Verification, against_origin, failed
 from slt_compress.evidence.completeness import files_check, without_probe
+from slt_compress.evidence.fold_checks import folds_held
 from slt_compress.evidence.import_checks import as_imported
 from slt_compress.evidence.onnx_checks import verify_onnx
 from slt_compress.runtime.opening import Opened, describe_folder, open_path, origin_of
@@ -62,6 +63,7 @@ def _verify_model(
         checks += as_imported(opened)
         step = "logits"
         checks.append(_logits(opened, known, probe))
+        checks += folds_held(opened, known, probe)
     except (TicketError, ArtifactError) as error:
         return Verification(path=described.path, checks=(failed(step, str(error)),))
     return Verification(path=described.path, checks=tuple(checks))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# So many rows at most decide; of more, evenly spaced ones.
-_ROWS = 1024
+# So many rows at most decide; of more, evenly spaced ones. So many groups at most are looked at
+# together; of more, a random part.
+_ROWS, _GROUPS = 1024, 256
 # Sweeps over the places of a group at most, and the share of what is kept that one must gain.
 _SWEEPS = 8
 _LEAST = 1e-4
@@ -30,10 +31,10 @@ def input_order(losses: Tensor, kept: int, size: int) -> tuple[int, ...]:
     """An order of the inputs in which N:M costs less than in their own.
 
     Inputs are dealt to the groups by what they cost in all rows, the largest first. Then inputs
-    change places between groups as long as what the masks keep grows: of one place of all groups
+    change places between groups as long as what the masks keep grows: of one place of some groups
     at a time, every pair of groups for which the exchange is best on both sides. (RIA, Zhang et
     al., ICLR 2024, deals in the same way and assigns the inputs of a place by the Hungarian
-    algorithm.) No order is worse than the inputs' own.
+    algorithm.) No order is worse than the inputs' own, in the rows that decide.
 
     Args:
         losses: [R, C], what it costs to remove each weight alone; at least 0.
@@ -45,8 +46,8 @@ def input_order(losses: Tensor, kept: int, size: int) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(0)
     best = _held(rows, groups, kept)
     for _ in range(_SWEEPS):
-        for place in range(size):
-            _exchange_(rows, groups, kept, place)
+        for part in torch.split(torch.randperm(len(groups), generator=generator), _GROUPS):
+            groups[part] = _exchanged(rows, groups[part], kept)
         held = _held(rows, groups, kept)
         if held - best < _LEAST * held:
             break
@@ -61,6 +62,13 @@ def input_order(losses: Tensor, kept: int, size: int) -> tuple[int, ...]:
 def _held(rows: Tensor, groups: Tensor, kept: int) -> float:
     """The sum of the `kept` largest losses of each group in each row."""
     return float(rows[:, groups].topk(kept, 2)[0].sum(dtype=torch.float64))
+
+
+def _exchanged(rows: Tensor, groups: Tensor, kept: int) -> Tensor:
+    """Some groups after exchanges at each of their places in turn."""
+    for place in range(groups.shape[1]):
+        _exchange_(rows, groups, kept, place)
+    return groups
 
 
 def _exchange_(rows: Tensor, groups: Tensor, kept: int, place: int) -> None:
