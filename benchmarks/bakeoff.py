@@ -87,6 +87,14 @@ CASES: Mapping[str, Case] = {
         source="(--source)", recipe="llm-distill", methods=("wanda", "swaps"),
         sparsities=(0.5,), seeds=1, keys={"method": SWAPS, "pattern": "2:4"},
     ),
+    "llama-2of4-permuted": Case(
+        source="(--source)", recipe="llm-distill", methods=("wanda", "swaps"),
+        sparsities=(0.5,), seeds=1, keys={"method": SWAPS, "pattern": "2:4", "permute": True},
+    ),
+    "llama-2of4-permuted-relaxed": Case(
+        source="(--source)", recipe="llm-distill", methods=("relaxed",),
+        sparsities=(0.5,), seeds=1, keys={"pattern": "2:4", "permute": True},
+    ),
     "llama-50-prior": Case(
         source="(--source)", recipe="llm-distill", methods=("relaxed",), sparsities=(0.5,), seeds=1,
         keys={"method": {"name": "relaxed", "prior": "swaps"}, "training": {"polish": True}},

@@ -17,9 +17,7 @@ from slt_compress.errors import ArtifactError, TicketError
 from slt_compress.evidence.checks import Verification
 from slt_compress.evidence.reporting import Report, make_report
 from slt_compress.evidence.verifying import verify_apart, verify_folder
-from slt_compress.exporting.folded import export_folded
-from slt_compress.exporting.folders import export_as
-from slt_compress.exporting.shrunk import export_shrunk
+from slt_compress.exporting.kinds import export_as
 from slt_compress.gates import Method
 from slt_compress.runtime.opening import open_path
 from slt_compress.runtime.sparse import run_on
@@ -203,17 +201,10 @@ def export(
         raise TicketError(f"{folder} is already an exported folder; export takes a ticket")
     kind = "shrunk" if shrink else "folded" if fold else format
     target = Path(out or EXPORTS / f"{folder.absolute().name}-{kind}")
-    if fold and (shrink or values_dtype is not None):
-        raise ArtifactError("a folded export takes neither shrink nor values_dtype")
-    if fold:
-        return export_folded(folder, target, format=format, origin=origin, model=model,
-                             max_shard_size=max_shard_size)  # fmt: skip
-    if not shrink:
-        return export_as(folder, target, format=format, origin=origin, model=model,
-                         values_dtype=values_dtype, max_shard_size=max_shard_size)  # fmt: skip
-    if values_dtype is not None or max_shard_size is not None:
-        raise ArtifactError("a shrunk export takes neither values_dtype nor max_shard_size")
-    return export_shrunk(folder, target, format=format, origin=origin, model=model, inputs=inputs)
+    return export_as(
+        folder, target, format=format, shrink=shrink, fold=fold, origin=origin, model=model,
+        inputs=inputs, values_dtype=values_dtype, max_shard_size=max_shard_size,
+    )  # fmt: skip
 
 
 @leaves_unchanged

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +12,6 @@ from torch import nn
 from slt_compress.anatomy.states import environment, site_parameters
 from slt_compress.artifacts import (
     MAX_SHARD_SIZE,
-    ONNX,
     Artifact,
     ArtifactContent,
     Evidence,
@@ -24,7 +22,6 @@ from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError
 from slt_compress.evidence.cards import artifact_card, in_chans_warning
 from slt_compress.evidence.reporting import make_report
-from slt_compress.exporting.onnx import export_onnx
 from slt_compress.exporting.streaming import rounded_weight, stream_ticket
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.storage.probe import Probe
@@ -161,14 +158,3 @@ def _lossy(name: str | None) -> str:
         f"lossy: kept weights are the origin's rounded to {name}; the metrics are of the model"
         " before that"
     )
-
-
-def export_as(folder: Path, target: Path, *, format: str, **options: Any) -> Artifact:
-    """Export a ticket in any format; the arguments are those of `export_ticket`.
-
-    Raises:
-        SltError: as in `export_ticket` and `export_onnx`.
-    """
-    if format == ONNX:
-        return export_onnx(folder, target, **options)
-    return export_ticket(folder, target, format=format, **options)
