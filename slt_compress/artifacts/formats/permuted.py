@@ -35,7 +35,7 @@ class PermutedNm:
     `order` is int32 [C]: the input at each place. `values` are row-major in the permuted weight.
 
     Attributes:
-        to: the order to encode in; not needed to decode.
+        to: the order to encode in; None is that of the weight. Not needed to decode.
     """
 
     to: tuple[int, ...] | None = None
@@ -47,9 +47,10 @@ class PermutedNm:
         """Store the weight as `Nm` does, its inputs in the order."""
         expect_same_shape(tensor, mask)
         pattern = find_pattern(mask.cpu(), self.to)
-        if self.to is None or pattern is None:
-            raise ArtifactError("has no N:M pattern in an order of its inputs")
-        order = torch.tensor(self.to, dtype=torch.int32)
+        if pattern is None:
+            raise ArtifactError("has no N:M pattern in the order of its inputs")
+        size = tensor.shape[pattern.axis]
+        order = torch.tensor(self.to or range(size), dtype=torch.int32)
         weight = bits(tensor.cpu()).index_select(pattern.axis, order).view(tensor.dtype)
         turned = mask.cpu().index_select(pattern.axis, order)
         return {"order": order, **_INNER.encode(weight, turned)}
