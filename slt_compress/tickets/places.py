@@ -7,9 +7,9 @@ from pathlib import Path
 from slt_compress.errors import TicketError
 from slt_compress.storage.writable import prove_writable
 
-# The newest version; a ticket is written in the first one that says all of it: 1 without flips,
-# 2 without orders of inputs.
-KIND = ("slt-ticket", 3)
+# The newest version; a ticket is written in the first one that says all of it: 1, or 2 with flips,
+# or 4 with orders of inputs (3 is that of numbers trained beside the mask).
+KIND = ("slt-ticket", 4)
 MANIFEST = "ticket.json"
 MASKS = "masks.safetensors"
 HISTORY = "history.jsonl"

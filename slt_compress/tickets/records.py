@@ -145,12 +145,12 @@ def parse_counts(manifest: Manifest) -> Counts:
 
 
 def parse_sites(manifest: Manifest) -> dict[str, SiteRecord]:
-    """The sites of a ticket, by name; flips are known from version 2 on, orders from 3 on.
+    """The sites of a ticket, by name; flips are known from version 2 on, orders from 4 on.
 
     Raises:
         SltError: a site has no shape, or counts that are not integers.
     """
-    signed, permuted = (is_count(manifest.values.get("version"), least=n) for n in (2, 3))
+    signed, permuted = (is_count(manifest.values.get("version"), least=n) for n in (2, 4))
     return {
         name: _parse_site(site, manifest, signed=signed, permuted=permuted)
         for name, site in manifest.object("sites").items()

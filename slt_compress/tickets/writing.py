@@ -84,7 +84,7 @@ def _manifest(content: TicketContent) -> dict[str, Any]:
 def _version(content: TicketContent) -> int:
     """The oldest version whose readers understand these masks."""
     if any(site.order is not None for site in content.sites.values()):
-        return KIND[1]
+        return 4
     return 2 if content.masks.flips else 1
 
 

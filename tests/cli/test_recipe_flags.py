@@ -20,7 +20,7 @@ from slt_compress.searching.recipe_keys import FLAG_OF, RECIPE_KEYS, RecipeKey, 
 NET = ["lenet-300-100", "--init", "random", "--dataset", "digits"]
 # A value that differs from the default: one per type, and one of the accepted names where the
 # recipe accepts only some.
-TYPICAL: dict[type[Any], Any] = {str: "some/text", int: 7, float: 0.75}
+TYPICAL: dict[type[Any], Any] = {str: "some/text", int: 7, float: 0.75, bool: True}
 NAMES = {
     "--controls": "full", "--recompute": "blocks", "--state": "bf16", "--method": "gumbel",
     "--pattern": "block:2x2", "--scope": "layer", "--objective": "task", "--init": "random",
@@ -30,6 +30,11 @@ NAMES = {
 
 def value_of(row: RecipeKey) -> Any:
     return NAMES.get(row.flag, TYPICAL[row.type])
+
+
+def words_of(row: RecipeKey) -> list[str]:
+    """What sets a flag to its value; a switch has no value, and this one needs a pattern."""
+    return [row.flag, "--pattern", "2:4"] if row.type is bool else [row.flag, str(value_of(row))]
 
 
 def value_at(recipe: Recipe, key: str) -> Any:
@@ -107,14 +112,18 @@ def test_every_flag_reaches_its_key(
 
     monkeypatch.setattr(api, command, verb)
     with pytest.raises(StopError):
-        app([command, "net", row.flag, str(value_of(row))], standalone_mode=False)
+        app([command, "net", *words_of(row)], standalone_mode=False)
     assert value_at(seen[0], row.key) == value_of(row)
 
 
 def test_a_plan_repeats_its_flags_in_the_command() -> None:
     flags = {"--scope": "layer", "--seed": 11, "--device": "cpu", "--lr": 0.25}
     given = [str(word) for pair in flags.items() for word in pair]
+    given += ["--pattern", "2:4", "--permute"]
     text = invoke("plan", *NET, *given, "--json")
+    assert "--pattern 2:4" in text
+    assert "--permute" in text
+    assert "--permute True" not in text
     for flag, value in flags.items():
         assert f"{flag} {value}" in text
 

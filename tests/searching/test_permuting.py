@@ -67,7 +67,7 @@ def test_the_pattern_holds_in_the_stored_order(
     ticket = slt_compress.search(
         checkpoints[model], data_sets[data], recipe=short(method=method), out=tmp_path / "ticket"
     )
-    assert ticket.version == 3
+    assert ticket.version == 4
     assert ticket.orders
     assert all((in_groups(ticket, name, dim) == 2).all() for name in ticket.orders)
     assert slt_compress.verify(ticket.path, in_process=True).ok
@@ -107,7 +107,7 @@ def test_a_model_that_is_large_enough_is_stored_in_its_order(llama: Ticket, tmp_
     assert sizes["nm"] <= stored
 
 
-def changed(ticket: Ticket, out: Path, orders: dict[str, Any], version: int = 3) -> Path:
+def changed(ticket: Ticket, out: Path, orders: dict[str, Any], version: int = 4) -> Path:
     """A copy of a ticket with other orders of its sites."""
     shutil.copytree(ticket.path, out)
     manifest = json.loads((out / "ticket.json").read_text())
@@ -137,7 +137,7 @@ def test_what_is_no_order_is_refused(order: Any, llama: Ticket, tmp_path: Path) 
 
 
 def test_a_version_before_orders_has_none(llama: Ticket, tmp_path: Path) -> None:
-    folder = changed(llama, tmp_path / "other", {}, version=2)
+    folder = changed(llama, tmp_path / "other", {}, version=3)
     assert read_ticket(folder).orders == {}
     assert not slt_compress.verify(folder, in_process=True).ok
 

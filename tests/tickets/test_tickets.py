@@ -239,8 +239,8 @@ def test_what_is_no_ticket_is_refused(tmp_path, path):
 
 
 def test_a_newer_ticket_is_refused_with_the_way_out(path):
-    edit(path, lambda m: m.update(version=4))
-    with pytest.raises(TicketError, match=r"newer slt-compress \(format 4.*upgrade"):
+    edit(path, lambda m: m.update(version=5))
+    with pytest.raises(TicketError, match=r"newer slt-compress \(format 5.*upgrade"):
         read_ticket(path)
 
 
