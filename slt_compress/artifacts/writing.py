@@ -102,7 +102,7 @@ def write_probe(folder: Path, evidence: Evidence) -> dict[str, Any]:
     """Write the probe, where there is one; gives what the manifest says of it."""
     if evidence.probe is None:
         return {UNPROBED: True}
-    write_safetensors(folder / PROBE, evidence.probe.tensors())
+    evidence.probe.write(folder / PROBE)
     return {"probe": sha256_file(folder / PROBE)}
 
 

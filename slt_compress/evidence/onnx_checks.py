@@ -12,7 +12,6 @@ from slt_compress.artifacts import Artifact, expect_probe
 from slt_compress.artifacts.beside import check_beside
 from slt_compress.artifacts.onnx_file import (
     answer,
-    difference_of,
     open_session,
     read_weights,
     require_onnx,
@@ -104,11 +103,11 @@ def _logits(artifact: Artifact, probe: Probe | None) -> Check:
     share = manifest.object("onnx").get("tolerance")
     if not isinstance(share, float) or not 0.0 < share <= LARGEST_TOLERANCE or probe is None:
         raise manifest.damaged(f"it has no probe, or a tolerance of {str(share)[:40]}")
-    logits = probe.logits
-    worst = difference_of(answer(open_session(artifact.path), probe.inputs), logits)
-    bound = share * float(logits.double().abs().max())
+    examples = probe.shape[0] if probe.shape else 1
+    worst = probe.difference(answer(open_session(artifact.path), probe.inputs))
+    bound = share * probe.largest
     detail = (
-        f"onnxruntime's differ by up to {worst:.2e} on {len(logits)} probe inputs, within "
+        f"onnxruntime's differ by up to {worst:.2e} on {examples} probe inputs, within "
         f"{share:.0e} of the largest logit is {bound:.2e}"
     )
     return Check(name="logits", ok=worst <= bound, detail=detail)

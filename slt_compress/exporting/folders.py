@@ -150,7 +150,7 @@ def _answered(opened: Opened, probe: Probe) -> Probe:
     """The probe with the logits of the model as it is now."""
     with torch.inference_mode():
         logits = opened.checkpoint.forward(opened.module, probe.inputs)
-    return replace(probe, logits=logits.clone())
+    return probe.answered(logits)
 
 
 def _lossy(name: str | None) -> str:

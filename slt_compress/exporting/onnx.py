@@ -39,6 +39,7 @@ from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.bits import bits
 from slt_compress.storage.files import dtype_name, sha256_file, write_json
+from slt_compress.storage.probe import Probe
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
 
@@ -75,30 +76,29 @@ def export_onnx(
     ticket = opened.ticket
     if ticket is None:
         raise TicketError(f"{folder} is not a ticket")
-    inputs = _inputs(opened)
+    probe = _traceable(opened)
     _refuse_dtypes(opened.module)
     with new_folder(target) as part:
-        converted = convert(part, opened, ticket.masks, inputs)
+        converted = convert(part, opened, ticket.masks, probe)
         _write(part, opened, ticket, converted, target.name)
     return describe_artifact(target)
 
 
-def _inputs(opened: Opened) -> dict[str, Tensor]:
-    """The inputs of the ticket's probe, by name.
+def _traceable(opened: Opened) -> Probe:
+    """The ticket's probe, with the inputs that the model is traced on.
 
     Raises:
         ArtifactError: there are none.
     """
     probe = stored_probe(opened)
-    stored = {} if probe is None else dict(probe.inputs)
-    if opened.checkpoint.task != "seq2seq":
-        stored.pop("labels", None)
-    if not stored:
+    if probe is not None and opened.checkpoint.task != "seq2seq":
+        probe = probe.without("labels")
+    if probe is None or not probe.inputs:
         raise ArtifactError(
             f"{opened.path} stores no inputs to trace its model on: only a search of a transformers"
             " or timm model or of a reference net does, not import, merge or a module of your own"
         )
-    return stored
+    return probe
 
 
 def _refuse_dtypes(module: nn.Module) -> None:

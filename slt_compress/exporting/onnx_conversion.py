@@ -54,13 +54,13 @@ class Converted:
     runs: int
 
 
-def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Tensor]) -> Converted:
+def convert(folder: Path, opened: Opened, masks: Masks, probe: Probe) -> Converted:
     """Write the model with as many free axes as the exporter can give it, and run it.
 
     Raises:
         ArtifactError: it cannot be written; the message has the reason of the first attempt.
     """
-    forward = opened.checkpoint.forward
+    forward, inputs = opened.checkpoint.forward, probe.inputs
     examples = {k: torch.cat((v, v)) if len(v) == 1 else v for k, v in inputs.items()}
     failed: list[ArtifactError] = []
     for axes in _choices(inputs):
@@ -78,7 +78,7 @@ def convert(folder: Path, opened: Opened, masks: Masks, inputs: Mapping[str, Ten
             continue
         left = program.model.graph.initializers
         return Converted(
-            probe=Probe(inputs=inputs, logits=wanted), inputs=tuple(inputs_of(session)),
+            probe=probe.answered(wanted), inputs=tuple(inputs_of(session)),
             difference=difference,
             tolerance=tolerance_of(opened.module), runs=runs,
             placed={name: where for name, where in placed.items() if where in left},

@@ -28,7 +28,7 @@ from slt_compress.evidence.reporting import make_report
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import stored_probe
 from slt_compress.storage.outside import markdown
-from slt_compress.storage.probe import Probe
+from slt_compress.storage.probe import Probe, make_probe
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.provenance import provenance_of
 
@@ -112,8 +112,7 @@ def _probe(opened: Opened, inputs: tuple[Tensor, ...] | None) -> Probe:
         )
     named = {str(index): value for index, value in enumerate(inputs)}
     with torch.inference_mode():
-        logits = opened.checkpoint.forward(opened.module, named)
-    return Probe(inputs=named, logits=logits.clone())
+        return make_probe(named, partial(opened.checkpoint.forward, opened.module), most=None)
 
 
 def _call(forward: Forward, inputs: Mapping[str, Tensor], module: nn.Module) -> Tensor:

@@ -12,8 +12,7 @@ from slt_compress.data.image_pipelines import pipeline_of
 from slt_compress.data.tokens import DEFAULT_LENGTH, context_of, vocabulary_of
 from slt_compress.errors import ArtifactError, DataError
 from slt_compress.runtime.opening import Opened
-from slt_compress.storage.files import read_safetensors
-from slt_compress.storage.probe import Probe
+from slt_compress.storage.probe import Probe, read_probe_file
 from slt_compress.tickets import read_probe
 
 
@@ -29,7 +28,7 @@ def stored_probe(opened: Opened) -> Probe | None:
     file = opened.path / PROBE
     if not file.is_file():
         return None
-    return Probe.parse(read_safetensors(file, ArtifactError), file, ArtifactError)
+    return read_probe_file(file, ArtifactError)
 
 
 def example_inputs(opened: Opened, batch: int) -> dict[str, Tensor]:

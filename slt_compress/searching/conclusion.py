@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +23,10 @@ from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.threads import threads
 from slt_compress.sites.sites import SitePlan
 from slt_compress.storage.freeing import release
-from slt_compress.storage.probe import Probe
+from slt_compress.storage.probe import Probe, make_probe
 
 # What a mask is selected by on the held-out slice: the first of these that is measured, smallest.
 _SELECTED_BY = ("loss", "kl")
-_PROBE_EXAMPLES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,13 +181,11 @@ class Measuring:
         )
 
     def _probe(self) -> Probe | None:
-        """A few inputs and the masked network's outputs on them, computed on the CPU."""
+        """A few made-up inputs and the masked network's outputs on them, computed on the CPU."""
         module, workload = self.setup.module, self.setup.workload
         if not workload.probe:
             return None
         module.cpu()
-        inputs = {key: value[:_PROBE_EXAMPLES] for key, value in workload.probe.items()}
         module.eval()
         with torch.no_grad(), threads(self.setup.probe_threads):
-            logits = workload.forward(module, inputs)
-        return Probe(inputs=inputs, logits=logits.contiguous())
+            return make_probe(workload.probe, partial(workload.forward, module))

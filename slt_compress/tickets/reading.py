@@ -17,7 +17,7 @@ from slt_compress.masks import Masks, count_kept, unpack_bits
 from slt_compress.storage.files import parse_json, read_bytes, read_safetensors
 from slt_compress.storage.lazy import LazyMapping, LazyTensors
 from slt_compress.storage.manifests import Manifest, check_manifest, is_finite
-from slt_compress.storage.probe import Probe
+from slt_compress.storage.probe import Probe, read_probe_file
 from slt_compress.tickets.places import (
     BUFFER_PREFIX,
     FLIP_SUFFIX,
@@ -141,7 +141,7 @@ def read_probe(ticket: Ticket | str | Path) -> Probe | None:
         TicketError: it is missing or damaged.
     """
     file = _manifest_of(ticket).checked_file(PROBE)
-    return Probe.parse(read_safetensors(file, TicketError), file, TicketError)
+    return read_probe_file(file, TicketError)
 
 
 def read_scores(ticket: Ticket | str | Path) -> dict[str, Tensor]:

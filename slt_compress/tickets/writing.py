@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor
 
 from slt_compress.errors import TicketError
 from slt_compress.masks import count_kept, pack_bits
@@ -148,8 +147,11 @@ def _write_masks(path: Path, content: TicketContent) -> None:
 
 def _write_groups(folder: Path, content: TicketContent) -> dict[str, str]:
     """Write what carries the result and hash it; not README.md, which a user may edit."""
-    probe: Mapping[str, Tensor] = {} if content.probe is None else content.probe.tensors()
-    groups = {PROBE: probe, SCORES: content.scores, ORIGIN: content.origin_tensors}
+    if content.probe is None:
+        write_safetensors(folder / PROBE, {})
+    else:
+        content.probe.write(folder / PROBE)
+    groups = {SCORES: content.scores, ORIGIN: content.origin_tensors}
     for name, tensors in groups.items():
         if tensors is not None:
             write_safetensors(folder / name, tensors)
