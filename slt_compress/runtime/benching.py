@@ -119,7 +119,10 @@ class Side:
 def _sides(opened: Opened, origin: str | Path | None) -> tuple[list[Side], tuple[str, ...]]:
     """The origin, where it can be opened, and the runtimes."""
     plain = fit_opened(opened, "dense")
-    sides = [_side(runtime, opened.checkpoint, fit_opened(opened, runtime)) for runtime in RUNTIMES]
+    sides = [
+        _side(runtime, opened.checkpoint, fit_opened(opened, runtime, refresh=True))
+        for runtime in RUNTIMES
+    ]
     try:
         source = origin_of(opened, origin=origin)
     except SltError as error:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, log
+from math import ceil, inf, log
 from statistics import median
 from typing import Any
 
@@ -30,6 +30,8 @@ _ROUNDS = 5
 _PATIENCE = 0.25
 # A run shorter than this many seconds is repeated, at most so many times, and averaged.
 _SHORT, _MOST = 0.001, 50
+# A layer that was not timed is not taken to gain as one gains that is so many times larger.
+_MUCH_SMALLER = 8
 # Layers of one shape are timed once if their counts of weights are within this factor.
 _ALIKE = 1.5
 
@@ -37,20 +39,21 @@ Run = Callable[[], Any]
 
 
 def time_interleaved(
-    runs: Mapping[str, tuple[Run, Run]], rounds: int, patience: float
+    runs: Mapping[str, tuple[Run, Run]], rounds: int, patience: float, least: int = 2
 ) -> dict[str, list[float]]:
     """Seconds of each run by name; every round times all runs, after a round of warming up.
 
     Args:
         runs: by name: what prepares a run, and the run itself.
-        rounds: at most this many; at least two.
+        rounds: at most this many.
         patience: seconds after which no further round is begun.
+        least: at least this many rounds.
     """
     order, seconds = list(runs), {name: [_timed(*runs[name], 1)] for name in runs}
     times = max(1, min(_MOST, int(_SHORT / max(1e-9, *(t[0] for t in seconds.values())))))
     started = time.perf_counter()
     for number in range(rounds):
-        if number > 1 and time.perf_counter() - started > patience:
+        if number >= least and time.perf_counter() - started > patience:
             break
         # Forwards and backwards in turn, as each run finds the caches that the one before left.
         order.reverse()
@@ -82,18 +85,53 @@ class Candidate:
     seen: Sequence[tuple[int, ...]]
 
 
-def choose(candidates: Mapping[str, Candidate]) -> dict[str, Choice]:
-    """The choice for each layer by name; similar layers are timed once."""
+def choose(candidates: Mapping[str, Candidate], seconds: float = inf) -> dict[str, Choice]:
+    """The choice for each layer by name; similar layers are timed once.
+
+    The largest layers are timed first. Those that are left after so many `seconds` do as the
+    next denser one of their type that was timed, and compute densely where there is none.
+    """
+    kept = {name: _kept(candidate.layer) for name, candidate in candidates.items()}
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, candidate in candidates.items():
-        groups.setdefault(_likeness(candidate), []).append(name)
+        groups.setdefault(_likeness(candidate, kept[name]), []).append(name)
+    # The densest stands for all of a group, so that none does worse than what was timed.
+    leaders = {max(names, key=lambda name: kept[name]): names for names in groups.values()}
     choices: dict[str, Choice] = {}
-    for names in groups.values():
-        # The densest stands for all of them, so that none does worse than what was timed.
-        densest = max(names, key=lambda name: _kept(candidates[name].layer))
-        choice = _measured(candidates[densest])
-        choices.update(dict.fromkeys(names, choice))
+    timed: dict[str, Choice] = {}
+    started = time.perf_counter()
+    for leader in sorted(leaders, key=lambda n: -_weight(candidates[n].layer).numel() * len(
+        leaders[n]
+    )):  # fmt: skip
+        if not timed or time.perf_counter() - started < seconds:
+            timed[leader] = _measured(candidates[leader])
+            choice = timed[leader]
+        else:
+            choice = _presumed(leader, timed, candidates, kept)
+        choices.update(dict.fromkeys(leaders[leader], choice))
     return choices
+
+
+def _presumed(
+    name: str,
+    timed: Mapping[str, Choice],
+    candidates: Mapping[str, Candidate],
+    kept: Mapping[str, int],
+) -> Choice:
+    """The choice of the nearest layer that is at least as dense and was timed."""
+
+    def density(of: str) -> float:
+        return kept[of] / max(1, _weight(candidates[of].layer).numel())
+
+    layer, own = candidates[name].layer, density(name)
+    alike = [
+        other
+        for other in timed
+        if type(candidates[other].layer) is type(layer)
+        and density(other) >= own
+        and _weight(candidates[other].layer).numel() <= _weight(layer).numel() * _MUCH_SMALLER
+    ]
+    return timed[min(alike, key=density)] if alike else Choice({1: None})
 
 
 def _kept(layer: nn.Module) -> int:
@@ -107,10 +145,10 @@ def _weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _likeness(candidate: Candidate) -> tuple[Any, ...]:
+def _likeness(candidate: Candidate, kept: int) -> tuple[Any, ...]:
     layer = candidate.layer
     geometry = (layer.stride, layer.padding, layer.dilation) if _is_convolution(layer) else ()
-    step = ceil(log(max(1, _kept(layer)), _ALIKE))
+    step = ceil(log(max(1, kept), _ALIKE))
     return (type(layer), tuple(_weight(layer).shape), geometry, step, tuple(candidate.seen))
 
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from statistics import median
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slt_compress.anatomy.states import site_parameters
-from slt_compress.errors import DataError, SltError
-from slt_compress.runtime.kernel_choice import Candidate, choose, ratios_of, time_interleaved
+from slt_compress.errors import SltError
+from slt_compress.runtime.example_runs import LEAST_RUNS, Runs, is_slower, look, runs_of
+from slt_compress.runtime.kernel_choice import Candidate, choose
 from slt_compress.runtime.kernels import has_team
 from slt_compress.runtime.opening import Opened
-from slt_compress.runtime.probes import example_inputs
+from slt_compress.runtime.remembered import Measured, Memory, memory_of
 from slt_compress.runtime.sparse_layers import Choice, SparseForward, kernels_of, why_dense
 
 RUNTIMES = ("dense", "sparse", "auto")
-# The batch sizes for which `auto` chooses.
-BATCHES = (1, 8)
-# A model on inputs of some batch sizes, in their order.
-Runs = Mapping[int, Callable[[], Any]]
-# A model stays dense if its kernels take more than this share of the dense time. At batch sizes
-# where no layer uses a kernel, the two differ by noise only.
-_SLOWER = 1.02
-# Rounds and seconds for comparing the whole model; above the last, larger batches are not timed.
-_ROUNDS, _PATIENCE, _LONG = 15, 0.5, 0.1
-_NOT_COMPARED = "auto chose kernels layer by layer and did not compare the model as a whole"
+# Seconds that `auto` may measure for at the first load of a model.
+SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +32,15 @@ class KernelPlan:
         forwards: by name of the layer.
         reasons: what each layer with a site computes with, and why where that is dense.
         warning: why the model as a whole was not compared; None where it was, or need not be.
+        choices: what was measured for each layer that has kernels.
+        faster: whether the model as a whole is faster with them.
     """
 
     forwards: Mapping[str, SparseForward]
     reasons: Mapping[str, str]
     warning: str | None = None
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    faster: bool = True
 
     def put_on(self) -> None:
         """Make the layers use their kernels."""
@@ -97,20 +92,58 @@ def run_on(opened: Opened, runtime: str, device: str | torch.device = "cpu") -> 
     return module.to(device)
 
 
-def fit_opened(opened: Opened, runtime: str) -> KernelPlan:
+def fit_opened(
+    opened: Opened, runtime: str, *, seconds: float = SECONDS, refresh: bool = False
+) -> KernelPlan:
     """As `fit`, for the model of an opened folder on its example inputs.
+
+    What `auto` measured is kept in the user's cache folder and not measured again, unless
+    `refresh` asks for it.
 
     Raises:
         TicketError, ArtifactError: the stored probe is damaged.
     """
+    module, shapes = opened.module, opened.shapes_now
     if runtime != "auto":
-        return fit(opened.module, opened.shapes_now, runtime, {})
-    runs, warning = _runs(opened)
-    return replace(fit(opened.module, opened.shapes_now, runtime, runs), warning=warning)
+        return fit(module, shapes, runtime, {})
+    memory = memory_of(opened, "fp32")
+    plan = None if refresh else _recalled(memory, module, shapes)
+    if plan is not None:
+        return plan
+    runs, warning = runs_of(opened)
+    plan = replace(fit(module, shapes, runtime, runs, seconds=seconds), warning=warning)
+    points = {name: choice.points for name, choice in plan.choices.items()}
+    memory.keep(Measured(layers=points, faster=plan.faster, warning=warning))
+    return plan
+
+
+def _recalled(
+    memory: Memory, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> KernelPlan | None:
+    """The plan that was measured before; None where it does not fit this model and machine."""
+    before = memory.recall()
+    if before is None:
+        return None
+    layers, obstacles = _layers_and_obstacles(module, shapes)
+    free = {name: layer for name, layer in layers.items() if obstacles[name] is None}
+    if before.layers.keys() != free.keys():
+        return None
+    choices = {name: Choice(points) for name, points in before.layers.items()}
+    used = {name for name, choice in choices.items() if choice.used and before.faster}
+    candidates = {name: _candidate(layer, name in used) for name, layer in free.items()}
+    if any(not set(choices[name].used) <= candidates[name].kernels.keys() for name in used):
+        return None
+    plan = _planned(candidates, choices) if before.faster else _all_dense(choices)
+    return replace(_with_obstacles(plan, obstacles), warning=before.warning)
 
 
 def fit(
-    module: nn.Module, shapes: Mapping[str, tuple[int, ...]], runtime: str, runs: Runs
+    module: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    runtime: str,
+    runs: Runs,
+    *,
+    seconds: float = SECONDS,
 ) -> KernelPlan:
     """Find kernels for the layers of a model, and with `auto` measure which of them are used.
 
@@ -120,17 +153,30 @@ def fit(
         runtime: one of `RUNTIMES`.
         runs: for `auto`, the model on some inputs by batch size. They show what its layers get,
             and whether the model as a whole is faster. Without them each layer is measured alone.
+        seconds: what measuring may take, about.
     """
     if runtime == "dense":
         return KernelPlan(forwards={}, reasons={})
-    layers = _layers(module, shapes)
-    obstacles = {name: why_dense(layer) for name, layer in layers.items()}
+    layers, obstacles = _layers_and_obstacles(module, shapes)
     candidates = {
-        name: Candidate(layer=layer, kernels=kernels_of(layer, every=runtime == "auto"), seen=())
-        for name, layer in layers.items()
-        if obstacles[name] is None
+        name: _candidate(layer) for name, layer in layers.items() if obstacles[name] is None
     }
-    plan = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs)
+    plan = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs, seconds)
+    return _with_obstacles(plan, obstacles)
+
+
+def _candidate(layer: nn.Module, used: bool = True) -> Candidate:
+    return Candidate(layer=layer, kernels=kernels_of(layer) if used else {}, seen=())
+
+
+def _layers_and_obstacles(
+    module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, nn.Module], dict[str, str | None]]:
+    layers = _layers(module, shapes)
+    return layers, {name: why_dense(layer) for name, layer in layers.items()}
+
+
+def _with_obstacles(plan: KernelPlan, obstacles: Mapping[str, str | None]) -> KernelPlan:
     dense = {name: f"dense: {why}" for name, why in obstacles.items() if why is not None}
     return replace(plan, reasons=dict(sorted({**plan.reasons, **dense}.items())))
 
@@ -159,7 +205,14 @@ def _planned(candidates: Mapping[str, Candidate], choices: Mapping[str, Choice])
             if choices[name].used
         },
         reasons={name: _reason(choice) for name, choice in choices.items()},
+        choices=choices,
     )
+
+
+def _all_dense(choices: Mapping[str, Choice]) -> KernelPlan:
+    reason = "dense: the model as a whole was not faster with kernels"
+    reasons = dict.fromkeys(choices, reason)
+    return KernelPlan(forwards={}, reasons=reasons, choices=choices, faster=False)
 
 
 def _reason(choice: Choice) -> str:
@@ -173,76 +226,17 @@ def _reason(choice: Choice) -> str:
     return f"{' and '.join(choice.used)}{least}{threads}"
 
 
-def _fastest(candidates: Mapping[str, Candidate], runs: Runs) -> KernelPlan:
+def _fastest(candidates: Mapping[str, Candidate], runs: Runs, seconds: float) -> KernelPlan:
     """Every layer with what is fastest for it, if that makes the whole model faster."""
+    left = seconds
     if runs:
-        seen = _seen(candidates, runs)
-        candidates = {name: replace(c, seen=seen[name]) for name, c in candidates.items()}
-    plan = _planned(candidates, choose(candidates))
-    if plan.forwards and _is_slower(plan, runs):
-        reason = "dense: the model as a whole was slower with kernels"
-        return KernelPlan(forwards={}, reasons=dict.fromkeys(candidates, reason))
+        seen = look({name: candidate.layer for name, candidate in candidates.items()}, runs)
+        candidates = {name: replace(c, seen=seen.shapes[name]) for name, c in candidates.items()}
+        # Comparing the model as a whole comes last, and must not be left out.
+        left = max(seconds / 4, seconds - LEAST_RUNS * seen.seconds)
+    started = time.perf_counter()
+    plan = _planned(candidates, choose(candidates, left))
+    left = seconds - (time.perf_counter() - started)
+    if plan.forwards and is_slower(plan, runs, left):
+        return _all_dense(plan.choices)
     return plan
-
-
-def _runs(opened: Opened) -> tuple[Runs, str | None]:
-    """The model on example inputs by batch size; or none, and a sentence that says why.
-
-    Raises:
-        TicketError, ArtifactError: the stored probe is damaged.
-    """
-    runs: dict[int, Callable[[], Any]] = {}
-    try:
-        for batch in BATCHES:
-            inputs = example_inputs(opened, batch)
-            runs[batch] = partial(opened.checkpoint.forward, opened.module, inputs)
-    except DataError as error:
-        return {}, f"{_NOT_COMPARED}: {error}"
-    try:
-        with torch.no_grad():
-            runs[BATCHES[0]]()
-    except Exception as error:  # a model raises whatever it likes
-        text = " ".join(str(error).split())[:200]
-        return {}, f"{_NOT_COMPARED}: it does not run on its probe ({type(error).__name__}: {text})"
-    return runs, None
-
-
-def _seen(
-    candidates: Mapping[str, Candidate], runs: Runs
-) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """The shapes of the inputs of each layer in the shortest run, scaled to the longer ones."""
-    least = min(runs)
-    shapes: dict[str, dict[tuple[int, ...], None]] = {name: {} for name in candidates}
-
-    def note(name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].dim():
-            first, *rest = inputs[0].shape
-            shapes[name].update(dict.fromkeys((first * batch // least, *rest) for batch in runs))
-
-    handles = [
-        candidate.layer.register_forward_pre_hook(partial(note, name))
-        for name, candidate in candidates.items()
-    ]
-    try:
-        with torch.no_grad():
-            runs[least]()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: tuple(of_layer) for name, of_layer in shapes.items()}
-
-
-def _is_slower(plan: KernelPlan, runs: Runs) -> bool:
-    """Whether the whole model takes longer with the kernels, for any batch size."""
-    for run in runs.values():
-        turns = {"dense": (plan.take_off, run), "kernels": (plan.put_on, run)}
-        try:
-            with torch.no_grad():
-                seconds = time_interleaved(turns, _ROUNDS, _PATIENCE)
-        finally:
-            plan.take_off()
-        if median(ratios_of(seconds, "kernels", "dense")) > _SLOWER:
-            return True
-        if median(seconds["dense"]) > _LONG:
-            return False
-    return False

@@ -189,23 +189,17 @@ def _why_dense_convolution(layer: nn.Conv2d) -> str | None:
     return None
 
 
-def kernels_of(layer: nn.Module, *, every: bool = True) -> dict[str, Kernel]:
-    """The kernels of a layer for which `why_dense` gives no reason, the fastest first.
-
-    Without `every` only the first is made.
-    """
+def kernels_of(layer: nn.Module) -> dict[str, Kernel]:
+    """The kernels of a layer without a `why_dense`: ours, or torch's where ours cannot be."""
     values = {name: value.detach() for name, value in _tensors(layer).items()}
     weight, bias = values["weight"], values.get("bias")
     if isinstance(layer, nn.Conv2d):
         rows = sparse_rows(weight.flatten(1), bias)
         return {"compiled": Convolution(rows, _geometry(layer))}
     matrix = weight.t() if is_conv1d(layer) else weight
-    kernels: dict[str, Kernel] = {}
     if can_compile():
-        kernels["compiled"] = Linear(sparse_rows(matrix, bias))
-    if every or not kernels:
-        kernels["csr"] = CsrLinear(matrix, bias)
-    return kernels
+        return {"compiled": Linear(sparse_rows(matrix, bias))}
+    return {"csr": CsrLinear(matrix, bias)}
 
 
 def _geometry(layer: nn.Conv2d) -> Geometry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from dataclasses import dataclass, field
 
 import pytest
@@ -16,10 +17,11 @@ from torch.nn.utils import prune
 import slt_compress
 from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, SltError
-from slt_compress.runtime import kernel_choice, sparse, sparse_layers
+from slt_compress.runtime import example_runs, kernel_choice, sparse, sparse_layers
 from slt_compress.runtime.kernel_choice import Candidate, choose, time_interleaved
 from slt_compress.runtime.kernels import can_compile
 from slt_compress.runtime.opening import open_path
+from slt_compress.runtime.remembered import cache_folder
 from slt_compress.runtime.sparse import run_on
 from slt_compress.runtime.sparse_layers import (
     Choice,
@@ -276,11 +278,6 @@ def test_what_has_no_kernel_says_so(layer, reason):
     assert reason in why_dense(layer)
 
 
-def test_only_the_fastest_kernel_is_made_where_no_other_is_wanted():
-    layer = thin_(nn.Linear(12, 7))
-    assert list(kernels_of(layer, every=False)) == list(kernels_of(layer))[:1]
-
-
 def test_without_the_extra_linear_layers_take_the_kernel_of_torch(monkeypatch, tickets):
     monkeypatch.setattr(sparse_layers, "can_compile", lambda: False)
     assert list(kernels_of(thin_(nn.Linear(12, 7)))) == ["csr"]
@@ -339,11 +336,39 @@ def test_the_faster_one_is_chosen_with_a_margin(monkeypatch):
         return own(self, inputs)
 
     monkeypatch.setattr(nn.Linear, "forward", dense)
-    kernel = kernels_of(layer)["csr"]
+    kernel = next(iter(kernels_of(layer).values()))
     kernels = {"slow": clock.taking(0.009, kernel), "slower": clock.taking(0.05, kernel)}
     found = choose({"layer": Candidate(layer=layer, kernels=kernels, seen=((3, 12),))})["layer"]
     # 0.009 of 0.010 is no clear win, and 0.009 of 0.1 is one at first sight
     assert found.points == {1: None, 3: None, 8: None, 64: "slow", 512: "slow"}
+
+
+def test_layers_that_are_not_timed_do_as_denser_ones_and_else_stay_dense(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(kernel_choice, "time", clock)
+    own = nn.Linear.forward
+
+    def dense(self, inputs):
+        clock.now += 1.0
+        return own(self, inputs)
+
+    monkeypatch.setattr(nn.Linear, "forward", dense)
+
+    def candidate(inputs, outputs, density):
+        layer = thin_(nn.Linear(inputs, outputs), density)
+        kernel = next(iter(kernels_of(layer).values()))
+        return Candidate(layer=layer, kernels={"k": clock.taking(0.1, kernel)}, seen=())
+
+    candidates = {
+        "large": candidate(100, 100, 0.2), "sparser": candidate(60, 60, 0.1),
+        "denser": candidate(60, 60, 0.4), "tiny": candidate(10, 10, 0.1),
+    }  # fmt: skip
+    found = choose(candidates, 0.5)
+    assert found["large"].used == found["sparser"].used == ["k"]
+    assert not found["denser"].used  # more is kept than in what was timed
+    assert not found["tiny"].used  # too small to go by the large one
+    assert found["denser"].points
+    assert all(choice.used for choice in choose(candidates).values())
 
 
 def test_runs_time_interleaved_go_to_and_fro():
@@ -360,10 +385,11 @@ def test_runs_time_interleaved_go_to_and_fro():
 
 def test_a_model_that_is_not_faster_as_a_whole_stays_dense(monkeypatch, tickets):
     monkeypatch.setattr(kernel_choice, "MARGIN", 1000.0)  # every layer takes a kernel
-    monkeypatch.setattr(sparse, "_SLOWER", 1000.0)
+    monkeypatch.setattr(example_runs, "SLOWER", 1000.0)
     module = slt_compress.load(tickets["vit"], runtime="auto")
     assert any("forward" in vars(layer) for layer in module.modules())
-    monkeypatch.setattr(sparse, "_SLOWER", 0.0)
+    monkeypatch.setattr(example_runs, "SLOWER", 0.0)
+    shutil.rmtree(cache_folder())  # or it would be remembered
     module = slt_compress.load(tickets["vit"], runtime="auto")
     assert not any("forward" in vars(layer) for layer in module.modules())
     assert any("as a whole" in what for what in module.slt_runtime.values())
