@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.runtime.example_runs import Runs
 from slt_compress.runtime.kernel_choice import time_interleaved
-from slt_compress.runtime.sparse import RUNTIMES, fit
+from slt_compress.runtime.kernel_plan import RUNTIMES, fit
 from slt_compress.sites.sites import find_sites
 
 SPARSITIES = {

@@ -216,6 +216,7 @@ def load(
     runtime: str = "dense",
     device: str | torch.device = "cpu",
     revision: str | None = None,
+    dtype: str | None = None,
 ) -> nn.Module:
     """Load a ticket or an exported folder as a module in eval mode.
 
@@ -227,12 +228,14 @@ def load(
             where they are faster).
         device: device of the module.
         revision: branch, tag or commit of a hub repository.
+        dtype: what the sparse kernels multiply in: `fp32` (the default), or `bf16` or `int8`, which
+            are faster and less exact; the attribute `slt_error` of the module says by how much.
 
     Raises:
         SltError: the folder or its origin cannot be used.
     """
     opened = open_path(local_folder(path, revision), origin=origin, model=model)
-    return run_on(opened, runtime, device)
+    return run_on(opened, runtime, device, dtype)
 
 
 @leaves_unchanged

@@ -19,9 +19,10 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import local_folder
 from slt_compress.errors import SltError
 from slt_compress.runtime.kernel_choice import time_interleaved
+from slt_compress.runtime.kernel_plan import RUNTIMES, KernelPlan
 from slt_compress.runtime.opening import Opened, open_path, origin_of
 from slt_compress.runtime.probes import example_inputs
-from slt_compress.runtime.sparse import RUNTIMES, KernelPlan, fit_opened
+from slt_compress.runtime.sparse import fit_opened
 
 ORIGIN = "origin"
 # Seconds for one batch size, after which no further round begins.

@@ -99,6 +99,19 @@ def look(layers: Mapping[str, nn.Module], runs: Runs) -> Seen:
     return Seen(shapes={name: tuple(of) for name, of in shapes.items()}, seconds=taken)
 
 
+def error_of(switch: Switch, runs: Runs) -> float:
+    """Largest difference that a switch makes to the outputs, over the largest of them."""
+    run = runs[min(runs)]
+    with torch.no_grad():
+        before = run().double()
+        switch.put_on()
+        try:
+            difference = float((run().double() - before).abs().max())
+        finally:
+            switch.take_off()
+    return difference / max(1e-30, float(before.abs().max()))
+
+
 def is_slower(switch: Switch, runs: Runs, seconds: float) -> bool:
     """Whether the whole model gains nothing by the switch, for any batch size.
 

@@ -22,10 +22,10 @@ import torch
 from slt_compress.errors import SltError
 from slt_compress.runtime.opening import Opened
 from slt_compress.storage.files import atomic_write, json_text, read_json
-from slt_compress.storage.manifests import is_count
+from slt_compress.storage.manifests import is_count, is_finite
 
 # Of the file and of the kernels: what was measured of others says nothing about these.
-_VERSION = 1
+_VERSION = 2
 _LONGEST = 400  # characters of a sentence
 
 Points = Mapping[str, Mapping[int, str | None]]
@@ -43,11 +43,13 @@ class Measured:
         layers: the kernel of each layer by token count; None is the layer's own computation.
         faster: whether the model as a whole is faster with them.
         warning: why it was not compared as a whole; None where it was.
+        error: of a lower precision, see `KernelPlan`.
     """
 
     layers: Points
     faster: bool
     warning: str | None = None
+    error: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The form in the file."""
@@ -55,7 +57,12 @@ class Measured:
             name: {str(count): kernel for count, kernel in points.items()}
             for name, points in self.layers.items()
         }
-        return {"layers": layers, "faster": self.faster, "warning": self.warning}
+        return {
+            "layers": layers,
+            "faster": self.faster,
+            "warning": self.warning,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +133,14 @@ def _parsed(values: Mapping[str, Any]) -> Measured | None:
         return None
     if not (warning is None or (isinstance(warning, str) and len(warning) <= _LONGEST)):
         return None
+    error = values.get("error")
+    if not (error is None or (is_finite(error) and error >= 0)):
+        return None
     parsed = {str(name): _points(points) for name, points in layers.items()}
     sound = {name: points for name, points in parsed.items() if points is not None}
     if len(sound) != len(parsed):
         return None
-    return Measured(layers=sound, faster=faster, warning=warning)
+    return Measured(layers=sound, faster=faster, warning=warning, error=error)
 
 
 def _points(points: object) -> dict[int, str | None] | None:

@@ -2,98 +2,93 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from slt_compress.anatomy.states import site_parameters
 from slt_compress.errors import SltError
-from slt_compress.runtime.example_runs import LEAST_RUNS, Runs, is_slower, look, runs_of
-from slt_compress.runtime.kernel_choice import Candidate, choose
-from slt_compress.runtime.kernels import has_team
+from slt_compress.runtime.example_runs import error_of, runs_of
+from slt_compress.runtime.kernel_plan import (
+    PRECISIONS,
+    RUNTIMES,
+    SECONDS,
+    KernelPlan,
+    fit,
+    recalled,
+)
+from slt_compress.runtime.kernels import can_compile
 from slt_compress.runtime.opening import Opened
-from slt_compress.runtime.remembered import Measured, Memory, memory_of
-from slt_compress.runtime.sparse_layers import Choice, SparseForward, kernels_of, why_dense
-
-RUNTIMES = ("dense", "sparse", "auto")
-# Seconds that `auto` may measure for at the first load of a model.
-SECONDS = 5.0
+from slt_compress.runtime.remembered import Measured, memory_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelPlan:
-    """The forwards of layers that compute with kernels; they are put on a module and taken off.
-
-    Attributes:
-        forwards: by name of the layer.
-        reasons: what each layer with a site computes with, and why where that is dense.
-        warning: why the model as a whole was not compared; None where it was, or need not be.
-        choices: what was measured for each layer that has kernels.
-        faster: whether the model as a whole is faster with them.
-    """
-
-    forwards: Mapping[str, SparseForward]
-    reasons: Mapping[str, str]
-    warning: str | None = None
-    choices: Mapping[str, Choice] = field(default_factory=dict)
-    faster: bool = True
-
-    def put_on(self) -> None:
-        """Make the layers use their kernels."""
-        for forward in self.forwards.values():
-            forward.put_on()
-
-    def take_off(self) -> None:
-        """Give the layers their own forwards back."""
-        for forward in self.forwards.values():
-            forward.take_off()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the kernels, beside the weights."""
-        return sum(forward.nbytes for forward in self.forwards.values())
-
-
-def run_on(opened: Opened, runtime: str, device: str | torch.device = "cpu") -> nn.Module:
+def run_on(
+    opened: Opened,
+    runtime: str,
+    device: str | torch.device = "cpu",
+    precision: str | None = None,
+) -> nn.Module:
     """The model of an opened folder on a runtime and a device.
 
     `dense` is torch's own kernels on weights with zeros. With `sparse`, every sparse layer that has
     a sparse kernel uses it; with `auto`, every layer whose kernel was measured to be faster, for
     the token counts where it was. Both are for inference: parameters require no gradients. The
     attribute `slt_runtime` of the module says what each layer computes with, by name of the layer;
-    under the empty name it says why `auto` could not compare the model as a whole.
+    under the empty name it says why `auto` could not compare the model as a whole. `slt_error` is
+    the error of a lower precision, see `KernelPlan`. Layers that only compute with a kernel let go
+    of their dense weight, which is rebuilt when something reads it.
 
     Warns:
         RuntimeWarning: `auto` could not compare the model as a whole.
 
     Raises:
-        SltError: an unknown runtime, or `sparse` on another device than the CPU.
+        SltError: an unknown runtime or precision, `sparse` on another device than the CPU, or a
+            precision with the runtime `dense` or on such a device.
     """
     if runtime not in RUNTIMES:
         raise SltError(f"unknown runtime {runtime!r}; known: {', '.join(RUNTIMES)}")
     module, on_cpu = opened.module, torch.device(device).type == "cpu"
+    _check_precision(precision, runtime, device)
     if runtime == "sparse" and not on_cpu:
         raise SltError(
             f"the sparse runtime is for the CPU and not for {device}: unstructured zeros gain "
             "nothing there; load with runtime='dense'"
         )
     if runtime != "dense" and on_cpu:
-        plan = fit_opened(opened, runtime)
+        plan = fit_opened(opened, runtime, precision=precision or PRECISIONS[0])
         plan.put_on()
         module.requires_grad_(False)
         vars(module)["slt_runtime"] = dict(plan.reasons)
+        vars(module)["slt_error"] = plan.error
         if plan.warning is not None:
             vars(module)["slt_runtime"][""] = plan.warning
             warnings.warn(plan.warning, RuntimeWarning, stacklevel=3)
+        plan.pack()
     return module.to(device)
 
 
+def _check_precision(precision: str | None, runtime: str, device: str | torch.device) -> None:
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise SltError(f"unknown dtype {precision!r}; known: {', '.join(PRECISIONS)}")
+    if precision != PRECISIONS[0] and (
+        runtime == "dense" or torch.device(device).type != "cpu" or not can_compile()
+    ):
+        raise SltError(
+            f"dtype={precision!r} is for the sparse kernels on the CPU: load with runtime='auto' "
+            "or 'sparse', and with the extra 'fast' (pip install 'slt-compress[fast]')"
+        )
+
+
 def fit_opened(
-    opened: Opened, runtime: str, *, seconds: float = SECONDS, refresh: bool = False
+    opened: Opened,
+    runtime: str,
+    *,
+    precision: str = PRECISIONS[0],
+    seconds: float = SECONDS,
+    refresh: bool = False,
 ) -> KernelPlan:
     """As `fit`, for the model of an opened folder on its example inputs.
 
@@ -105,138 +100,24 @@ def fit_opened(
     """
     module, shapes = opened.module, opened.shapes_now
     if runtime != "auto":
-        return fit(module, shapes, runtime, {})
-    memory = memory_of(opened, "fp32")
-    plan = None if refresh else _recalled(memory, module, shapes)
-    if plan is not None:
+        plan = fit(module, shapes, runtime, {}, precision=precision)
+        return _with_error(plan, opened, precision)
+    memory = memory_of(opened, precision)
+    before = None if refresh else memory.recall()
+    known = None if before is None else recalled(before, module, shapes, precision)
+    if known is not None:
+        return known
+    runs, warning = runs_of(opened)
+    plan = fit(module, shapes, runtime, runs, seconds=seconds, precision=precision)
+    plan = _with_error(replace(plan, warning=warning), opened, precision)
+    points = {name: choice.points for name, choice in plan.choices.items()}
+    memory.keep(Measured(layers=points, faster=plan.faster, warning=warning, error=plan.error))
+    return plan
+
+
+def _with_error(plan: KernelPlan, opened: Opened, precision: str) -> KernelPlan:
+    """The plan with the error of a lower precision, where the model can be run."""
+    if precision == PRECISIONS[0] or not plan.forwards:
         return plan
     runs, warning = runs_of(opened)
-    plan = replace(fit(module, shapes, runtime, runs, seconds=seconds), warning=warning)
-    points = {name: choice.points for name, choice in plan.choices.items()}
-    memory.keep(Measured(layers=points, faster=plan.faster, warning=warning))
-    return plan
-
-
-def _recalled(
-    memory: Memory, module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
-) -> KernelPlan | None:
-    """The plan that was measured before; None where it does not fit this model and machine."""
-    before = memory.recall()
-    if before is None:
-        return None
-    layers, obstacles = _layers_and_obstacles(module, shapes)
-    free = {name: layer for name, layer in layers.items() if obstacles[name] is None}
-    if before.layers.keys() != free.keys():
-        return None
-    choices = {name: Choice(points) for name, points in before.layers.items()}
-    used = {name for name, choice in choices.items() if choice.used and before.faster}
-    candidates = {name: _candidate(layer, name in used) for name, layer in free.items()}
-    if any(not set(choices[name].used) <= candidates[name].kernels.keys() for name in used):
-        return None
-    plan = _planned(candidates, choices) if before.faster else _all_dense(choices)
-    return replace(_with_obstacles(plan, obstacles), warning=before.warning)
-
-
-def fit(
-    module: nn.Module,
-    shapes: Mapping[str, tuple[int, ...]],
-    runtime: str,
-    runs: Runs,
-    *,
-    seconds: float = SECONDS,
-) -> KernelPlan:
-    """Find kernels for the layers of a model, and with `auto` measure which of them are used.
-
-    Args:
-        module: the masked model; it is not changed.
-        shapes: of its sites, by name.
-        runtime: one of `RUNTIMES`.
-        runs: for `auto`, the model on some inputs by batch size. They show what its layers get,
-            and whether the model as a whole is faster. Without them each layer is measured alone.
-        seconds: what measuring may take, about.
-    """
-    if runtime == "dense":
-        return KernelPlan(forwards={}, reasons={})
-    layers, obstacles = _layers_and_obstacles(module, shapes)
-    candidates = {
-        name: _candidate(layer) for name, layer in layers.items() if obstacles[name] is None
-    }
-    plan = _all(candidates) if runtime == "sparse" else _fastest(candidates, runs, seconds)
-    return _with_obstacles(plan, obstacles)
-
-
-def _candidate(layer: nn.Module, used: bool = True) -> Candidate:
-    return Candidate(layer=layer, kernels=kernels_of(layer) if used else {}, seen=())
-
-
-def _layers_and_obstacles(
-    module: nn.Module, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, nn.Module], dict[str, str | None]]:
-    layers = _layers(module, shapes)
-    return layers, {name: why_dense(layer) for name, layer in layers.items()}
-
-
-def _with_obstacles(plan: KernelPlan, obstacles: Mapping[str, str | None]) -> KernelPlan:
-    dense = {name: f"dense: {why}" for name, why in obstacles.items() if why is not None}
-    return replace(plan, reasons=dict(sorted({**plan.reasons, **dense}.items())))
-
-
-def _layers(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, nn.Module]:
-    """The modules that have a site of their own, by name."""
-    sites = {id(weight) for weight in site_parameters(module, shapes).values()}
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if any(id(parameter) in sites for parameter in layer._parameters.values())
-    }
-
-
-def _all(candidates: Mapping[str, Candidate]) -> KernelPlan:
-    """Every layer with its first kernel."""
-    choices = {name: Choice({1: next(iter(c.kernels))}) for name, c in candidates.items()}
-    return _planned(candidates, choices)
-
-
-def _planned(candidates: Mapping[str, Candidate], choices: Mapping[str, Choice]) -> KernelPlan:
-    return KernelPlan(
-        forwards={
-            name: SparseForward(candidate.layer, candidate.kernels, choices[name])
-            for name, candidate in candidates.items()
-            if choices[name].used
-        },
-        reasons={name: _reason(choice) for name, choice in choices.items()},
-        choices=choices,
-    )
-
-
-def _all_dense(choices: Mapping[str, Choice]) -> KernelPlan:
-    reason = "dense: the model as a whole was not faster with kernels"
-    reasons = dict.fromkeys(choices, reason)
-    return KernelPlan(forwards={}, reasons=reasons, choices=choices, faster=False)
-
-
-def _reason(choice: Choice) -> str:
-    if not choice.points:
-        return "dense: the shape of its inputs is not known"
-    if not choice.used:
-        return "dense: no kernel was faster"
-    least = f", from {choice.least} tokens on" if choice.least > 1 else ""
-    alone = "compiled" in choice.used and not has_team()
-    threads = ", on one thread: torch's OpenMP library is not GNU's" if alone else ""
-    return f"{' and '.join(choice.used)}{least}{threads}"
-
-
-def _fastest(candidates: Mapping[str, Candidate], runs: Runs, seconds: float) -> KernelPlan:
-    """Every layer with what is fastest for it, if that makes the whole model faster."""
-    left = seconds
-    if runs:
-        seen = look({name: candidate.layer for name, candidate in candidates.items()}, runs)
-        candidates = {name: replace(c, seen=seen.shapes[name]) for name, c in candidates.items()}
-        # Comparing the model as a whole comes last, and must not be left out.
-        left = max(seconds / 4, seconds - LEAST_RUNS * seen.seconds)
-    started = time.perf_counter()
-    plan = _planned(candidates, choose(candidates, left))
-    left = seconds - (time.perf_counter() - started)
-    if plan.forwards and is_slower(plan, runs, left):
-        return _all_dense(plan.choices)
-    return plan
+    return plan if warning is not None else replace(plan, error=error_of(plan, runs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from slt_compress.runtime.kernels import (
     can_compile,
     sparse_rows,
 )
+from slt_compress.runtime.packed import PACKED, Once, PackedParameters, held_of, leaves_alone
 
 # Above this share of kept weights dense kernels win.
 DENSEST = 0.5
@@ -32,6 +33,9 @@ class Kernel(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes that it holds beside the layer's own weights."""
+
+    def dense(self) -> Tensor:
+        """The matrix [outputs, inputs] that it multiplies with, before any rounding."""
 
     def __call__(self, inputs: Tensor, /) -> Tensor:
         """The layer's outputs."""
@@ -65,6 +69,11 @@ class Choice:
         return 1 if not won or won[0] == self._counts[0] else won[0]
 
     @property
+    def always(self) -> bool:
+        """Whether a kernel is used for every token count."""
+        return bool(self.points) and all(self.points.values())
+
+    @property
     def used(self) -> list[str]:
         """The names of the kernels that it can choose."""
         return sorted({name for name in self.points.values() if name})
@@ -83,7 +92,7 @@ class SparseForward:
         self.layer = layer
         self.kernels = {name: kernels[name] for name in choice.used}
         self.choice = choice
-        self._parameters = layer._parameters
+        self._parameters: MutableMapping[str, Any] = layer._parameters
         self._columns = 0 if isinstance(layer, nn.Conv2d) else _columns(layer)
         # Below this many elements no kernel is used. A linear layer checks that first: a small one
         # takes no longer than all the other checks.
@@ -92,6 +101,8 @@ class SparseForward:
         self._seen = {
             name: (value.detach(), value._version) for name, value in _tensors(layer).items()
         }
+        self._shape = tuple(_tensors(layer)["weight"].shape)
+        self._once = Once()
 
     @property
     def nbytes(self) -> int:
@@ -102,6 +113,32 @@ class SparseForward:
         """Make the layer use it; hooks, state and class of the layer stay as they are."""
         vars(self.layer)["forward"] = self.forward
 
+    def pack(self, once: Once) -> None:
+        """Let go of the dense weight, if the layer never computes with it; it must be put on."""
+        if not self.choice.always:
+            return
+        self._once = once
+        self._parameters = PackedParameters(self._parameters, self._rebuilt)
+        vars(self.layer)["_parameters"] = self._parameters
+        vars(self.layer)["_apply"] = self.apply
+        del self._seen["weight"]
+
+    def _rebuilt(self) -> nn.Parameter:
+        """The dense weight from the kernel; from now on its edits are seen."""
+        matrix = next(iter(self.kernels.values())).dense()
+        matrix = matrix.t().contiguous() if is_conv1d(self.layer) else matrix
+        weight = nn.Parameter(matrix.reshape(self._shape), requires_grad=False)
+        self._seen["weight"] = (weight.detach(), weight._version)
+        self._once.say(weight)
+        return weight
+
+    def apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """`nn.Module._apply`, which needs no dense weight where it changes nothing."""
+        if held_of(self._parameters).get("weight") is not PACKED or not leaves_alone(fn):
+            apply: Any = type(self.layer)._apply
+            apply(self.layer, fn, recurse)
+        return self.layer
+
     def take_off(self) -> None:
         """Give the layer its own forward back."""
         vars(self.layer).pop("forward", None)
@@ -110,9 +147,10 @@ class SparseForward:
         """Compute the outputs of the layer."""
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             inputs = args[0]
-            weight = self._parameters.get("weight")
-            if inputs.numel() < self._least and weight is not None:
-                return F.linear(inputs, weight, self._parameters["bias"])
+            if inputs.numel() < self._least:
+                weight = self._parameters.get("weight")
+                if weight is not None:
+                    return F.linear(inputs, weight, self._parameters["bias"])
             name = self.choice.kernel(self._tokens(inputs))
             if name is not None and self._suits(inputs):
                 return self.kernels[name](inputs)
@@ -127,7 +165,8 @@ class SparseForward:
         plain = type(inputs) in (Tensor, nn.Parameter) and inputs.layout == torch.strided
         if not plain or inputs.dtype != torch.float32 or not inputs.is_cpu:
             return False
-        now = {name: value for name, value in self._parameters.items() if value is not None}
+        now = {name: value for name, value in held_of(self._parameters).items()
+               if value is not None and value is not PACKED}  # fmt: skip
         trained = inputs.requires_grad or any(value.requires_grad for value in now.values())
         if (trained and torch.is_grad_enabled()) or torch.is_autocast_enabled("cpu"):
             return False
@@ -189,8 +228,11 @@ def _why_dense_convolution(layer: nn.Conv2d) -> str | None:
     return None
 
 
-def kernels_of(layer: nn.Module) -> dict[str, Kernel]:
-    """The kernels of a layer without a `why_dense`: ours, or torch's where ours cannot be."""
+def kernels_of(layer: nn.Module, precision: str = "fp32") -> dict[str, Kernel]:
+    """The kernels of a layer without a `why_dense`: ours, or torch's where ours cannot be.
+
+    Only linear layers on our kernel have lower precisions.
+    """
     values = {name: value.detach() for name, value in _tensors(layer).items()}
     weight, bias = values["weight"], values.get("bias")
     if isinstance(layer, nn.Conv2d):
@@ -198,7 +240,9 @@ def kernels_of(layer: nn.Module) -> dict[str, Kernel]:
         return {"compiled": Convolution(rows, _geometry(layer))}
     matrix = weight.t() if is_conv1d(layer) else weight
     if can_compile():
-        return {"compiled": Linear(sparse_rows(matrix, bias))}
+        name = "compiled" if precision == "fp32" else precision
+        rows = sparse_rows(matrix, bias, filled=precision != "fp32")
+        return {name: Linear(rows, precision)}
     return {"csr": CsrLinear(matrix, bias)}
 
 

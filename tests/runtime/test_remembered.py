@@ -10,7 +10,7 @@ import torch
 from pipelines import RECIPE
 
 import slt_compress
-from slt_compress.runtime import example_runs, kernel_choice, remembered, sparse
+from slt_compress.runtime import example_runs, kernel_choice, kernel_plan, remembered
 from slt_compress.runtime.benching import bench_path
 from slt_compress.runtime.opening import open_path
 from slt_compress.runtime.remembered import cache_folder, memory_of
@@ -34,13 +34,13 @@ def cache(tmp_path, monkeypatch):
 def measuring(monkeypatch) -> list[str]:
     """A list that grows whenever something is measured."""
     calls: list[str] = []
-    choose = sparse.choose
+    choose = kernel_plan.choose
 
     def noted(*args):
         calls.append("choose")
         return choose(*args)
 
-    monkeypatch.setattr(sparse, "choose", noted)
+    monkeypatch.setattr(kernel_plan, "choose", noted)
     return calls
 
 
@@ -53,7 +53,7 @@ def test_the_second_load_measures_nothing_and_chooses_the_same(ticket, monkeypat
     calls = measuring(monkeypatch)
     first = slt_compress.load(ticket, runtime="auto")
     assert calls == ["choose"]
-    monkeypatch.setattr(example_runs, "look", None)  # it does not even run
+    monkeypatch.setattr(kernel_plan, "look", None)  # it does not even run
     second = slt_compress.load(ticket, runtime="auto")
     assert calls == ["choose"]
     assert second.slt_runtime == first.slt_runtime

@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 import slt_compress
 from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.errors import ArtifactError, SltError
-from slt_compress.runtime import example_runs, kernel_choice, sparse, sparse_layers
+from slt_compress.runtime import example_runs, kernel_choice, kernel_plan, sparse_layers
 from slt_compress.runtime.kernel_choice import Candidate, choose, time_interleaved
 from slt_compress.runtime.kernels import can_compile
 from slt_compress.runtime.opening import open_path
@@ -72,6 +72,11 @@ def linear() -> tuple[nn.Module, Counted]:
 
 def dense_of(layer: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return type(layer).forward(layer, inputs)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLT_COMPRESS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +394,7 @@ def test_a_model_that_is_not_faster_as_a_whole_stays_dense(monkeypatch, tickets)
     module = slt_compress.load(tickets["vit"], runtime="auto")
     assert any("forward" in vars(layer) for layer in module.modules())
     monkeypatch.setattr(example_runs, "SLOWER", 0.0)
-    shutil.rmtree(cache_folder())  # or it would be remembered
+    shutil.rmtree(cache_folder())
     module = slt_compress.load(tickets["vit"], runtime="auto")
     assert not any("forward" in vars(layer) for layer in module.modules())
     assert any("as a whole" in what for what in module.slt_runtime.values())
@@ -435,7 +440,7 @@ def test_a_damaged_probe_is_no_reason_to_go_on(tickets, tmp_path):
 
 def test_a_kernel_on_one_thread_is_said_to_be(monkeypatch):
     layer = nn.Sequential(thin_(nn.Linear(40, 30)))
-    monkeypatch.setattr(sparse, "has_team", lambda: False)
-    plan = sparse.fit(layer, {"0.weight": (30, 40)}, "sparse", {})
+    monkeypatch.setattr(kernel_plan, "has_team", lambda: False)
+    plan = kernel_plan.fit(layer, {"0.weight": (30, 40)}, "sparse", {})
     alone = "on one thread" in plan.reasons["0"]
     assert alone == plan.reasons["0"].startswith("compiled")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from slt_compress.runtime.kernels.compiled import can_compile, has_team
 from slt_compress.runtime.kernels.convolution import Convolution, Geometry
 from slt_compress.runtime.kernels.csr import CsrLinear
-from slt_compress.runtime.kernels.linear import Linear, sparse_rows
+from slt_compress.runtime.kernels.linear import Linear
+from slt_compress.runtime.kernels.rows import sparse_rows
 
 __all__ = [
     "Convolution",

@@ -1,4 +1,4 @@
-"""Compile the programs for this machine, once per process, and run jobs on torch's threads."""
+"""Compile the programs for this machine, each when it is first used, and run jobs on threads."""
 
 from __future__ import annotations
 
@@ -32,24 +32,31 @@ def has_team() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """The workers by name, each with its address; the engine owns their code."""
+    """The workers of a kind by width, each with its address; the engine owns their code."""
 
     engine: Any
-    workers: Mapping[str, tuple[Callable[[Any], None], int]]
+    workers: Mapping[int, tuple[Callable[[Any], None], int]]
 
 
-def run(name: str, work: int, items: int, *fields: int) -> None:
-    """Run all items of a job on as many threads as torch may use.
+def threads_for(work: int) -> int:
+    """How many threads a job of so many multiply-adds is worth."""
+    return torch.get_num_threads() if work > _ALONE and _team() is not None else 1
+
+
+def run(kind: str, width: int, threads: int, items: int, fields: Mapping[Field, int]) -> None:
+    """Run all items of a job.
 
     Args:
-        name: of the worker, see `programs.program`.
-        work: multiply-adds of the job.
+        kind, width: of the worker, see `programs.program`.
+        threads: as `threads_for` says.
         items: how many items it has.
-        fields: the other fields of the job, from `Field.INPUTS` on; the remaining ones are 0.
+        fields: the other fields of the job; those that are not given are 0.
     """
-    worker, address = _compiled().workers[name]
-    job = _JOB(0, items, *fields)
-    threads = min(torch.get_num_threads(), items) if work > _ALONE else 1
+    worker, address = _compiled(kind).workers[width]
+    job = _JOB(0, 0, items)
+    for field, value in fields.items():
+        job[field] = value
+    threads = min(threads, items)
     team = _team() if threads > 1 else None
     if team is None:
         worker(job)
@@ -57,15 +64,42 @@ def run(name: str, work: int, items: int, *fields: int) -> None:
         team(address, ctypes.addressof(job), threads, 0)
 
 
+def precisions() -> tuple[str, ...]:
+    """The lower precisions for which this processor has instructions, the fastest last."""
+    has = _features()
+    named = {"bf16": has.get("avx512bf16", False), "int8": _has_vnni(has)}
+    return tuple(name for name, there in named.items() if there)
+
+
+def widest() -> int:
+    """Lanes of 32 bits in the widest vectors of this processor."""
+    has = _features()
+    return 16 if has.get("avx512f") else 8 if has.get("avx2") else 4
+
+
 @cache
-def _compiled() -> _Compiled:
+def _features() -> Mapping[str, bool]:
     from llvmlite import binding
 
+    return dict(binding.get_host_cpu_features())
+
+
+def _has_vnni(has: Mapping[str, bool]) -> bool:
+    return bool(has.get("avx512vnni") and has.get("avx512vl")) or bool(has.get("avxvnni"))
+
+
+@cache
+def _compiled(kind: str) -> _Compiled:
+    from llvmlite import binding
+
+    from slt_compress.runtime.kernels.dots import Features
     from slt_compress.runtime.kernels.programs import program
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    module = binding.parse_assembly(program())
+    named = precisions()
+    features = Features(bf16="bf16" in named, vnni="int8" in named)
+    module = binding.parse_assembly(program(kind, features, widest()))
     module.verify()
     machine = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(),
@@ -76,8 +110,8 @@ def _compiled() -> _Compiled:
     engine = binding.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     names = [function.name for function in module.functions if not function.is_declaration]
-    addresses = {name: engine.get_function_address(name) for name in names}
-    return _Compiled(engine, {name: (_WORKER(place), place) for name, place in addresses.items()})
+    addresses = {int(n.rpartition("_")[2]): engine.get_function_address(n) for n in names}
+    return _Compiled(engine, {width: (_WORKER(at), at) for width, at in addresses.items()})
 
 
 @cache

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slt_compress.runtime.kernels.linear import SparseRows, on_planes, on_tiles
+from slt_compress.runtime.kernels.linear import on_planes, on_tiles
+from slt_compress.runtime.kernels.rows import SparseRows
 
 # Tokens of the narrowest tile.
 _LEAST = 8
@@ -56,6 +57,10 @@ class Convolution:
         """Bytes of the tensors, including those for the last image size."""
         extra = 0 if self._planes is None else self._planes[1].places.nbytes
         return self.rows.nbytes + extra
+
+    def dense(self) -> Tensor:
+        """The matrix [outputs, inputs], bit for bit."""
+        return self.rows.dense()
 
     def __call__(self, images: Tensor) -> Tensor:
         """The output, [N, outputs, height, width]."""

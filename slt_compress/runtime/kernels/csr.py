@@ -22,6 +22,10 @@ class CsrLinear:
         parts = (self.matrix.crow_indices(), self.matrix.col_indices(), self.matrix.values())
         return sum(part.nbytes for part in parts)
 
+    def dense(self) -> Tensor:
+        """The matrix [rows, columns], bit for bit."""
+        return self.matrix.to_dense()
+
     def __call__(self, inputs: Tensor) -> Tensor:
         """[..., rows]; the kernel is fastest on activations as [columns, tokens]."""
         rows, columns = self.matrix.shape

@@ -7,68 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slt_compress.runtime.kernels.compiled import run
-from slt_compress.runtime.kernels.job_layout import CHUNK, WIDTHS
+from slt_compress.runtime.kernels.compiled import run, threads_for, widest
+from slt_compress.runtime.kernels.job_layout import (
+    CHUNK,
+    LANES,
+    PANEL,
+    WIDTHS,
+    Field,
+)
+from slt_compress.runtime.kernels.packing import scratch_bytes
+from slt_compress.runtime.kernels.rows import Narrow, SparseRows, narrowed
 
 _NARROW, _WIDE = WIDTHS[-1], WIDTHS[0]
+# Items for each thread, so that one that is held up leaves something to the others.
+_SHARES = 4
+# Reading a weight for one token takes as long as multiplying it with so many.
+_VECTOR_WORK = 16
 # Widths of the tiles for the tokens left after the wide ones, by their number in eights. A tile of
 # 8 takes as long as one of 16, and three of them longer than one of 64 (measured with AVX-512).
 _REST = ((), (8,), (16,), (32,), (32,), (32, 8), (32, 16), (64,), (64,))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SparseRows:
-    """A float32 matrix [rows, columns] by its rows, and a bias for each.
-
-    Attributes:
-        pointers: int32 [rows + 1], where each row begins in the other two.
-        places: the column of every weight, as int32, or as uint16 bits in int16, which torch can
-            pickle.
-        values: float32.
-        bias: float32 [rows].
-        rows, columns, nonzero: how many there are; `nonzero` counts the whole matrix.
-    """
-
-    pointers: Tensor
-    places: Tensor
-    values: Tensor
-    bias: Tensor
-    rows: int
-    columns: int
-    nonzero: int
-
-    def columns_of_weights(self) -> Tensor:
-        """The column of every weight, int64."""
-        wide = self.places.long()
-        return wide if self.places.dtype == torch.int32 else wide & 0xFFFF
-
-    @property
-    def addresses(self) -> tuple[int, int, int, int]:
-        """The addresses of the tensors, in the order of a job's fields."""
-        return (self.pointers.data_ptr(), self.places.data_ptr(),
-                self.values.data_ptr(), self.bias.data_ptr())  # fmt: skip
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(part.nbytes for part in (self.pointers, self.places, self.values, self.bias))
-
-
-def sparse_rows(matrix: Tensor, bias: Tensor | None) -> SparseRows:
-    """The weights of a dense matrix [rows, columns] that are not 0."""
-    rows, columns = matrix.shape
-    row, column = matrix.nonzero(as_tuple=True)
-    pointers = torch.zeros(rows + 1, dtype=torch.int32)
-    pointers[1:] = torch.bincount(row, minlength=rows).cumsum(0)
-    return SparseRows(
-        pointers=pointers,
-        places=column.int() if columns > 1 << 16 else column.to(torch.uint16).view(torch.int16),
-        values=matrix[row, column].contiguous(),
-        bias=torch.zeros(rows) if bias is None else bias.clone().contiguous(),
-        rows=rows,
-        columns=columns,
-        nonzero=row.numel(),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,44 +64,80 @@ def tiles_within(tokens: int) -> list[Tiles]:
     return tiles
 
 
-def on_tiles(rows: SparseRows, inputs: Tensor) -> Tensor:
+def narrow_tiles(tokens: int, lanes: int) -> list[Tiles]:
+    """Adjacent tiles of values in 8 or 16 bits: wide ones, and one for the tokens that are left."""
+    wide = 4 * lanes
+    first = tokens - tokens % wide
+    tiles = [Tiles(wide, 0, first // wide, wide)] if first else []
+    if tokens > first:
+        width = next(4 * size for size in reversed(LANES) if 4 * size >= tokens - first)
+        tiles.append(Tiles(width, first, 1, width))
+    return tiles
+
+
+def on_tiles(rows: SparseRows, inputs: Tensor, narrow: Narrow | None = None) -> Tensor:
     """Inputs [tokens, columns] times the matrix transposed, plus the bias: [tokens, rows].
 
     Args:
         rows: the matrix.
         inputs: float32, contiguous, on the CPU.
+        narrow: its values in a lower precision, in which it is multiplied.
     """
     tokens, columns = inputs.shape
-    outputs, runs = torch.empty(tokens, rows.rows), tiles_of(tokens)
-    packed = torch.empty(columns * sum(tiles.count * tiles.width for tiles in runs))
-    pieces, chunks = -(-columns // CHUNK), -(-rows.rows // CHUNK)
-    read, write, between = inputs.data_ptr(), outputs.data_ptr(), packed.data_ptr()
-    matrix, nonzero = rows.addresses, rows.nonzero
-    multiply = f"_{8 * rows.places.element_size()}"
+    outputs = torch.empty(tokens, rows.rows)
+    bits = 8 * rows.places.element_size()
+    fields = rows.fields | {
+        Field.INPUTS: inputs.data_ptr(), Field.OUTPUTS: outputs.data_ptr(),
+        Field.COLUMNS: columns, Field.TOKENS: tokens,
+    }  # fmt: skip
+    if tokens == 1:
+        _on_vector(rows, fields, f"vector-{bits}")
+        return outputs
+    precision = "fp32" if narrow is None else narrow.precision
+    fields |= {} if narrow is None else narrow.fields
+    runs = tiles_of(tokens) if narrow is None else narrow_tiles(tokens, widest())
     for tiles in runs:
-        covered = tiles.count * tiles.width
-        shape = (rows.rows, columns, tokens, tiles.first)
-        run(f"pack_{tiles.width}", covered * columns, tiles.count * pieces,
-            read, between, *matrix, *shape)  # fmt: skip
-        run(f"tiles_{tiles.width}{multiply}", covered * nonzero, tiles.count * chunks,
-            between, write, *matrix, *shape)  # fmt: skip
+        threads = threads_for(tiles.count * tiles.width * rows.nonzero)
+        parts = min(-(-_SHARES * threads // tiles.count), -(-rows.rows // PANEL))
+        parts = parts if threads > 1 else 1
+        step = scratch_bytes(precision, tiles.width, columns)
+        scratch = torch.empty(threads * step, dtype=torch.uint8)
+        bounds = rows.parts_of(parts)
+        kind, items = f"linear-{precision}-{bits}", tiles.count * parts
+        run(kind, tiles.width, threads, items, fields | {
+            Field.FIRST: tiles.first, Field.PARTS: parts, Field.BOUNDS: bounds.data_ptr(),
+            Field.SCRATCH: scratch.data_ptr(), Field.SCRATCH_STEP: step,
+        })  # fmt: skip
     return outputs
+
+
+def _on_vector(rows: SparseRows, fields: dict[Field, int], name: str) -> None:
+    threads = threads_for(_VECTOR_WORK * rows.nonzero)
+    parts = min(_SHARES * threads, -(-rows.rows // PANEL)) if threads > 1 else 1
+    bounds = rows.parts_of(parts)
+    run(name, 1, threads, parts, fields | {Field.BOUNDS: bounds.data_ptr()})
 
 
 class Linear:
     """Inputs [..., columns] times a sparse matrix transposed, plus its bias."""
 
-    def __init__(self, rows: SparseRows) -> None:
+    def __init__(self, rows: SparseRows, precision: str = "fp32") -> None:
         self.rows = rows
+        self.narrow = None if precision == "fp32" else narrowed(rows, precision)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return self.rows.nbytes
+        return self.rows.nbytes + (0 if self.narrow is None else self.narrow.nbytes)
+
+    def dense(self) -> Tensor:
+        """The matrix [rows, columns] in float32, bit for bit."""
+        return self.rows.dense()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """[..., rows]."""
-        outputs = on_tiles(self.rows, inputs.reshape(-1, self.rows.columns).contiguous())
+        tokens = inputs.reshape(-1, self.rows.columns).contiguous()
+        outputs = on_tiles(self.rows, tokens, self.narrow)
         return outputs.view(*inputs.shape[:-1], self.rows.rows)
 
 
@@ -160,9 +153,14 @@ def on_planes(rows: SparseRows, inputs: Tensor, tokens: int, outputs: Tensor) ->
         outputs: float32, contiguous, on the CPU.
     """
     chunks, samples = -(-rows.rows // CHUNK), inputs.shape[0]
-    nonzero, read, write = rows.nonzero, inputs.data_ptr(), outputs.data_ptr()
+    fields = rows.fields | {
+        Field.INPUTS: inputs.data_ptr(), Field.OUTPUTS: outputs.data_ptr(), Field.TOKENS: tokens,
+        Field.INPUT_SAMPLE: inputs.stride(0), Field.OUTPUT_SAMPLE: outputs.stride(0),
+        Field.OUTPUT_ROW: outputs.stride(1),
+    }  # fmt: skip
     for tiles in tiles_within(tokens):
         count = samples * tiles.count
-        run(f"planes_{tiles.width}", count * tiles.width * nonzero, count * chunks, read, write,
-            *rows.addresses, rows.rows, rows.columns, tokens, tiles.first, tiles.count, tiles.step,
-            inputs.stride(0), outputs.stride(0), outputs.stride(1))  # fmt: skip
+        threads = threads_for(count * tiles.width * rows.nonzero)
+        run("planes", tiles.width, threads, count * chunks, fields | {
+            Field.FIRST: tiles.first, Field.TILES: tiles.count, Field.STEP: tiles.step,
+        })  # fmt: skip

@@ -69,9 +69,45 @@ class Emitter:
         place = self.build.bitcast(address, value.type.as_pointer())
         self.build.store(value, place, align=4)
 
+    def read(self, address: Any, of: ir.Type) -> Any:
+        """A value of any type from an address that need not be aligned."""
+        return self.build.load(self.build.bitcast(address, of.as_pointer()), align=1)
+
+    def write(self, value: Any, address: Any) -> None:
+        """A value of any type to an address that need not be aligned."""
+        self.build.store(value, self.build.bitcast(address, value.type.as_pointer()), align=1)
+
+    def call(self, name: str, result: ir.Type, *arguments: Any) -> Any:
+        """An intrinsic function of LLVM."""
+        if name not in self.module.globals:
+            ir.Function(self.module, ir.FunctionType(result, [a.type for a in arguments]), name)
+        return self.build.call(self.module.globals[name], arguments)
+
+    def interleave(self, one: Any, other: Any, high: bool) -> Any:
+        """Elements of two vectors in turn, of the lower or the higher half of each 16 bytes."""
+        lane = 128 // one.type.element.width
+        first = lane // 2 if high else 0
+        places = [
+            start + first + i // 2 + (one.type.count if i % 2 else 0)
+            for start in range(0, one.type.count, lane)
+            for i in range(lane)
+        ]
+        return self.build.shuffle_vector(one, other, _lanes(places))
+
+    def reduce(self, values: Any, name: str | None) -> Any:
+        """All elements of a vector in one, by an intrinsic function of two, or added."""
+        one = self.build.extract_element(values, ir.Constant(I32, 0))
+        for i in range(1, values.type.count):
+            other = self.build.extract_element(values, ir.Constant(I32, i))
+            if name is None:
+                one = self.build.fadd(one, other)
+            else:
+                one = self.call(name, one.type, one, other)
+        return one
+
     def splat(self, value: Any, width: int) -> Any:
         """A vector with the same number in every lane."""
-        empty = ir.Constant(vector(width), ir.Undefined)
+        empty = ir.Constant(ir.VectorType(value.type, width), ir.Undefined)
         one = self.build.insert_element(empty, value, ir.Constant(I32, 0))
         return self.build.shuffle_vector(one, empty, _lanes([0] * width))
 
@@ -134,22 +170,21 @@ class Emitter:
 
     def multiply_add(self, first: Any, second: Any, total: Any) -> Any:
         """`first * second + total`, rounded once if the processor can do it in one step."""
-        name = f"llvm.fmuladd.v{total.type.count}f32"
-        if name not in self.module.globals:
-            ir.Function(self.module, ir.FunctionType(total.type, [total.type] * 3), name)
-        return self.build.call(self.module.globals[name], [first, second, total])
+        many = isinstance(total.type, ir.VectorType)
+        name = f"llvm.fmuladd.v{total.type.count}f32" if many else "llvm.fmuladd.f32"
+        return self.call(name, total.type, first, second, total)
 
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
-        """Transpose eight vectors of eight floats, exchanging halves, quarters and eighths."""
-        rows = list(rows)
-        distance = EIGHT // 2
+        """Transpose n vectors of n elements, exchanging halves, quarters and so on."""
+        rows, size = list(rows), len(rows)
+        distance = size // 2
         while distance:
-            for i in range(EIGHT):
+            for i in range(size):
                 if i & distance:
                     continue
                 low, high = rows[i], rows[i + distance]
-                left = [j if not j & distance else EIGHT + j - distance for j in range(EIGHT)]
-                right = [j + distance if not j & distance else EIGHT + j for j in range(EIGHT)]
+                left = [j if not j & distance else size + j - distance for j in range(size)]
+                right = [j + distance if not j & distance else size + j for j in range(size)]
                 rows[i] = self.build.shuffle_vector(low, high, _lanes(left))
                 rows[i + distance] = self.build.shuffle_vector(low, high, _lanes(right))
             distance //= 2

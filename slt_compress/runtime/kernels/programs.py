@@ -1,15 +1,15 @@
-"""The programs of the compiled kernel, as LLVM IR: pack the inputs, multiply them.
+"""The programs of the compiled kernel, as LLVM IR.
 
 The product is Y = W X + bias, W [rows, columns] sparse by rows, X [columns, tokens]. A row of Y is
-summed for a tile of up to 64 tokens at once, in registers: for each kept weight of the row, one
-fused multiply-add of the tile's row of X. Reads from X are contiguous: nothing is gathered.
-`tiles` reads an X packed by tiles and writes Y as [tokens, rows]. `planes` reads an X whose
-features are planes (the channels of an image), each weight at an offset of its own, so that a
-convolution needs no copies of its inputs (Park et al. 2017, "Faster CNNs with Direct Sparse
-Convolutions and Guided Pruning", section 3.1), and writes Y the same way.
+summed for a tile of up to 64 tokens at once, in registers. Reads from X are contiguous: nothing is
+gathered. `linear` packs an X of [tokens, columns] by tiles, each in memory of the thread that then
+multiplies it, and writes Y as [tokens, rows]. `planes` reads an X whose features are planes (the
+channels of an image), each weight at an offset of its own, so that a convolution needs no copies of
+its inputs (Park et al. 2017, "Faster CNNs with Direct Sparse Convolutions and Guided Pruning",
+section 3.1), and writes Y the same way. `vector` multiplies one token.
 
 All functions are workers that take items of a job one by one, so that any number of threads can run
-the same job.
+the same job, and a thread that is held up leaves its share to the others.
 """
 
 from __future__ import annotations
@@ -20,23 +20,37 @@ from typing import Any
 
 from llvmlite import ir
 
-from slt_compress.runtime.kernels.job_layout import CHUNK, PANEL, WIDTHS, Field
-from slt_compress.runtime.kernels.llvm import EIGHT, FLOAT, I32, I64, Emitter, constant, vector
+from slt_compress.runtime.kernels.dots import Features, float_sums, sums_of
+from slt_compress.runtime.kernels.job_layout import CHUNK, LANES, PANEL, WIDTHS, Field
+from slt_compress.runtime.kernels.llvm import FLOAT, I32, I64, Emitter, constant
+from slt_compress.runtime.kernels.packing import I8, I16, packer
 
-_I16 = ir.IntType(16)
 Item = Callable[[Any], None]
 Nothing = tuple[()]
+# Sums that a single token is split into, as each has to wait for the one before it.
+_CHAINS = 8
 
 
-def program() -> str:
-    """The IR of all kernels: `pack_W`, `tiles_W_16`, `tiles_W_32` and `planes_W` for each width."""
+def program(kind: str, features: Features, widest: int) -> str:
+    """The IR of all kernels of a kind, each called `KIND_WIDTH`.
+
+    Kinds are `linear-PRECISION-BITS` and `vector-BITS`, where BITS are those of a place, and
+    `planes`. Lower precisions use vectors of up to `widest` lanes.
+    """
     module = ir.Module(name="slt_compress")
-    for width in WIDTHS:
-        _worker(module, f"pack_{width}", partial(_pack, width=width))
-        for places in (_I16, I32):
-            name = f"tiles_{width}_{places.width}"
-            _worker(module, name, partial(_tiles, width=width, places=places))
-        _worker(module, f"planes_{width}", partial(_planes, width=width))
+    name, *parts = kind.split("-")
+    if name == "planes":
+        for width in WIDTHS:
+            _worker(module, f"{kind}_{width}", partial(_planes, width=width))
+        return str(module)
+    places = {"16": I16, "32": I32}[parts[-1]]
+    if name == "vector":
+        _worker(module, f"{kind}_1", partial(_vector, places=places))
+        return str(module)
+    narrow = [4 * lanes for lanes in LANES if lanes <= widest]
+    for width in WIDTHS if parts[0] == "fp32" else narrow:
+        make = partial(_linear, precision=parts[0], width=width, places=places, features=features)
+        _worker(module, f"{kind}_{width}", make)
     return str(module)
 
 
@@ -54,62 +68,42 @@ def _worker(module: ir.Module, name: str, make: Callable[[Emitter], Item]) -> No
     build.ret_void()
 
 
-def _pack(emit: Emitter, width: int) -> Item:
-    """X [tokens, columns] as tiles [columns, width]; the last token is repeated past the end."""
-    build, columns = emit.build, emit.field(Field.COLUMNS)
-    source, packed = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
-    last = build.sub(emit.field(Field.TOKENS), constant(1))
-
-    def item(number: Any) -> None:
-        tile, start, stop = _chunk(emit, number, columns)
-        first = build.add(emit.field(Field.FIRST), emit.times(tile, width))
-        target = emit.at(packed, build.mul(first, columns))
-
-        def token(index: Any) -> Any:
-            return emit.at(source, build.mul(emit.least(build.add(first, index), last), columns))
-
-        def block(column: Any, group: Any) -> None:
-            tokens = [token(build.add(group, constant(i))) for i in range(EIGHT)]
-            for half in range(0, PANEL, EIGHT):
-                where = build.add(column, constant(half))
-                turned = emit.transpose([emit.load(emit.at(t, where), EIGHT) for t in tokens])
-                for i, values in enumerate(turned):
-                    line = emit.times(build.add(where, constant(i)), width)
-                    emit.store(values, emit.at(target, line, group))
-
-        def single(column: Any, index: Any) -> None:
-            value = build.load(emit.at(token(index), column))
-            build.store(value, emit.at(target, emit.times(column, width), index))
-
-        whole = build.sub(stop, build.srem(build.sub(stop, start), constant(PANEL)))
-        emit.grid((start, whole, PANEL), (constant(0), constant(width), EIGHT), block)
-        emit.grid((whole, stop, 1), (constant(0), constant(width), 1), single)
-
-    return item
-
-
-def _tiles(emit: Emitter, width: int, places: ir.Type) -> Item:
-    """The product on packed tiles; sums go through a buffer, where they are transposed."""
+def _linear(emit: Emitter, precision: str, width: int, places: ir.Type, features: Features) -> Item:
+    """An item is a tile and a part of the rows; the tile is packed if it is not the one before."""
     build, rows = emit.build, emit.field(Field.ROWS)
-    inputs, outputs = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
+    outputs, parts = emit.pointer(Field.OUTPUTS, FLOAT), emit.field(Field.PARTS)
+    bounds = emit.pointer(Field.BOUNDS, I32)
+    slot = build.mul(emit.take(Field.SLOT), emit.field(Field.SCRATCH_STEP))
+    scratch = emit.at(emit.pointer(Field.SCRATCH, I8), slot)
+    packed = build.alloca(I64)
+    build.store(constant(-1), packed)
     space = build.alloca(ir.ArrayType(FLOAT, PANEL * width))
     space.align = 64
     buffer = build.bitcast(space, FLOAT.as_pointer())
-    sums = _sums(emit, width, places, scale=width)
+    pack = packer(emit, precision, width)
+    sums = sums_of(emit, precision, width, places, features)
 
     def item(number: Any) -> None:
-        tile, start, stop = _chunk(emit, number, rows)
+        tile, part = build.sdiv(number, parts), build.srem(number, parts)
+        start, stop = (
+            build.sext(build.load(emit.at(bounds, place)), I64)
+            for place in (part, build.add(part, constant(1)))
+        )
         first = build.add(emit.field(Field.FIRST), emit.times(tile, width))
+        with build.if_then(build.icmp_signed("!=", tile, build.load(packed))):
+            pack(first, scratch)
+            build.store(tile, packed)
         tokens = emit.least(build.sub(emit.field(Field.TOKENS), first), constant(width))
-        packed = emit.at(inputs, build.mul(first, emit.field(Field.COLUMNS)))
         written = emit.at(outputs, build.mul(first, rows))
 
         def panel(top: Any, _: Sequence[Any]) -> Nothing:
             height = emit.least(constant(PANEL), build.sub(stop, top))
 
             def line(index: Any, _: Sequence[Any]) -> Nothing:
-                total = sums(build.add(top, index), packed)
-                emit.store(total, emit.at(buffer, emit.times(index, width)))
+                place = emit.at(buffer, emit.times(index, width))
+                for total in sums(build.add(top, index), scratch):
+                    emit.store(total, place)
+                    place = emit.at(place, constant(total.type.count))
                 return ()
 
             emit.loop(constant(0), height, 1, line)
@@ -124,16 +118,19 @@ def _tiles(emit: Emitter, width: int, places: ir.Type) -> Item:
 def _turn(
     emit: Emitter, buffer: Any, width: int, outputs: Any, extents: tuple[Any, Any, Any]
 ) -> None:
-    """Write a panel [height, width] of sums as [tokens, rows], eight by eight where it is whole."""
-    build = emit.build
+    """Write a panel [height, width] of sums as [tokens, rows], in blocks where it is whole.
+
+    A block is of 16 x 16, a cache line of the outputs for each token, or of 8 x 8.
+    """
+    build, size = emit.build, min(width, PANEL)
     tokens, height, rows = extents
-    even = build.sub(tokens, build.srem(tokens, constant(EIGHT)))
+    even = build.sub(tokens, build.srem(tokens, constant(size)))
     even = build.select(build.icmp_signed("==", height, constant(PANEL)), even, constant(0))
 
     def block(group: Any, _: Sequence[Any]) -> Nothing:
-        for half in range(0, PANEL, EIGHT):
-            starts = [constant((half + i) * width) for i in range(EIGHT)]
-            lines = [emit.load(emit.at(buffer, group, start), EIGHT) for start in starts]
+        for half in range(0, PANEL, size):
+            starts = [constant((half + i) * width) for i in range(size)]
+            lines = [emit.load(emit.at(buffer, group, start), size) for start in starts]
             for i, values in enumerate(emit.transpose(lines)):
                 token = build.mul(build.add(group, constant(i)), rows)
                 emit.store(values, emit.at(outputs, token, constant(half)))
@@ -143,15 +140,56 @@ def _turn(
         value = build.load(emit.at(buffer, emit.times(line, width), token))
         build.store(value, emit.at(outputs, build.mul(token, rows), line))
 
-    emit.loop(constant(0), even, EIGHT, block)
+    emit.loop(constant(0), even, size, block)
     emit.grid((even, tokens, 1), (constant(0), height, 1), single)
+
+
+def _vector(emit: Emitter, places: ir.Type) -> Item:
+    """The product with one token, whose inputs are read in place; an item is a part of the rows."""
+    build = emit.build
+    inputs, outputs = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
+    where, values = emit.pointer(Field.PLACES, places), emit.pointer(Field.VALUES, FLOAT)
+    pointers, stops = emit.pointer(Field.POINTERS, I32), emit.pointer(Field.STOPS, I32)
+    bounds, bias = emit.pointer(Field.BOUNDS, I32), emit.pointer(Field.BIAS, FLOAT)
+
+    def wide(array: Any, index: Any) -> Any:
+        return build.sext(build.load(emit.at(array, index)), I64)
+
+    def plus(index: Any, total: Any) -> Any:
+        place = build.zext(build.load(emit.at(where, index)), I64)
+        return emit.multiply_add(
+            build.load(emit.at(values, index)), build.load(emit.at(inputs, place)), total
+        )
+
+    def line(row: Any, _: Sequence[Any]) -> Nothing:
+        start, stop = wide(pointers, row), wide(stops, row)
+        whole = build.sub(stop, build.srem(build.sub(stop, start), constant(_CHAINS)))
+        zeros = [ir.Constant(FLOAT, 0.0)] * (_CHAINS - 1)
+        totals = emit.loop(
+            start, whole, _CHAINS,
+            lambda i, of: [plus(build.add(i, constant(k)), t) for k, t in enumerate(of)],
+            [build.load(emit.at(bias, row)), *zeros],
+        )  # fmt: skip
+        rest = emit.loop(whole, stop, 1, lambda i, of: [plus(i, of[0])], totals[:1])
+        totals = [*rest, *totals[1:]]
+        while len(totals) > 1:
+            pairs = zip(totals[::2], totals[1::2], strict=True)
+            totals = [build.fadd(one, other) for one, other in pairs]
+        build.store(totals[0], emit.at(outputs, row))
+        return ()
+
+    def item(number: Any) -> None:
+        start, stop = wide(bounds, number), wide(bounds, build.add(number, constant(1)))
+        emit.loop(start, stop, 1, line)
+
+    return item
 
 
 def _planes(emit: Emitter, width: int) -> Item:
     """The product on planes: tiles of each sample, of which the last may overwrite others."""
     build, rows, tiles = emit.build, emit.field(Field.ROWS), emit.field(Field.TILES)
     inputs, outputs = emit.pointer(Field.INPUTS, FLOAT), emit.pointer(Field.OUTPUTS, FLOAT)
-    sums = _sums(emit, width, I32, scale=1)
+    sums = float_sums(emit, width, I32, scale=1)
 
     def item(number: Any) -> None:
         place, start, stop = _chunk(emit, number, rows)
@@ -178,43 +216,3 @@ def _chunk(emit: Emitter, number: Any, length: Any) -> tuple[Any, Any, Any]:
     start = emit.times(build.srem(number, chunks), CHUNK)
     stop = emit.least(build.add(start, constant(CHUNK)), length)
     return build.sdiv(number, chunks), start, stop
-
-
-def _sums(emit: Emitter, width: int, places: ir.Type, scale: int) -> Callable[[Any, Any], Any]:
-    """A row of W times a tile of X, plus the bias: a vector of `width`.
-
-    Narrow tiles sum in several vectors, because each sum has to wait for the one before it.
-    """
-    build, chains = emit.build, WIDTHS[0] // width
-    pointers, bias = emit.pointer(Field.POINTERS, I32), emit.pointer(Field.BIAS, FLOAT)
-    where, values = emit.pointer(Field.PLACES, places), emit.pointer(Field.VALUES, FLOAT)
-
-    def begin(row: Any) -> Any:
-        return build.sext(build.load(emit.at(pointers, row)), I64)
-
-    def plus(index: Any, total: Any, inputs: Any) -> Any:
-        place = build.zext(build.load(emit.at(where, index)), I64)
-        values_of_x = emit.load(emit.at(inputs, emit.times(place, scale)), width)
-        weight = emit.splat(build.load(emit.at(values, index)), width)
-        return emit.multiply_add(weight, values_of_x, total)
-
-    def sums(row: Any, inputs: Any) -> Any:
-        start, stop = begin(row), begin(build.add(row, constant(1)))
-        whole = build.sub(stop, build.srem(build.sub(stop, start), constant(chains)))
-        zero = ir.Constant(vector(width), [0.0] * width)
-        totals: Sequence[Any] = [emit.splat(build.load(emit.at(bias, row)), width)]
-        totals = [*totals, *[zero] * (chains - 1)]
-
-        def several(index: Any, carried: Sequence[Any]) -> Sequence[Any]:
-            return [plus(build.add(index, constant(i)), total, inputs)
-                    for i, total in enumerate(carried)]  # fmt: skip
-
-        totals = emit.loop(start, whole, chains, several, totals)
-        rest = emit.loop(whole, stop, 1, lambda i, of: [plus(i, of[0], inputs)], totals[:1])
-        totals = [*rest, *totals[1:]]
-        while len(totals) > 1:
-            pairs = zip(totals[::2], totals[1::2], strict=True)
-            totals = [build.fadd(one, other) for one, other in pairs]
-        return totals[0]
-
-    return sums
