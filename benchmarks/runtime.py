@@ -77,7 +77,7 @@ def thin_(module: nn.Module, sparsity: float) -> dict[str, tuple[int, ...]]:
     with torch.no_grad():
         for site, density in zip(sites, densities, strict=True):
             weight = parameters[site.name]
-            weight.mul_(torch.rand(weight.shape, generator=chance) < density)
+            weight.masked_fill_(torch.rand(weight.shape, generator=chance) >= density, 0.0)
     return {site.name: tuple(site.shape) for site in sites}
 
 

@@ -30,6 +30,8 @@ _ROUNDS = 5
 _PATIENCE = 0.25
 # A run shorter than this many seconds is repeated, at most so many times, and averaged.
 _SHORT, _MOST = 0.001, 50
+# A layer goes by one that was timed if its density is at most so many times as large.
+_AS_DENSE = 1.1
 # A layer that was not timed is not taken to gain as one gains that is so many times larger.
 _MUCH_SMALLER = 8
 # Layers of one shape are timed once if their counts of weights are within this factor.
@@ -118,7 +120,7 @@ def _presumed(
     candidates: Mapping[str, Candidate],
     kept: Mapping[str, int],
 ) -> Choice:
-    """The choice of the nearest layer that is at least as dense and was timed."""
+    """The choice of the nearest layer that is about as dense, or denser, and was timed."""
 
     def density(of: str) -> float:
         return kept[of] / max(1, _weight(candidates[of].layer).numel())
@@ -128,7 +130,7 @@ def _presumed(
         other
         for other in timed
         if type(candidates[other].layer) is type(layer)
-        and density(other) >= own
+        and density(other) * _AS_DENSE >= own
         and _weight(candidates[other].layer).numel() <= _weight(layer).numel() * _MUCH_SMALLER
     ]
     return timed[min(alike, key=density)] if alike else Choice({1: None})

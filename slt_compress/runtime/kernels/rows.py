@@ -11,6 +11,8 @@ from slt_compress.runtime.kernels.job_layout import PANEL, STEP_OF_WEIGHTS, Fiel
 
 # What a row costs beside its weights, in weights.
 _ROW_WORK = 8
+# Up to this share of all weights, those of -0 count as kept.
+_FEW = 0.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +93,22 @@ def _entries(rows: SparseRows) -> tuple[Tensor, Tensor]:
     return row, torch.arange(row.numel()) - before[row] + starts[row]
 
 
-def sparse_rows(matrix: Tensor, bias: Tensor | None, *, filled: bool = False) -> SparseRows:
-    """The weights of a dense float32 matrix [rows, columns] that are not +0.
+def _kept(matrix: Tensor) -> Tensor:
+    bits = matrix.view(torch.int32) != 0
+    odd = int(bits.count_nonzero()) - int(matrix.count_nonzero())
+    return bits if odd <= _FEW * matrix.numel() else matrix != 0
 
+
+def sparse_rows(matrix: Tensor, bias: Tensor | None, *, filled: bool = False) -> SparseRows:
+    """The weights of a dense float32 matrix [rows, columns] that are not 0.
+
+    A few of -0 count as weights, so that `dense` gives them back; where they are many they stand
+    for what a mask removed, and become +0.
     Where `filled`, rows are filled up to a multiple of `STEP_OF_WEIGHTS` with weights of 0, at the
     place of their last weight.
     """
     rows, columns = matrix.shape
-    row, column = matrix.contiguous().view(torch.int32).nonzero(as_tuple=True)
+    row, column = _kept(matrix.contiguous()).nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=rows)
     step = STEP_OF_WEIGHTS if filled else 1
     lengths = (counts + step - 1) // step * step
