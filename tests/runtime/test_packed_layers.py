@@ -212,11 +212,10 @@ def test_a_loaded_model_is_packed_and_saves_as_the_dense_one(ticket, tmp_path):
 
 
 @compiled
-@pytest.mark.parametrize(("precision", "least", "most"), [("bf16", 1e-5, 0.02),
-                                                          ("int8", 1e-4, 0.1)])  # fmt: skip
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 0.02), ("int8", 0.1)])
 @pytest.mark.parametrize("runtime", ["sparse", "auto"])
 def test_lower_precision_says_its_error_and_gives_exact_weights_back(
-    ticket, precision, least, most, runtime, monkeypatch, tmp_path
+    ticket, precision, most, runtime, monkeypatch, tmp_path
 ):
     from slt_compress.runtime import example_runs, kernel_choice
 
@@ -227,7 +226,8 @@ def test_lower_precision_says_its_error_and_gives_exact_weights_back(
     for _ in range(2):  # measured, and remembered
         model = slt_compress.load(ticket, runtime=runtime, dtype=precision)
         assert precision in {what.split(",")[0] for what in model.slt_runtime.values()}
-        assert least < model.slt_error < most
+        assert 0.0 <= model.slt_error < most  # 0 where auto is dense for these inputs
+        assert runtime == "auto" or model.slt_error > 0.0
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in dense.state_dict().items())
     assert slt_compress.load(ticket, runtime="sparse").slt_error is None
