@@ -29,11 +29,11 @@ def folds_held(opened: Opened, known: Provenance, probe: Probe | None) -> Iterat
         why = f"that of {odd[0]} is not its recorded order" if odd else "there is no probe"
         yield Check(name="folds", ok=False, detail=f"{len(folds)} folds, but {why}")
         return
-    module, wanted = copy_of(opened.module), probe.logits.double()
+    module = copy_of(opened.module)
     fold_(module, folds)
     with torch.inference_mode():
-        logits = opened.checkpoint.forward(module, probe.inputs).double()
-    worst, largest = float((logits - wanted).abs().max()), float(wanted.abs().max())
+        logits = opened.checkpoint.forward(module, probe.inputs)
+    worst, largest = probe.difference(logits), probe.largest
     yield Check(
         name="folds", ok=worst <= tolerance_of(module) * largest,
         detail=f"{len(folds)} orders of inputs are folded into the layers before; as it lies in "

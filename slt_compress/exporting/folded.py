@@ -97,8 +97,7 @@ def _same_outputs(
 ) -> bool:
     with torch.inference_mode():
         logits: Tensor = forward(module, probe.inputs)
-    worst = float((logits.double() - probe.logits.double()).abs().max())
-    return worst <= tolerance_of(module) * float(probe.logits.double().abs().max())
+    return probe.difference(logits) <= tolerance_of(module) * probe.largest
 
 
 def _givers(module: nn.Module, site: str, inputs: int) -> Iterator[str]:
