@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--options", action="append", default=[], type=json.loads)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--objective", default="task")
     arguments = parser.parse_args()
     rows = []
@@ -114,7 +114,7 @@ def main() -> None:
                 "evaluation": {"controls": "none", "limit": 8},
             }  # fmt: skip
             given = {**content["training"], "steps": arguments.steps, "device": "cpu",
-                     "optimizer": "adam", "hard": 0.5, "selections": 1}  # fmt: skip
+                     "optimizer": "adam", "hard": 0.5, "selections": 0}  # fmt: skip
             tuned = measured(Path(folder), "adamw", {**recipe, "training": given})
             for options in [{}, *arguments.options]:
                 taken = measured(

@@ -29,6 +29,7 @@ from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
 from slt_compress.searching.swapped_scores import check_polish, polished, swapped_scores
 from slt_compress.searching.training import Engine, engine_for, walk
 from slt_compress.sites.layouts import norms
+from slt_compress.storage.aside import set_aside
 
 History = list[Mapping[str, Any]]
 OnStep = Callable[[Step], None]
@@ -179,7 +180,7 @@ class Search(SearchSetup):
             history.append(_record(state.latest))
             if is_due(self.training, state.selected, state.latest.progress):
                 passed = replace(state.selected, points=state.selected.points + 1)
-                state = _measured(replace(state, selected=passed), measuring, history)
+                state = _measured(replace(state, selected=passed), measuring, history, folder)
                 self.tell(Part("search"))
             with _kept(folder, now):
                 self.tell(state.latest)
@@ -190,7 +191,7 @@ class Search(SearchSetup):
             if folder is not None and folder.due():
                 folder.save(now())
         if self.training.selections > 0 and "held_out" not in history[-1]:
-            state = _measured(state, measuring, history)
+            state = _measured(state, measuring, history, folder)
         state = final(state)
         return now()
 
@@ -226,7 +227,9 @@ def _saved_scores(saved: Progress) -> tuple[Mapping[str, Tensor], tuple[str, ...
     return dict(scores or {}), saved.notes
 
 
-def _measured(state: SearchState, measuring: Measuring, history: History) -> SearchState:
+def _measured(
+    state: SearchState, measuring: Measuring, history: History, folder: SearchFolder | None
+) -> SearchState:
     """The state after a measurement on the held-out slice, which the last record holds too."""
     tell = measuring.setup.tell
     tell(Part("select"))
@@ -234,7 +237,10 @@ def _measured(state: SearchState, measuring: Measuring, history: History) -> Sea
     loss = measuring.held_out_loss(scores)
     tell(HeldOut(state.latest.index, loss))
     history[-1] = {**history[-1], "held_out": loss}
-    return replace(state, selected=weighed(state.selected, scores, loss))
+    selected = weighed(state.selected, scores, loss)
+    if selected.scores is scores:
+        selected = replace(selected, scores=set_aside(scores, folder.path if folder else None))
+    return replace(state, selected=selected)
 
 
 def _record(step: Step) -> dict[str, Any]:

@@ -10,21 +10,25 @@ from torch import Tensor
 from slt_compress.searching.half_states import lags_of
 from slt_compress.searching.settings import Training
 from slt_compress.searching.state import SearchState, Selected
+from slt_compress.storage.aside import set_aside
 
 
 def candidate(state: SearchState) -> dict[str, Tensor]:
-    """Copies on the CPU of what a mask would be made from now: the running mean, or the scores."""
+    """What a mask would be made from now, on the CPU: the running mean, or the scores.
+
+    Where these are on the CPU they are the tensors themselves, which the next step changes.
+    """
     source = state.mean or state.scores
     lags = dict(lags_of(state.optimizer))
     if lags:
         return {name: (score.detach() - lags[name]).cpu() for name, score in source.items()}
-    return {name: score.detach().cpu().clone() for name, score in source.items()}
+    return {name: score.detach().cpu() for name, score in source.items()}
 
 
 def chosen(state: SearchState) -> Mapping[str, Tensor]:
     """The scores with the lowest held-out loss; without a measurement, the present ones."""
     best = state.selected.scores
-    return candidate(state) if best is None else best
+    return set_aside(candidate(state), None) if best is None else best
 
 
 def final(state: SearchState) -> SearchState:

@@ -53,6 +53,12 @@ class EarlySteps:
                 stack.callback(hooked.register_post_accumulate_grad_hook(self._step).remove)
             yield
 
+    def late(self) -> None:
+        """Take the steps of those whose gradient is left from parts of the batch before."""
+        if any(score.grad is not None for score in self.scores):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
     def _step(self, score: Tensor) -> None:
         (group,) = self.optimizer.param_groups
         every = group["params"]

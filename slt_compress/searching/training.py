@@ -141,8 +141,13 @@ class Engine:
             outcomes.append(outcome)
         if training.clip is not None:
             accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
-        self.optimizer.step()  # for those that took no early step
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.early is not None:
+            self.early.late()
+        else:
+            # accelerate's own step looks for a package on disk, and does no more without a scaler
+            optimizer = self.optimizer if accelerator.scaler else self.optimizer.optimizer
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return outcomes[0] if len(outcomes) == 1 else _together(outcomes)
 
     def _pulled(self, batch: Any, phase: Phase, weight: float, early: EarlySteps | None) -> Outcome:
@@ -158,7 +163,12 @@ class Engine:
             penalty = loop.method.penalty_of(loop.gates.scores, phase)
             loss = outcome.loss if penalty is None else outcome.loss + penalty * weight
             with nullcontext() if early is None else early.taken():
-                accelerator.backward(loss)
+                if accelerator.scaler is None and accelerator.num_processes == 1:
+                    torch.autograd.backward(
+                        loss
+                    )  # accelerate would look for a package on disk first
+                else:
+                    accelerator.backward(loss)
         return replace(outcome, loss=outcome.loss.detach())
 
     @torch.no_grad()
