@@ -1,4 +1,4 @@
-"""Search a module of your own with a loss of your own, then load the ticket onto it."""
+"""A module of your own from end to end: search with your loss, verify, export, load, run."""
 
 from __future__ import annotations
 
@@ -32,9 +32,14 @@ with tempfile.TemporaryDirectory() as folder:
         training=slt_compress.Training(steps=300, lr=0.05),
         out=Path(folder) / "ticket",
     )
-    masked = slt_compress.load(ticket.path, model=net)
+    exported = slt_compress.export(
+        ticket.path, format="auto", model=net, out=Path(folder) / "sparse"
+    )
+    proof = slt_compress.verify(exported.path, model=net, in_process=True)
+    masked = slt_compress.load(exported.path, model=net)
 
 print(f"kept {ticket.masks.kept} of {ticket.masks.total} weights, and changed none")
+print(f"{exported.nbytes:,} bytes, {'verified' if proof.ok else 'NOT verified'}")
 with torch.inference_mode():
     for name, module in (("all weights", net), ("kept ones", masked)):
         accuracy = (module(inputs).argmax(dim=1) == targets).float().mean()
