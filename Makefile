@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest install lint types suite zoo coverage map format clean
+.PHONY: demo test test-lowest install lint types suite zoo coverage map site recipe-page format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/slt-compress search lenet-300-100 --init random --dataset digits --target-sparsity 0.9
@@ -38,6 +38,14 @@ coverage: $(VENV)/.installed-dev
 
 map: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.house docs/house.svg
+
+# The site of docs/ in site/, every link checked.
+site: $(VENV)/.installed
+	$(BIN)/pip install -q -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+recipe-page: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.recipe_page > docs/recipes.md
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -57,8 +57,8 @@ def save_gpt2(folder: Path) -> Path:
     return save_tokenizer(folder)
 
 
-def save_llama(folder: Path) -> Path:
-    config = transformers.LlamaConfig(**DECODER, **END)
+def save_llama(folder: Path, length: int = 32) -> Path:
+    config = transformers.LlamaConfig(**{**DECODER, "max_position_embeddings": length}, **END)
     _save(transformers.LlamaForCausalLM, config, folder)
     return save_tokenizer(folder)
 

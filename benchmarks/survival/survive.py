@@ -2,9 +2,7 @@
 
     python benchmarks/survival/survive.py [ROW ...]
 
-Rows: gguf, bitsandbytes, blockwise, quanto, torchao, compressed-tensors, onnxruntime, optimizers,
-past, trainer, lora, adapters, ema; and k-quants, auto-round, gptq, nncf, hqq, each in its own
-environment.
+Rows: those of the tables ROWS and ELSEWHERE below; each of ELSEWHERE has an environment of its own.
 """
 
 from __future__ import annotations
@@ -190,7 +188,8 @@ ROWS: Mapping[str, Callable[[Path, Path, Any], Made]] = {
     "gguf": gguf_rows.gguf, "bitsandbytes": bitsandbytes, "blockwise": elsewhere_rows.blockwise,
     "quanto": quanto, "torchao": torchao, "compressed-tensors": compressed_tensors,
     "onnxruntime": onnxruntime, "optimizers": training_rows.optimizers,
-    "past": training_rows.past, "trainer": training_rows.trainer, "lora": training_rows.lora,
+    "eight-bits": training_rows.eight_bits, "past": training_rows.past,
+    "trainer": training_rows.trainer, "lora": training_rows.lora,
     "adapters": training_rows.adapters, "ema": training_rows.ema,
 }  # fmt: skip
 # Each in an environment of its own, by the file that its docstring names.
@@ -215,6 +214,8 @@ def main(rows: list[str]) -> None:
                 totals = audit_model(path, folder / "t").totals()
                 if totals["layers_found"] != totals["layers"]:
                     print(f"{label}: not all layers were found", file=sys.stderr)
+                if not totals["layers_found"]:
+                    continue
                 kept = 1 - (totals["zeros_lost"] or 0) / (totals["zeros"] or 1)
                 became = (totals["kept_zeroed"] or 0) / (totals["kept"] or 1)
                 changed = (totals["kept_changed"] or 0) / (totals["kept"] or 1)

@@ -24,8 +24,10 @@ def batch(step: int, rows: int = 2) -> dict[str, torch.Tensor]:
 def trained(
     model: Any, optimizer: Any, after: Callable[[], None] = lambda: None, steps: int = STEPS
 ) -> None:
-    """Train with gradients of dropped weights at 0, as many recipes have it."""
-    masks = {p: p.detach() != 0 for p in model.parameters() if p.dim() == 2}
+    """Train with gradients of dropped weights at 0, as many recipes have it; adapters freely."""
+    named = [(n, p) for n, p in model.named_parameters() if p.dim() == 2 and p.requires_grad]
+    adapted = any("lora_" in name or "oft_" in name or "vera_" in name for name, _ in named)
+    masks = {} if adapted else {p: p.detach() != 0 for _, p in named}
     for step in range(steps):
         model(**batch(step)).loss.backward()
         for parameter, mask in masks.items():
@@ -48,13 +50,22 @@ OPTIMIZERS: Mapping[str, Callable[[Any], Any]] = {
     "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9),
     "Muon": lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2], lr=1e-3),
     "Adafactor": lambda m: torch.optim.Adafactor(m.parameters(), lr=1e-3),
-    "8-bit AdamW of bitsandbytes": eight_bit_adam,
 }
+EIGHT_BITS: Mapping[str, Callable[[Any], Any]] = {"8-bit AdamW of bitsandbytes": eight_bit_adam}
 
 
 def optimizers(base: Path, out: Path, model: Any) -> Made:
-    """Masked gradients alone, and `hold_zeros`."""
-    for label, make in OPTIMIZERS.items():
+    """Those of torch: masked gradients alone, and `hold_zeros`."""
+    yield from _with_and_without(OPTIMIZERS, out, model)
+
+
+def eight_bits(base: Path, out: Path, model: Any) -> Made:
+    """As `optimizers`, with moments of eight bits."""
+    yield from _with_and_without(EIGHT_BITS, out, model)
+
+
+def _with_and_without(makers: Mapping[str, Callable[[Any], Any]], out: Path, model: Any) -> Made:
+    for label, make in makers.items():
         for held in (False, True):
             one = copy.deepcopy(model)
             optimizer = make(one)
