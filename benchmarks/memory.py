@@ -6,7 +6,7 @@
 Random weights are saved as a checkpoint. Each run is a fresh process on one thread that opens it
 with the same data: a search from the source to its ticket, with soft and with rounded gates, or as
 many steps of AdamW in fp32. `peak` is the resident memory at its highest less that after the
-imports. Options are keys of the recipe's `training` section; the first row has none.
+imports. Options are keys of the recipe's `training` section.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def main() -> None:
             given = {**content["training"], "steps": arguments.steps, "device": "cpu",
                      "optimizer": "adam", "hard": 0.5, "selections": 0}  # fmt: skip
             tuned = measured(Path(folder), "adamw", {**recipe, "training": given})
-            for options in [{}, *arguments.options]:
+            for options in arguments.options or [{}]:
                 taken = measured(
                     Path(folder), "search", {**recipe, "training": {**given, **options}}
                 )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 from torch import nn
 
+from slt_compress.anatomy.blocks import block_names
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.gates import Learned, Method
 from slt_compress.searching.inside import sites_of
-from slt_compress.searching.planning import Forecast, Plan, make_plan, missing_weights
+from slt_compress.searching.memory_plan import available_memory, memory_of, smaller_trainings
+from slt_compress.searching.planning import (
+    Forecast,
+    Plan,
+    make_plan,
+    missing_weights,
+    search_command,
+)
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.search import Search
 from slt_compress.searching.settings import Training, with_defaults
@@ -38,7 +47,55 @@ def plan_search(source: str | Path | nn.Module, recipe: Recipe, method: Method) 
     sketch = sketch_source(source, recipe)
     sites = sites_of(sketch, recipe)
     plan = make_plan(sketch, sites, recipe, method=method, warnings=obstacles(sketch))
+    short = too_little_memory(plan, sketch, sites, recipe, method, available_memory())
+    plan = replace(plan, warnings=(*plan.warnings, *short))
     return replace(plan, forecast=forecast(plan, sketch, sites, recipe, method))
+
+
+def too_little_memory(
+    plan: Plan,
+    sketch: Checkpoint,
+    sites: SitePlan,
+    recipe: Recipe,
+    method: Method,
+    available: int | None,
+) -> tuple[str, ...]:
+    """A sentence if the search needs more memory than there is, with the command that needs less.
+
+    Args:
+        plan, sketch, sites, recipe, method: as for `forecast`.
+        available: bytes; None where that is not known, or on a device with a memory of its own.
+    """
+    if available is None or recipe.training.device not in (None, "cpu"):
+        return ()
+    needed = _needed(plan.memory, recipe, method)
+    if needed <= available:
+        return ()
+    short = (
+        f"this search needs {needed / 2**30:.1f} GiB and its activations, and this machine has "
+        f"{available / 2**30:.1f} GiB free"
+    )
+    for training in smaller_trainings(recipe.training) if isinstance(method, Learned) else ():
+        if training.recompute == "blocks" and not block_names(sketch.module):
+            continue
+        smaller = replace(recipe, training=training)
+        less = _needed(memory_of(sketch.module, sites, smaller, method), smaller, method)
+        if less <= available:
+            command = search_command(sketch.source, smaller)
+            return (f"{short}; this needs {less / 2**30:.1f} GiB and fewer activations: {command}",)
+    return (f"{short}; no setting of this method needs so little",)
+
+
+def _needed(
+    memory: Mapping[str, Mapping[str, Mapping[str, int]]], recipe: Recipe, method: Method
+) -> int:
+    """Bytes of the search that a recipe is for."""
+    if not isinstance(method, Learned):
+        return memory["no"]["none"]["total"]
+    optimizer = recipe.training.optimizer
+    if optimizer is None:
+        optimizer = _training_of(recipe, method).optimizer or "adam"
+    return memory[recipe.training.precision][optimizer]["total"]
 
 
 def forecast(
@@ -78,8 +135,8 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe, method: Method) -> 
         return "no data set is given (--dataset)"
     if not is_at_hand(recipe.dataset):
         return f"the data set {recipe.dataset} is not on this machine"
-    optimizer = _training_of(recipe, method).optimizer or "adam"
-    needed = plan.memory[recipe.training.precision][optimizer]["total"] / 2**30
+    _training_of(recipe, method)  # which refuses an optimizer without a learning rate
+    needed = _needed(plan.memory, recipe, method) / 2**30
     if needed > _LIMIT_GIB:
         return f"it needs {needed:.1f} GiB, and a plan uses at most {_LIMIT_GIB} GiB"
     return None

@@ -5,35 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import prod
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor, nn
 
-from slt_compress.anatomy.states import module_nbytes, tensors_nbytes
+from slt_compress.anatomy.states import module_nbytes
 from slt_compress.artifacts.formats import FORMATS, NmPattern
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.timm_models import hub_id
 from slt_compress.checkpoints.weight_files import weight_files
 from slt_compress.errors import SourceError
 from slt_compress.evidence.expectations import expectations
-from slt_compress.gates import Learned, Method
+from slt_compress.gates import Method
+from slt_compress.searching.memory_plan import memory_of
 from slt_compress.searching.recipe_keys import FLAG_OF
 from slt_compress.searching.recipes import Recipe
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import Grouped
 from slt_compress.sites.sites import Site, SitePlan
-
-# Bytes of optimizer state per score: Adam has two moments in fp32, SGD has its momentum.
-_OPTIMIZERS: Mapping[str, int] = MappingProxyType({"adam": 8, "sgd": 4})
-# Bytes of one weight in the copy that autocast makes, by precision of the search.
-_CAST: Mapping[str, int] = MappingProxyType({"no": 0, "bf16": 2, "fp16": 2})
-_SCORE = 4  # bytes of a score, of its gradient, and of the best score so far: fp32
-_TRANSIENT = 3  # temporary fp32 tensors of a gate, each of the size of its site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +106,7 @@ def make_plan(
             for site in sites.sites
         ),
         skipped=sites.skipped,
-        memory=_memory(module, sites, recipe, method),
+        memory=memory_of(module, sites, recipe, method),
         sizes=sizes,
         forecast=Forecast(note="not measured"),
         warnings=tuple(warnings),
@@ -147,38 +138,6 @@ def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
     return {
         site.name: getattr(module.get_submodule(site.module), site.param) for site in sites.sites
     }
-
-
-def _memory(
-    module: nn.Module, sites: SitePlan, recipe: Recipe, method: Method
-) -> dict[str, dict[str, dict[str, int]]]:
-    """Bytes by precision and optimizer. A one-shot method has scores only and no optimizer.
-
-    `weights` counts the weights of the model. `scores` includes the best scores so far and the
-    running mean. `effective` counts the weights times their gates, which live from forward to
-    backward, and autocast's copies of them.
-    """
-    scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
-    gated, largest = sites.gated, max(site.numel for site in sites.sites)
-    stored = tensors_nbytes([*module.parameters(), *module.buffers()])
-    effective = tensors_nbytes(_weights(module, sites).values())
-    copies = 3 if recipe.training.ema else 2
-    if not isinstance(method, Learned):
-        parts = {"weights": stored, "scores": _SCORE * scored}
-        return {"no": {"none": {**parts, "total": sum(parts.values())}}}
-    memory: dict[str, dict[str, dict[str, int]]] = {}
-    for precision, cast in _CAST.items():
-        for name, moments in _OPTIMIZERS.items():
-            parts = {
-                "weights": stored,
-                "scores": copies * _SCORE * scored,
-                "gradients": _SCORE * scored,
-                "optimizer": moments * scored,
-                "effective": effective + cast * gated,
-                "transient": _TRANSIENT * torch.float32.itemsize * largest,
-            }
-            memory.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
-    return memory
 
 
 def search_command(source: str | Path, recipe: Recipe) -> str:

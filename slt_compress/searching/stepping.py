@@ -14,7 +14,7 @@ from slt_compress.searching.half_states import HalfAdam, HalfSGD
 from slt_compress.searching.settings import Training, lr_of
 
 # A search of fewer gates takes one step for all of them, as a step has a price of its own.
-_MANY = 1 << 20
+MANY = 1 << 20
 
 
 def optimizer_of(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
@@ -83,7 +83,7 @@ def early_steps(
         training.clip is not None
         or accelerator.scaler is not None
         or accelerator.num_processes > 1
-        or sum(score.numel() for score in listed) < _MANY
+        or sum(score.numel() for score in listed) < MANY
     )
     return None if together else EarlySteps(listed, getattr(optimizer, "optimizer", optimizer))
 

@@ -44,7 +44,7 @@ def same(first, second):
 def test_steps_in_the_backward_pass_end_in_the_same_scores(monkeypatch, optimizer, state):
     taken = []
     plain = scores(optimizer=optimizer, state=state)
-    monkeypatch.setattr(stepping, "_MANY", 1)
+    monkeypatch.setattr(stepping, "MANY", 1)
     step = stepping.EarlySteps._step
 
     def counted(self, score):
@@ -58,7 +58,7 @@ def test_steps_in_the_backward_pass_end_in_the_same_scores(monkeypatch, optimize
 
 
 def test_no_two_gradients_live_at_once(monkeypatch):
-    monkeypatch.setattr(stepping, "_MANY", 1)
+    monkeypatch.setattr(stepping, "MANY", 1)
     alive = []
     step = stepping.EarlySteps._step
 
@@ -74,7 +74,7 @@ def test_no_two_gradients_live_at_once(monkeypatch):
 @pytest.mark.parametrize("changes", [{"clip": 1.0}, {"precision": "bf16"}])
 def test_what_needs_all_gradients_waits_for_them(monkeypatch, changes):
     plain = scores(**changes)
-    monkeypatch.setattr(stepping, "_MANY", 1)
+    monkeypatch.setattr(stepping, "MANY", 1)
     assert same(plain, scores(**changes))
 
 

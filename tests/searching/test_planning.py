@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from slt_compress.cli.plan_outline import branches, outline
 from slt_compress.data import DataOptions
 from slt_compress.errors import SourceError, TargetError
 from slt_compress.gates import METHODS
+from slt_compress.searching.memory_plan import available_memory
 from slt_compress.searching.planning import search_command
 from slt_compress.sites.sites import find_sites
 
@@ -291,3 +293,41 @@ def test_the_command_searches_by_the_recipe(recipe: Recipe) -> None:
         with pytest.raises(StopError):
             main(arguments)
     assert asked == [("some/where", recipe)]
+
+
+def plan_with(free: int, source: str | Path, training: Training, monkeypatch: Any) -> str:
+    monkeypatch.setattr("slt_compress.searching.forecasting.available_memory", lambda: free)
+    warnings = api.plan(source, recipe=Recipe(training=training, init="random")).warnings
+    return next((warning for warning in warnings if "GiB free" in warning), "")
+
+
+def test_a_plan_that_does_not_fit_names_the_command_that_does(
+    configs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vit, adam = configs["vit"], Training(optimizer="adam", lr=0.01)
+    totals = {}
+    for saver in ({}, {"recompute": "blocks"}, {"recompute": "blocks", "state": "bf16"}):
+        recipe = Recipe(init="random", training=replace(adam, **saver))
+        totals[len(saver)] = api.plan(vit, recipe=recipe).memory["no"]["adam"]["total"]
+    assert totals[2] < totals[1] < totals[0]
+    assert plan_with(totals[0], vit, adam, monkeypatch) == ""
+    said = plan_with(totals[0] - 1, vit, adam, monkeypatch)
+    assert said.endswith("--recompute blocks")
+    said = plan_with(totals[1] - 1, vit, adam, monkeypatch)
+    assert "--recompute blocks" in said
+    assert "--state bf16" in said
+    assert "no setting of this method" in plan_with(totals[2] - 1, vit, adam, monkeypatch)
+    assert plan_with(1, vit, replace(adam, device="cuda"), monkeypatch) == ""
+
+
+def test_the_memory_that_is_free_is_that_of_the_machine_or_of_its_container(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 200 kB\nMemAvailable:   100 kB\n")
+    assert available_memory(tmp_path) == 102400
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    groups.mkdir(parents=True)
+    for content, free in {"max": 102400, "1000": 1000, "999999": 102400}.items():
+        (groups / "memory.max").write_text(f"{content}\n")
+        assert available_memory(tmp_path) == free
+    assert (available_memory() or 0) > 1 << 20
