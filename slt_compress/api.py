@@ -64,7 +64,7 @@ def search(
         data: a data set specification; for a module of your own, a re-iterable of batches.
         budget: how many weights are kept.
         method: an instance, such as `slt_compress.gates.Relaxed(sigma=0.4)`.
-        objective: `auto`, `task`, `distill` or `lm`; a module of your own uses `loss_fn` instead.
+        objective: `auto`, `task`, `distill`, `lm` or `reconstruct`; your own module has `loss_fn`.
         training: how the scores are trained.
         loss_fn: for a module of your own; `loss_fn(module, batch)` returns a scalar.
         out: folder of the ticket; default `tickets/<model>-<method>-<sparsity>[-n]`.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.tasks import (
@@ -64,6 +64,8 @@ class Checkpoint:
         license: identifier from the origin's own model card.
         file_keys: parameter name -> its key(s) in the checkpoint's files; empty for a random init.
         stored: state-dict names of a random init that no seed determines.
+        streamed: where the matrices of a hollow module are read from or made, one at a time, by
+            state-dict name; None where the module holds them (see `hollow`).
     """
 
     source: str
@@ -81,6 +83,7 @@ class Checkpoint:
     license: str | None = None
     file_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stored: tuple[str, ...] = ()
+    streamed: Mapping[str, Tensor] | None = None
 
     @classmethod
     def of_module(cls, module: nn.Module) -> Checkpoint:

@@ -215,15 +215,23 @@ def random_module(
     """
     with torch.random.fork_rng(devices=[]), bounded_count("the architecture"):
         torch.manual_seed(init.seed)
-        if family == "transformers":
-            module = transformers_models.build_initialised(task, config)
-        elif family == "timm":
-            module = _cast(timm_models.build(task, config), config)
-        elif family == "reference":
-            module = _cast(reference_models.build(task, config), config)
-        else:
-            raise SourceError("a random init needs a named architecture, not a module")
+        module = initialised_module(family, task, config)
     return module, initialise_(module, init.scheme, init.seed)
+
+
+def initialised_module(family: Family, task: Task, config: Config) -> nn.Module:
+    """The architecture with the random weights of its library, from torch's global generator.
+
+    Raises:
+        SourceError: the installed library cannot build it, or `family` is `module`.
+    """
+    if family == "transformers":
+        return transformers_models.build_initialised(task, config)
+    if family == "timm":
+        return _cast(timm_models.build(task, config), config)
+    if family == "reference":
+        return _cast(reference_models.build(task, config), config)
+    raise SourceError("a random init needs a named architecture, not a module")
 
 
 def license_of(folder: Path | None, config: Config) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,20 @@ def seeded_filler(module: nn.Module, scheme: str, seed: int) -> Callable[[str], 
     return make
 
 
+def unfilled(module: nn.Module, scheme: str) -> tuple[str, ...]:
+    """The names that `initialise_` leaves alone; matrices of the module may be without values."""
+    rule = _Rule(scheme=scheme, seed=0, is_table=False)
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    if scheme == "default":
+        return tuple(module.state_dict())
+    return tuple(
+        name
+        for name in module.state_dict()
+        if name in tensors and _filling(module, name, tensors[name], tensors[name], rule) is None
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
     """The values with which `_fill` fills."""
@@ -98,28 +113,41 @@ def _tables(module: nn.Module) -> set[int]:
 
 def _fill(module: nn.Module, name: str, own: Tensor, tensor: Tensor, rule: _Rule) -> bool:
     """Fill `tensor`, the module's `own` or one like it; returns whether the rule covers it."""
+    filling = _filling(module, name, own, tensor, rule)
+    if filling is not None:
+        filling()
+    return filling is not None
+
+
+def _filling(
+    module: nn.Module, name: str, own: Tensor, tensor: Tensor, rule: _Rule
+) -> Callable[[], object] | None:
+    """What fills `tensor`, the module's `own` or one like it; None if the rule does not cover it.
+
+    The values of a matrix are not looked at.
+    """
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     is_norm = "norm" in type(owner).__name__.lower()
     if not isinstance(own, nn.Parameter):
         value = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}.get(leaf)
-        if not is_norm or value is None:
-            return False
-        tensor.fill_(value)
-        return True
+        return partial(tensor.fill_, value) if is_norm and value is not None else None
     if not (own.requires_grad and tensor.is_floating_point()) or _is_derived(owner, name, leaf):
-        return False
+        return None
     if leaf.endswith("bias") or leaf.startswith("bias_"):
-        tensor.zero_()
-    elif tensor.dim() >= 2:
-        shape = tuple(tensor.shape)
-        fan = 1 if rule.is_table else fan_in(owner, tensor)
-        tensor.copy_(initial_tensor(name, shape, scheme=rule.scheme, seed=rule.seed, fan_in=fan))
-    elif is_norm and leaf == "weight" and not _counts_from_one(owner, tensor):
-        tensor.fill_(1)
-    else:
-        return False
-    return True
+        return tensor.zero_
+    if tensor.dim() >= 2:
+        return partial(_draw_, owner, name, tensor, rule)
+    if is_norm and leaf == "weight" and not _counts_from_one(owner, tensor):
+        return partial(tensor.fill_, 1)
+    return None
+
+
+def _draw_(owner: nn.Module, name: str, tensor: Tensor, rule: _Rule) -> None:
+    """Fill a matrix with its random numbers."""
+    shape = tuple(tensor.shape)
+    fan = 1 if rule.is_table else fan_in(owner, tensor)
+    tensor.copy_(initial_tensor(name, shape, scheme=rule.scheme, seed=rule.seed, fan_in=fan))
 
 
 def _is_derived(owner: nn.Module, name: str, leaf: str) -> bool:

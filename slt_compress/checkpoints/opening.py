@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from slt_compress.checkpoints import families, reference_models, timm_models
 from slt_compress.checkpoints.checkpoint import TASKS, Architecture, Checkpoint, Init, Kind, Task
@@ -72,8 +72,8 @@ def open_checkpoint(
     Raises:
         SourceError: the source cannot be found, reached or trusted, or its parts do not fit.
     """
-    draft = _draft(
-        source, revision, weights, _parse_init(init, seed), task, num_classes=num_classes,
+    draft = draft_of(
+        source, revision, weights, parse_init(init, seed), task, num_classes=num_classes,
         classes=classes, options=options, with_weights=True,
     )  # fmt: skip
     return draft.finish()
@@ -98,14 +98,14 @@ def sketch_checkpoint(
     Raises:
         SourceError: the source cannot be found, reached, trusted or built.
     """
-    draft = _draft(
-        source, revision, weights, _parse_init(init, seed), task, num_classes=num_classes,
+    draft = draft_of(
+        source, revision, weights, parse_init(init, seed), task, num_classes=num_classes,
         classes=classes, options=options, with_weights=False,
     )  # fmt: skip
     return draft.sketched()
 
 
-def _draft(
+def draft_of(
     source: str | Path,
     revision: str | None,
     weights: str | Path | None,
@@ -116,7 +116,7 @@ def _draft(
     classes: Sequence[str] | None,
     options: Mapping[str, Any] | None,
     with_weights: bool,
-) -> _Draft:
+) -> Draft:
     """Find the source and determine its architecture."""
     if task is not None and task not in TASKS:
         raise SourceError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
@@ -134,19 +134,16 @@ def _draft(
     located = _find(place, revision, task, with_weights=wanted)
     _check_task(located.architecture, task, str(source))
     architecture = families.with_changes(
-        located.architecture,
-        str(source),
-        num_classes=num_classes if init else None,
-        classes=classes if init else None,
-        options=options or {},
-    )
-    return _Draft(
+        located.architecture, str(source), num_classes=num_classes if init else None,
+        classes=classes if init else None, options=options or {},
+    )  # fmt: skip
+    return Draft(
         source=str(source), located=located, architecture=architecture, init=init, file=file
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
+class Draft:
     """A checkpoint whose module is not built yet."""
 
     source: str
@@ -157,36 +154,40 @@ class _Draft:
 
     def finish(self) -> Checkpoint:
         """Build the module and give it its weights."""
-        architecture = self.architecture
-        family, task, config = architecture.family, architecture.task, architecture.config
+        architecture, family = self.architecture, self.architecture.family
+        task, config = architecture.task, architecture.config
         if self.init is not None:
             module, stored = families.random_module(family, task, config, self.init)
-            return self._checkpoint(architecture, module, stored=stored)
-        files = (self.file,) if self.file else self._own_files()
-        tensors = read_tensors(files)
-        where = str(self.file or self.source)
-        if family == "reference" and self.file:
-            architecture = _fit_head(architecture, reference_models.head_classes, tensors)
-        dtype = families.dtype_of(family, tensors)
-        if dtype is not None:
-            architecture = replace(architecture, config={**architecture.config, "dtype": dtype})
-        module, keys = families.load_weights(family, task, architecture.config, tensors, where)
-        return self._checkpoint(architecture, module, keys=keys)
+            return self.checkpoint(architecture, module, stored=stored)
+        tensors = read_tensors(self.files())
+        where, fitted = str(self.file or self.source), self.fitted(tensors)
+        module, keys = families.load_weights(family, task, fitted.config, tensors, where)
+        return self.checkpoint(fitted, module, keys=keys)
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> Architecture:
+        """The architecture with the classes and the dtype of the weights, which may be on meta."""
+        known = self.architecture
+        if known.family == "reference" and self.file:
+            known = _fit_head(known, reference_models.head_classes, tensors)
+        dtype = families.dtype_of(known.family, tensors)
+        return known if dtype is None else replace(known, config={**known.config, "dtype": dtype})
 
     def sketched(self) -> Checkpoint:
         """Build the module on the meta device."""
         known = self.architecture
         module = families.sketch_module(known.family, known.task, known.config)
-        return self._checkpoint(known, module)
+        return self.checkpoint(known, module)
 
-    def _checkpoint(
+    def checkpoint(
         self,
         architecture: Architecture,
         module: nn.Module,
         *,
         keys: Mapping[str, tuple[str, ...]] | None = None,
         stored: tuple[str, ...] = (),
+        streamed: Mapping[str, Tensor] | None = None,
     ) -> Checkpoint:
+        """The checkpoint of a module that was built by this draft."""
         return Checkpoint.built(
             architecture,
             module,
@@ -199,9 +200,17 @@ class _Draft:
             license=families.license_of(self.located.folder, architecture.config),
             file_keys=keys or {},
             stored=stored,
+            streamed=streamed,
         )
 
-    def _own_files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Path, ...]:
+        """The files of the weights.
+
+        Raises:
+            SourceError: there are none.
+        """
+        if self.file is not None:
+            return (self.file,)
         if self.located.folder is None:
             raise SourceError(
                 f"{self.source} is an architecture without weights; "
@@ -219,7 +228,8 @@ def _fit_head(architecture: Architecture, measure: Any, tensors: Mapping[str, An
     return reference_models.describe(name, num_classes=count)
 
 
-def _parse_init(init: str | None, seed: int) -> Init | None:
+def parse_init(init: str | None, seed: int) -> Init | None:
+    """The random init of this name and seed."""
     if init is None:
         return None
     scheme = "signed-constant" if init == "random" else init

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from slt_compress.searching.interrupting import Interrupted, ask_to_stop
+
 _LINE = b"interrupted: nothing was left half-written\n"
+_WAIT = b"stopping after this step, to save the progress; once more stops at once\n"
+_SAVED = "interrupted: the same command goes on from here, or slt-compress search --resume {}\n"
 # Seconds that cleaning up may take before a further signal is heard again.
 _PATIENCE = 5
 
 
 class _Stopper:
-    """What SIGINT and SIGTERM do: the first one ends the process through every `finally`."""
+    """What SIGINT and SIGTERM do: the first one ends the process through every `finally`.
+
+    In the steps of a search it waits for the end of the step, and the second one ends the process.
+    """
 
     def __init__(self) -> None:
         self.heard = 0
+        self._asked = False
         self._at = 0.0
 
     def __call__(self, signum: int, frame: object) -> None:
         """Say so and leave; what comes while that cleans up does not cut it short."""
+        if not self.heard and not self._asked and ask_to_stop(signum):
+            self._asked = True
+            with suppress(OSError):
+                os.write(2, _WAIT)
+            return
         waited = time.monotonic() - self._at
         if not self.heard:
             self.heard, self._at = signum, time.monotonic()
@@ -50,6 +64,10 @@ def signals_heard(*, is_process: bool) -> Iterator[None]:
     before = {signum: signal.signal(signum, stopper) for signum in (*heard, signal.SIGALRM)}
     try:
         yield
+    except Interrupted as cause:
+        with suppress(OSError):
+            os.write(2, _SAVED.format(shlex.quote(str(cause.folder))).encode())
+        raise
     except BaseException as cause:
         # whatever a library made of the exception that was raised in the middle of it
         if stopper.heard and not isinstance(cause, SystemExit):

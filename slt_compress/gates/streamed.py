@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from slt_compress.gates.one_shot import Magnitude, jittered
-from slt_compress.sites.keys import Array, HostKeys, Keys, Streamed
+from slt_compress.sites.keys import Array, HostKeys, Keys, Streamed, wide
+from slt_compress.storage.freeing import released
+from slt_compress.storage.lazy import LazyMapping
 
 # Random numbers that are drawn at once.
 _PIECE = 1 << 20
@@ -31,14 +33,34 @@ class MagnitudeScores(Streamed):
 
     def ranked_by(self) -> Keys:
         """The absolute values."""
-        flats = {name: weight.detach().reshape(-1) for name, weight in self.weights.items()}
-        return HostKeys(flats, _size, self._exact)
+        return HostKeys(_flat(self.weights), _size, self._exact)
 
     def _exact(self, name: str, places: Array) -> Array:
         flat = self.weights[name].detach().reshape(-1)
         size = _size(flat[torch.from_numpy(places)]).double()
         jitter = _drawn(flat.numel(), self._keys[name], places)
         return jittered(size, torch.from_numpy(jitter)).numpy()
+
+
+class MadeScores(Streamed):
+    """Scores that a function makes of the name of their site, every time anew.
+
+    The scores of one site are in memory at a time.
+    """
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self.weights = LazyMapping(names, released(make))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weights[name]
+
+    def ranked_by(self) -> Keys:
+        """The scores."""
+        return HostKeys(_flat(self.weights), wide)
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return LazyMapping(tensors, lambda name: tensors[name].detach().reshape(-1))
 
 
 def _size(piece: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +38,13 @@ def accelerator_for(training: Training) -> Iterator[Accelerator]:
     """
     with _own_state():
         yield _accelerator(training)
+
+
+def accelerator_or(
+    given: Accelerator | None, training: Training
+) -> AbstractContextManager[Accelerator]:
+    """The accelerator that is given, or one of `accelerator_for`."""
+    return accelerator_for(training) if given is None else nullcontext(given)
 
 
 @contextmanager

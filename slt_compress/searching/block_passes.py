@@ -16,6 +16,8 @@ from slt_compress.anatomy.blocks import block_names
 from slt_compress.sites.sites import Site, SitePlan
 
 RunBatch = Callable[[Any], Any]
+# What keeps values that come one at a time: a list, or files.
+Store = Callable[[Iterable[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,14 +114,15 @@ class Stream:
     module: nn.Module
     run: RunBatch
     batches: Sequence[Any]
-    outputs: list[Any] = field(default_factory=list)
+    store: Store = list
+    outputs: Sequence[Any] = ()
     last: str = ""
     shapes: dict[str, list[Any]] = field(default_factory=dict)
 
     def through(self, stage: Stage) -> Iterator[Any]:
         """Run the batches through a stage, in order; yields what its module gives for each."""
         for index in range(len(self.batches)):
-            yield self._output(stage, index)
+            yield self.output(stage, index)
 
     def pass_through(self, stage: Stage) -> None:
         """Run through a stage for what hooks see of it."""
@@ -129,17 +132,34 @@ class Stream:
     def advance(self, stage: Stage) -> None:
         """Run through a stage as it is now, and hold its outputs."""
         if stage.once:
-            self.hold(stage, list(self.through(stage)))
+            self.hold(stage, self.through(stage))
         else:
             self.pass_through(stage)
-            self.outputs, self.shapes = [], {}
+            self.outputs, self.shapes = (), {}
 
-    def hold(self, stage: Stage, outputs: Sequence[Any]) -> None:
-        """Take what a stage gave for each batch as the place where the batches are."""
-        self.outputs, self.last = list(outputs), stage.module
-        self.shapes[stage.module] = [_mapped(output, _shape) for output in outputs]
+    def outputs_of(self, stage: Stage) -> Sequence[Any]:
+        """As `advance`; and what the stage gave for each batch."""
+        if stage.once:
+            self.advance(stage)
+            return self.outputs
+        outputs = self.store(self.through(stage))
+        self.outputs, self.shapes = (), {}
+        return outputs
 
-    def _output(self, stage: Stage, index: int) -> Any:
+    def hold(self, stage: Stage, outputs: Iterable[Any]) -> None:
+        """Take what a stage gives for each batch as the place where the batches are."""
+        shapes: list[Any] = []
+
+        def noted() -> Iterator[Any]:
+            for output in outputs:
+                shapes.append(_mapped(output, _shape))
+                yield output
+
+        self.outputs, self.last = self.store(noted()), stage.module
+        self.shapes[stage.module] = shapes
+
+    def output(self, stage: Stage, index: int) -> Any:
+        """What the module of a stage gives for one batch."""
         caught: list[Any] = []
 
         def catch(_: nn.Module, __: Any, output: Any) -> None:

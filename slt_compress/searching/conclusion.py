@@ -90,11 +90,23 @@ class Measuring:
         history: tuple[Mapping[str, object], ...],
     ) -> SearchResult:
         """The mask of the scores, the controls beside it, and what all of them achieve."""
-        setup, masks = self.setup, self.setup.binarize(scores)
+        masks = self.setup.binarize(scores)
+        return self.conclude_masks(masks, weights, dense, history, scores)
+
+    def conclude_masks(
+        self,
+        masks: Masks,
+        weights: Mapping[str, Tensor],
+        dense: Metrics,
+        history: tuple[Mapping[str, object], ...],
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> SearchResult:
+        """As `conclude`, for the masks; without scores there are no metrics of soft gates."""
+        setup, scores = self.setup, scores or {}
         if setup.controls != "none":
             setup.tell(Part("controls"))
         controls, notes = self._controls(masks, weights)
-        soft = None if setup.learned is None else self._soft(scores, setup.learned)
+        soft = self._soft(scores, setup.learned) if setup.learned and scores else None
         gains = setup.gains(masks)
         setup.tell(Part("mask"))
         with kept_buffers(setup.module):
@@ -185,7 +197,7 @@ class Measuring:
         module, workload = self.setup.module, self.setup.workload
         if not workload.probe:
             return None
-        module.cpu()
+        self.setup.to_cpu_()
         module.eval()
         with torch.no_grad(), threads(self.setup.probe_threads):
             return make_probe(workload.probe, partial(workload.forward, module))

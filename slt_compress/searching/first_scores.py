@@ -16,7 +16,7 @@ from slt_compress.searching.events import OnEvent, unheard
 from slt_compress.searching.input_norms import observed, unseen_note
 from slt_compress.searching.swapping import Swapping
 from slt_compress.sites.budget import Budget
-from slt_compress.sites.layouts import Blocks, Elementwise, Grouped, norms
+from slt_compress.sites.layouts import Blocks, Elementwise, Grouped, Layout, norms
 from slt_compress.sites.sites import SitePlan
 
 _PRIORS: Mapping[Prior, OneShot] = {
@@ -44,7 +44,7 @@ def first_scores(
     On a pretrained network a learned method starts in the order of its prior within each layer.
     `batches` must be training batches.
     """
-    ranking, notes = _ranking(method, random_init=random_init), tuple[str, ...]()
+    ranking, notes = ranking_of(method, random_init=random_init), tuple[str, ...]()
     inputs: Mapping[str, Inputs] = {}
     swapped: Mapping[str, Tensor] = {}
     if isinstance(ranking, Swaps):
@@ -60,19 +60,52 @@ def first_scores(
         notes = (unseen_note(ranking.name, unseen),) if unseen else ()
     scores: dict[str, Tensor] = {}
     for name, layout in plan.layouts.items():
-        key, seen_here = sample_key(seed, f"start:{name}"), inputs.get(name)
-        weight = norms(layout, weights[name])
-        if seen_here is not None and isinstance(layout, Blocks):
-            # a unit is ranked by the norm of its products, so rows and input norms no longer matter
-            weight, seen_here = norms(layout, _products(weights[name], seen_here)), None
-        ranked = swapped.get(name)
-        if ranked is None and ranking is not None:
-            ranked = ranking.score(weight, key, seen_here)
         if isinstance(method, Learned):
-            scores[name] = method.start(weight, None if ranked is None else _rank(ranked), key)
-        elif ranked is not None:
-            scores[name] = ranked
+            scores[name] = ranks_of(
+                method, ranking, name, layout, weights[name], inputs, seed, swapped.get(name)
+            )
+        elif name in swapped:
+            scores[name] = swapped[name]
+        elif ranking is not None:
+            scores[name] = first_score(ranking, name, layout, weights[name], inputs, seed)
     return scores, notes
+
+
+def first_score(
+    ranking: OneShot,
+    name: str,
+    layout: Layout,
+    weight: Tensor,
+    inputs: Mapping[str, Inputs],
+    seed: int,
+) -> Tensor:
+    """What a one-shot method gives the units of one site; `inputs` are those that it needs."""
+    seen_here = inputs.get(name)
+    unit = norms(layout, weight)
+    if seen_here is not None and isinstance(layout, Blocks):
+        # a unit is ranked by the norm of its products, so rows and input norms no longer matter
+        unit, seen_here = norms(layout, _products(weight, seen_here)), None
+    return ranking.score(unit, sample_key(seed, f"start:{name}"), seen_here)
+
+
+def ranks_of(
+    method: Learned,
+    ranking: OneShot | None,
+    name: str,
+    layout: Layout,
+    weight: Tensor,
+    inputs: Mapping[str, Inputs],
+    seed: int,
+    ranked: Tensor | None = None,
+) -> Tensor:
+    """The first scores of a learned method at one site, in the order of `ranking` or `ranked`."""
+    if ranked is None and ranking is not None:
+        ranked = first_score(ranking, name, layout, weight, inputs, seed)
+    unit = norms(layout, weight)
+    if name in inputs and isinstance(layout, Blocks):
+        unit = norms(layout, _products(weight, inputs[name]))
+    key = sample_key(seed, f"start:{name}")
+    return method.start(unit, None if ranked is None else _rank(ranked), key)
 
 
 def streamed_scores(
@@ -91,7 +124,7 @@ def _products(weight: Tensor, inputs: Inputs) -> Tensor:
     return weight.float() if inputs.norms is None else weight.float() * inputs.norms.float()
 
 
-def _ranking(method: Method, *, random_init: bool) -> OneShot | None:
+def ranking_of(method: Method, *, random_init: bool) -> OneShot | None:
     """What ranks the weights before any training: a one-shot method, or a prior."""
     if not isinstance(method, Learned):
         return method

@@ -127,6 +127,8 @@ def _missing(plan: Plan, sketch: Checkpoint, recipe: Recipe, method: Method) -> 
         return "no batches are given for a module of your own"
     if not isinstance(method, Learned):
         return f"{method.name} takes no steps"
+    if recipe.objective.name == "reconstruct":
+        return "a search by blocks takes its steps for one block after the other"
     if missing_weights(sketch):
         return "there are no weights"
     if sketch.kind == "hub":

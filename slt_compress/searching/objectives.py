@@ -16,7 +16,7 @@ from slt_compress.errors import RecipeError
 from slt_compress.evidence.head_losses import head_divergence, head_loss, head_score
 from slt_compress.evidence.losses import relative_error
 
-ObjectiveName = Literal["auto", "task", "distill", "lm"]
+ObjectiveName = Literal["auto", "task", "distill", "lm", "reconstruct"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,8 @@ class ObjectiveOptions:
 
     Attributes:
         name: `auto` is the task for a random init and distillation for a pretrained checkpoint;
-            `lm` is the task of a language model, and refuses any other model.
+            `lm` is the task of a language model, and refuses any other model; `reconstruct` goes
+            block by block, each block's output against that of the dense network.
         temperature: of the distillation.
         hidden_weight: factor of the error of the hidden states in a distillation.
         label_weight: share of the labels' loss in a distillation, if the labels match.

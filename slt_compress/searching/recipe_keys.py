@@ -65,7 +65,7 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
     ),
     RecipeKey(
         key="objective.name", flag="--objective", type=str, commands=_ONE,
-        help="auto, task, distill or lm.",
+        help="auto, task, distill, lm or reconstruct (block by block).",
     ),
     RecipeKey(
         key="training.seed", flag="--seed", type=int, commands=("compare",),

@@ -115,8 +115,8 @@ def _content(
 ) -> TicketContent:
     """The parts of a ticket that are equal for equal runs."""
     module, origin = checkpoint.module, origin_record(checkpoint)
-    state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    stored = {name: state[name].clone() for name in checkpoint.stored}
+    state = module.state_dict()
+    stored = {name: state[name].detach().cpu().clone() for name in checkpoint.stored}
     all_stored = checkpoint.init is not None and checkpoint.init.scheme == "default"
     return TicketContent(
         origin=origin,

@@ -17,6 +17,7 @@ from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
 from slt_compress.errors import TicketError
 from slt_compress.searching.accelerators import in_main
+from slt_compress.searching.batch_hashes import batch_hash
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.searching.recording import Target
 from slt_compress.searching.resuming import (
@@ -25,7 +26,6 @@ from slt_compress.searching.resuming import (
     SUFFIX,
     BusyError,
     SearchFolder,
-    batch_hash,
     search_folder,
 )
 from slt_compress.searching.setup import SearchSetup

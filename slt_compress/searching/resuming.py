@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from slt_compress.storage.files import (
     read_json,
     read_manifest,
     read_safetensors,
-    update_digest,
     write_json,
     write_safetensors,
 )
@@ -50,6 +48,8 @@ class Progress:
         state: after the last saved step.
         buffers: of the module, where steps changed them.
         history: a record per step.
+        bits: of a search by blocks: masks and flips of the blocks that are done, as `pack_bits`
+            packs them, by `mask/` or `flip/` and the name of the site.
     """
 
     notes: tuple[str, ...]
@@ -58,6 +58,7 @@ class Progress:
     state: SearchState | None = None
     buffers: Mapping[str, Tensor]
     history: History = ()
+    bits: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class SearchFolder:
@@ -73,6 +74,12 @@ class SearchFolder:
         self._save_every = save_every
         self._writes = writes
         self._saved_at = time.monotonic()
+
+    def scratch(self) -> Path:
+        """The folder for what a running search puts down; what a killed one left is gone."""
+        for left in self.path.glob("blocks-*") if self._writes else ():
+            shutil.rmtree(left, ignore_errors=True)
+        return self.path
 
     def due(self) -> bool:
         """Whether `save_every` seconds are over since the last save."""
@@ -122,6 +129,17 @@ class SearchFolder:
         """Delete the folder: nothing will go on from it."""
         if self._writes:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+@contextmanager
+def saved_at_the_end(folder: SearchFolder | None, now: Callable[[], Progress]) -> Iterator[None]:
+    """Save the progress if the block ends the search, by Ctrl-C or otherwise."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            folder.save(now())
+        raise
 
 
 @contextmanager
@@ -202,29 +220,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}…"
 
 
-def batch_hash(batch: Any) -> str:
-    """A hash of the tensors of a batch, which tells a changed data set from the same one."""
-    digest = hashlib.sha256()
-    for name, tensor in _leaves(batch, ""):
-        update_digest(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _leaves(entry, f"{name}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, entry in enumerate(value):
-            yield from _leaves(entry, f"{name}.{index}")
-
-
 def _tensors(progress: Progress) -> dict[str, Tensor]:
     """All tensors of the progress under `<part>/<name>`."""
     state = progress.state
-    parts: dict[str, Mapping[str, Tensor]] = {"buffer": progress.buffers}
+    parts: dict[str, Mapping[str, Tensor]] = {"buffer": progress.buffers, "bits": progress.bits}
     if progress.scores is not None:
         parts["one-shot"] = progress.scores
     if state is not None:
@@ -282,4 +281,5 @@ def _progress(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progre
         state=state,
         buffers=part("buffer"),
         history=tuple(facts["history"]),
+        bits=part("bits"),
     )

@@ -12,6 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from slt_compress.anatomy.remembering import leaves_unchanged
+from slt_compress.anatomy.residence import Residence
+from slt_compress.checkpoints import Checkpoint
+from slt_compress.errors import RecipeError
 from slt_compress.gates import Learned, Method
 from slt_compress.searching.accelerators import accelerator_for, in_main
 from slt_compress.searching.events import OnEvent, Part
@@ -19,10 +22,12 @@ from slt_compress.searching.inside import sites_of
 from slt_compress.searching.preflight import check_module, ordinary_mode
 from slt_compress.searching.progress_bars import heard
 from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.reconstruction import STEPS, Reconstruction
 from slt_compress.searching.recording import Target, record
 from slt_compress.searching.reserving import about_search, reserved
 from slt_compress.searching.search import OnStep, Search
 from slt_compress.searching.settings import with_defaults
+from slt_compress.searching.setup import Workload
 from slt_compress.searching.threads import fitting_threads
 from slt_compress.searching.workloads import open_workload
 from slt_compress.tickets import Ticket, read_ticket
@@ -80,19 +85,7 @@ def _run(
     with accelerator.main_process_first():  # which downloads, where there is anything to
         checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
     recipe = _with_defaults(recipe, method, random_init=checkpoint.init is not None)
-    one = Search(
-        module=checkpoint.module,
-        plan=sites_of(checkpoint, recipe),
-        workload=workload,
-        budget=recipe.budget(),
-        method=method,
-        training=recipe.training,
-        random_init=checkpoint.init is not None,
-        controls=recipe.evaluation.controls,
-        tell=tell,
-    )
-    if recipe.permute:
-        one = one.permuted(accelerator)
+    one = _search_of(checkpoint, workload, recipe, method, tell, accelerator)
     about = about_search(one, checkpoint, prepared, recipe)
     with reserved(accelerator, target, about, fresh=fresh, save_every=save_every) as (
         target,
@@ -111,6 +104,34 @@ def _run(
     return read_ticket(path)
 
 
+def _search_of(
+    checkpoint: Checkpoint,
+    workload: Workload,
+    recipe: Recipe,
+    method: Method,
+    tell: OnEvent,
+    accelerator: Accelerator,
+) -> Search | Reconstruction:
+    """The search of a recipe: of the whole network, or block by block."""
+    given: dict[str, Any] = {
+        "module": checkpoint.module, "plan": sites_of(checkpoint, recipe), "workload": workload,
+        "budget": recipe.budget(), "method": method, "training": recipe.training,
+        "random_init": checkpoint.init is not None, "controls": recipe.evaluation.controls,
+        "streamed": checkpoint.streamed, "tell": tell,
+    }  # fmt: skip
+    if recipe.objective.name != "reconstruct":
+        one = Search(**given)
+        return one.permuted(accelerator) if recipe.permute else one
+    for key in ("save_scores", "permute"):
+        if getattr(recipe, key):
+            raise RecipeError(
+                f"{key} needs all of the network at once, and the objective reconstruct works on "
+                f"one block: leave {key} out"
+            )
+    residence = Residence.of(checkpoint.module, checkpoint.streamed)
+    return Reconstruction(**given, residence=residence)
+
+
 def _with_defaults(recipe: Recipe, method: Method, *, random_init: bool) -> Recipe:
     if not isinstance(method, Learned):
         return recipe
@@ -118,4 +139,7 @@ def _with_defaults(recipe: Recipe, method: Method, *, random_init: bool) -> Reci
         recipe.training, method, recipe.budget(), random_init=random_init,
         inside=recipe.inside is not None,
     )  # fmt: skip
+    by_blocks = recipe.objective.name == "reconstruct"
+    if by_blocks and training.steps is None and training.epochs is None:
+        training = replace(training, steps=STEPS)
     return replace(recipe, training=training)

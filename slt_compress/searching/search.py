@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,13 +16,14 @@ from slt_compress.errors import RecipeError, SltError
 from slt_compress.gates import Swaps
 from slt_compress.gates.base import sample_key
 from slt_compress.gates.gating import Gates, gated
-from slt_compress.searching.accelerators import accelerator_for
+from slt_compress.searching.accelerators import accelerator_or
 from slt_compress.searching.conclusion import Measuring, SearchResult
 from slt_compress.searching.events import HeldOut, Part
 from slt_compress.searching.first_scores import first_scores, streamed_scores
+from slt_compress.searching.interrupting import stopping_between_steps
 from slt_compress.searching.permuting import permuted_plan
 from slt_compress.searching.preflight import fit_precision_, precision_notes
-from slt_compress.searching.resuming import Progress, SearchFolder
+from slt_compress.searching.resuming import Progress, SearchFolder, saved_at_the_end
 from slt_compress.searching.selection import candidate, final, is_due, is_exhausted, weighed
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.state import Drawn, SearchState, Step, copied, draw
@@ -120,8 +121,7 @@ class Search(SearchSetup):
     def _on_device(self, accelerator: Accelerator | None = None) -> Iterator[Accelerator]:
         """The module on the device of the search for as long as the block lasts."""
         home = next(self.module.parameters()).device
-        own = accelerator_for(self.training) if accelerator is None else nullcontext(accelerator)
-        with own as ready:
+        with accelerator_or(accelerator, self.training) as ready:
             try:
                 self.module.to(ready.device)
                 fit_precision_(ready, self.module, self.training)
@@ -175,21 +175,24 @@ class Search(SearchSetup):
             return replace(progress, state=state, buffers=changed, history=tuple(history))
 
         self.tell(Part("search"))
-        for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
-            state = _step(engine, state, drawn, folder)
-            history.append(_record(state.latest))
-            if is_due(self.training, state.selected, state.latest.progress):
-                passed = replace(state.selected, points=state.selected.points + 1)
-                state = _measured(replace(state, selected=passed), measuring, history, folder)
-                self.tell(Part("search"))
-            with _kept(folder, now):
-                self.tell(state.latest)
-                if on_step is not None:
-                    on_step(state.latest)
-            if self._ends(state):
-                break
-            if folder is not None and folder.due():
-                folder.save(now())
+        with stopping_between_steps() as steps:
+            for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
+                state = _step(engine, state, drawn, folder)
+                history.append(_record(state.latest))
+                if is_due(self.training, state.selected, state.latest.progress):
+                    passed = replace(state.selected, points=state.selected.points + 1)
+                    state = _measured(replace(state, selected=passed), measuring, history, folder)
+                    self.tell(Part("search"))
+                with saved_at_the_end(folder, now):
+                    self.tell(state.latest)
+                    if on_step is not None:
+                        on_step(state.latest)
+                    if folder is not None:
+                        steps.stop_if_asked(folder.path)
+                if self._ends(state):
+                    break
+                if folder is not None and folder.due():
+                    folder.save(now())
         if self.training.selections > 0 and "held_out" not in history[-1]:
             state = _measured(state, measuring, history, folder)
         state = final(state)
@@ -197,17 +200,6 @@ class Search(SearchSetup):
 
     def _ends(self, state: SearchState) -> bool:
         return state.over or is_exhausted(self.training, state.selected)
-
-
-@contextmanager
-def _kept(folder: SearchFolder | None, now: Callable[[], Progress]) -> Iterator[None]:
-    """Save the progress if the block ends the search, by Ctrl-C or otherwise."""
-    try:
-        yield
-    except BaseException:
-        if folder is not None:
-            folder.save(now())
-        raise
 
 
 def _step(

@@ -23,6 +23,8 @@ from slt_compress.searching.training import Loop
 from slt_compress.sites.budget import Budget, binarize, binarize_signed
 from slt_compress.sites.fitting import largest_density
 from slt_compress.sites.sites import SitePlan
+from slt_compress.storage.freeing import released
+from slt_compress.storage.lazy import LazyMapping
 
 Measure = Callable[..., Metrics]
 
@@ -58,6 +60,7 @@ class SearchSetup:
     controls are measured, on as many test examples as are enough (`fast`) or on all (`full`).
     `tell` hears how far the search is. The probe is computed on `probe_threads` threads, those of
     the caller; None takes as many as the search has.
+    `streamed` are the matrices of a hollow module by state-dict name.
     """
 
     module: nn.Module
@@ -70,6 +73,11 @@ class SearchSetup:
     controls: ControlsMode = "fast"
     tell: OnEvent = unheard
     probe_threads: int | None = None
+    streamed: Mapping[str, Tensor] | None = None
+
+    def to_cpu_(self) -> None:
+        """Move the module to the CPU."""
+        self.module.cpu()
 
     @property
     def learned(self) -> Learned | None:
@@ -81,8 +89,11 @@ class SearchSetup:
         """Whether gains make up for what is removed: those of a random init, unless unwanted."""
         return self.random_init and (self.learned is None or self.learned.rescales)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The frozen weights of the sites, on the CPU."""
+    def weights(self) -> Mapping[str, Tensor]:
+        """The frozen weights of the sites, on the CPU; those of a hollow module at each look-up."""
+        if self.streamed is not None:
+            values = self.streamed
+            return LazyMapping(self.plan.layouts, released(lambda name: values[name]))
         with evaluating(self.module):  # in train mode a spectral norm changes as it is read
             return {
                 site.name: getattr(self.module.get_submodule(site.module), site.param)

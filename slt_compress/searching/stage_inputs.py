@@ -63,8 +63,18 @@ class StageInputs:
         return moments, seen.inputs(), seen.unseen()
 
     def advance(self, stage: Stage, scores: Mapping[str, Tensor]) -> None:
+        """Put the masks of these scores on a stage, and take the masked stream behind it."""
+        self.put_on(stage, Masks({site.name: scores[site.name] >= 1.0 for site in stage.sites}))
+
+    def skip(self, stage: Stage, masks: Masks) -> None:
+        """Take both streams behind a stage whose masks are known."""
+        if self.share > 0.0:
+            with self.gates.opened():
+                self.dense.advance(stage)
+        self.put_on(stage, masks)
+
+    def put_on(self, stage: Stage, masks: Masks) -> None:
         """Put masks on a stage, and take the masked stream behind it."""
-        masks = Masks({site.name: scores[site.name] >= 1.0 for site in stage.sites})
         gains = {
             name: masks.density_of(name) ** -0.5
             for name in masks

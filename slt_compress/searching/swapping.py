@@ -18,8 +18,9 @@ from slt_compress.gates.base import sample_key
 from slt_compress.gates.exchanges import Bounds
 from slt_compress.gates.gating import Gates
 from slt_compress.gates.one_shot import row_offsets
+from slt_compress.gates.streamed import MadeScores
 from slt_compress.masks import Masks
-from slt_compress.searching.block_passes import Stream, gathered, stages_of
+from slt_compress.searching.block_passes import Stage, Store, Stream, gathered, stages_of
 from slt_compress.searching.events import OnEvent, Watched, unheard
 from slt_compress.searching.gradient_energy import gradient_energy
 from slt_compress.searching.input_grams import (
@@ -78,35 +79,50 @@ class Swapping:
         Raises:
             RecipeError: the pattern has units larger than a weight.
         """
-        self._check()
         scores: dict[str, Tensor] = {}
         unseen: dict[str, str] = {}
         device = next(self.module.parameters()).device
         batches = [to_device(b, device) for b in gathered(self.batches, self.method.batches)]
         with calibrating(gates):
-            run = partial(self.forward, self.module)
-            energy = self._energy(batches) if self.method.weighs else {}
-            counts = start or self._first_masks(energy, batches)
-            inputs = StageInputs(
-                gates=gates, share=self.method.dense_inputs,
-                dense=Stream(module=self.module, run=run, batches=batches),
-                masked=Stream(module=self.module, run=run, batches=batches),
+            walk = self.walk(gates, batches, start)
+            for stage in Watched(walk.stages, self.tell):
+                made, missed = walk.scores_of(stage)
+                scores |= made
+                unseen |= missed
+                walk.inputs.advance(stage, scores)
+        notes = (unseen_note(self.method.name, unseen),) if unseen else ()
+        return {name: scores[name] for name in self.plan.layouts}, notes
+
+    def walk(
+        self, gates: Gates, batches: Sequence[Any], start: Masks | None = None, store: Store = list
+    ) -> SwapWalk:
+        """The way through the network stage by stage, from the start; gates are calibrating.
+
+        Args:
+            gates, start: as for `scores`.
+            batches: on the device of the module.
+            store: what keeps the outputs of a stage.
+
+        Raises:
+            RecipeError: the pattern has units larger than a weight.
+        """
+        self._check()
+        run = partial(self.forward, self.module)
+        energy = self._energy(batches) if self.method.weighs else {}
+        streams = [
+            Stream(module=self.module, run=run, batches=batches, store=store) for _ in range(2)
+        ]
+        return SwapWalk(
+            swapping=self, energy=energy, fixed=start is not None,
+            counts=start or self._first_masks(energy, batches),
+            inputs=StageInputs(
+                gates=gates, share=self.method.dense_inputs, dense=streams[0], masked=streams[1],
                 centred=sites_in_front_of_batchnorm(
                     self.module, self.plan.sites, partial(run, batches[0])
                 ),
-            )  # fmt: skip
-            stages = stages_of(self.module, self.plan, run, batches[0])
-            for stage in Watched(stages, self.tell):
-                moments, norms, missed = inputs.seen(stage)
-                unseen |= missed
-                for site in stage.sites:
-                    scores[site.name] = self._site_scores(
-                        site, counts[site.name], moments.get(site.name), norms[site.name],
-                        fixed=start is not None, energy=energy.get(site.name),
-                    )  # fmt: skip
-                inputs.advance(stage, scores)
-        notes = (unseen_note(self.method.name, unseen),) if unseen else ()
-        return {name: scores[name] for name in self.plan.layouts}, notes
+            ),
+            stages=stages_of(self.module, self.plan, run, batches[0]),
+        )  # fmt: skip
 
     def _check(self) -> None:
         if any(isinstance(layout, Blocks) for layout in self.plan.layouts.values()):
@@ -118,9 +134,10 @@ class Swapping:
     def _first_masks(self, energy: Mapping[str, Tensor], batches: Sequence[Any]) -> Masks:
         """How many weights every row keeps; which ones is decided later."""
         if self.method.exchange == "global" and self.budget.shape.density is None:
-            scores = self._losses(energy, batches)
+            scores: Mapping[str, Tensor] = self._losses(energy, batches)
         else:  # as many as Wanda keeps
-            scores = {site.name: _places(site, self._key(site)) for site in self.plan.sites}
+            sites = {site.name: site for site in self.plan.sites}
+            scores = MadeScores(sites, lambda name: _places(sites[name], self._key(sites[name])))
         return binarize(scores, self.budget, self.plan.layouts)
 
     def _energy(self, batches: Sequence[Any]) -> dict[str, Tensor]:
@@ -171,9 +188,9 @@ class Swapping:
         """
         inputs = norms_of(site, grams)
         mask = self._first_masks({}, ())[site.name] if start is None else start
-        return self._site_scores(site, mask, grams, inputs, fixed=start is not None) >= 1.0
+        return self.site_scores(site, mask, grams, inputs, fixed=start is not None) >= 1.0
 
-    def _site_scores(
+    def site_scores(
         self,
         site: Site,
         counts: Tensor,
@@ -183,6 +200,16 @@ class Swapping:
         fixed: bool,
         energy: Tensor | None = None,
     ) -> Tensor:
+        """Scores of one site, of which those of the weights that are kept are 1 and more.
+
+        Args:
+            site: of the plan.
+            counts: a mask that keeps as many weights in every row.
+            grams: second moments of its inputs, [groups, C, C]; None exchanges nothing.
+            inputs: their norms.
+            fixed: whether `counts` is the mask to start from, instead of Wanda's.
+            energy: what the error of each row counts, [R]; None is 1.
+        """
         score = Wanda(per_row=False).score(self.weights[site.name], self._key(site), inputs)
         score, mask = as_matrix(site, score), as_matrix(site, counts)
         if not fixed:
@@ -204,6 +231,34 @@ class Swapping:
             at = slice(index * rows, (index + 1) * rows)
             parts.append(self.method.improve(weight[at], mask[at], gram, bounds.of(at)))
         return torch.cat(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapWalk:
+    """The way of exchanges through a network, stage by stage.
+
+    `counts` keeps as many weights in every row as each stage will; `fixed` says that it is the mask
+    to start from.
+    """
+
+    swapping: Swapping
+    counts: Masks
+    fixed: bool
+    energy: Mapping[str, Tensor]
+    inputs: StageInputs
+    stages: tuple[Stage, ...]
+
+    def scores_of(self, stage: Stage) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+        """The scores of the sites of the next stage, and why a site saw no inputs."""
+        moments, norms, missed = self.inputs.seen(stage)
+        scores = {
+            site.name: self.swapping.site_scores(
+                site, self.counts[site.name], moments.get(site.name), norms[site.name],
+                fixed=self.fixed, energy=self.energy.get(site.name),
+            )
+            for site in stage.sites
+        }  # fmt: skip
+        return scores, missed
 
 
 def _places(site: Site, key: int) -> Tensor:

@@ -52,7 +52,10 @@ from slt_compress.sites.sites import SitePlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """Everything that stays the same from step to step."""
+    """Everything that stays the same from step to step.
+
+    The objective is given `module`, or what is `called` instead of it, as accelerate wraps it.
+    """
 
     module: nn.Module
     plan: SitePlan
@@ -63,6 +66,7 @@ class Loop:
     batches: EpochBatches
     start_density: float
     training: Training
+    called: nn.Module | None = None
 
     @property
     def total(self) -> int:
@@ -219,7 +223,7 @@ def engine_for(loop: Loop, accelerator: Accelerator, *, seconds: float = 0.0) ->
     optimizer = optimizer_of(list(scores.values()), training)
     with (
         recomputing(loop.module, training),
-        prepared(accelerator, loop.module, optimizer) as (module, wrapped),
+        prepared(accelerator, loop.called or loop.module, optimizer) as (module, wrapped),
     ):
         yield Engine(
             loop=loop, module=module, optimizer=wrapped, accelerator=accelerator,

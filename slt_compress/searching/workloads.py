@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slt_compress.anatomy.blocks import block_names
 from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
+from slt_compress.checkpoints.hollow import open_hollow
 from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, Head, to_device
 from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
 from slt_compress.errors import DataError, RecipeError, SltError
@@ -24,6 +25,7 @@ from slt_compress.searching.loss_checks import GuardedLoss
 from slt_compress.searching.objectives import (
     Objective,
     ObjectiveOptions,
+    Outcome,
     distill_objective,
     own_objective,
     task_objective,
@@ -72,12 +74,14 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     raw: RawData | None = None
     if recipe.dataset is not None:
         raw = open_data(recipe.dataset, recipe.data)
-    checkpoint = open_checkpoint(
-        source, revision=recipe.revision, weights=recipe.weights, init=recipe.init,
-        seed=training.seed, options=head_options(sketch, recipe.model, raw),
-        num_classes=raw.num_classes if raw and recipe.init else None,
-        classes=raw.classes if raw and recipe.init else None,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "revision": recipe.revision, "weights": recipe.weights, "init": recipe.init,
+        "seed": training.seed, "options": head_options(sketch, recipe.model, raw),
+        "num_classes": raw.num_classes if raw and recipe.init else None,
+        "classes": raw.classes if raw and recipe.init else None,
+    }  # fmt: skip
+    checkpoint = open_hollow(source, **given) if _by_blocks(recipe) else None
+    checkpoint = checkpoint or open_checkpoint(source, **given)
     if raw is None:
         raw = open_data(default_spec(checkpoint.task), recipe.data)
     prepared = prepare(
@@ -85,6 +89,11 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
         limit=recipe.evaluation.limit,
     )  # fmt: skip
     return checkpoint, prepared
+
+
+def _by_blocks(recipe: Recipe) -> bool:
+    """Whether the matrices of the model can stay in their files; a mask to stay in needs them."""
+    return recipe.objective.name == "reconstruct" and recipe.inside is None
 
 
 def sketch_source(source: str | Path | nn.Module, recipe: Recipe) -> Checkpoint:
@@ -161,6 +170,8 @@ def _measure(
 def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
     forward, task = checkpoint.forward, checkpoint.task
     name = options.name
+    if name == "reconstruct":  # blocks have losses of their own
+        return Objective(_no_loss)
     if name == "auto":
         name = "task" if checkpoint.init is not None else "distill"
     if name == "lm" and task not in LANGUAGE_TASKS:
@@ -181,6 +192,10 @@ def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptio
         forward, task, temperature=options.temperature, label_weight=options.label_weight,
         blocks=block_names(checkpoint.module), hidden_weight=options.hidden_weight, head=data.head,
     )  # fmt: skip
+
+
+def _no_loss(module: nn.Module, batch: Any, target: Any) -> Outcome:
+    raise RecipeError("the objective reconstruct has a loss for each block and none for the whole")
 
 
 def own_workload(

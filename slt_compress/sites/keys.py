@@ -146,9 +146,10 @@ def keys_of(scores: Mapping[str, Tensor]) -> Keys:
         return scores.ranked_by()
     flats = {name: score.detach().reshape(-1) for name, score in scores.items()}
     if any(flat.device.type != "cpu" for flat in flats.values()):
-        return DeviceKeys({name: _wide(flat) for name, flat in flats.items()})
-    return HostKeys(flats, _wide)
+        return DeviceKeys({name: wide(flat) for name, flat in flats.items()})
+    return HostKeys(flats, wide)
 
 
-def _wide(flat: Tensor) -> Tensor:
+def wide(flat: Tensor) -> Tensor:
+    """Scores in fp32 if they are narrower, else as they are."""
     return flat.float() if flat.element_size() < torch.float32.itemsize else flat

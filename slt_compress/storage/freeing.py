@@ -34,6 +34,22 @@ def releasing(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tens
     release()
 
 
+def released(make: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    """The same function of a name, with `release` after every few millions of elements made."""
+    passed = 0
+
+    def making(name: str) -> Tensor:
+        nonlocal passed
+        if passed >= _BETWEEN:
+            release()
+            passed = 0
+        made = make(name)
+        passed += made.numel()
+        return made
+
+    return making
+
+
 @cache
 def _trim() -> Callable[[int], int] | None:
     """glibc's `malloc_trim`; None with another C library."""

@@ -398,7 +398,9 @@ def test_a_search_that_is_interrupted(signum, tmp_path):
     assert process.returncode == 128 + signum
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("interrupted")
-    # the progress of the search may be saved, but no ticket is
-    left = {path.name for path in tmp_path.glob("*/*")}
-    assert left <= {"lenet-300-100-relaxed-0.9.search"}
+    folder = tmp_path / "tickets" / "lenet-300-100-relaxed-0.9.search"
+    assert err.splitlines()[-1].startswith("interrupted: the same command goes on from here")
+    assert f"--resume {folder.relative_to(tmp_path)}" in err
+    # the progress of the search is saved, but no ticket is
+    assert [path.name for path in tmp_path.glob("*/*")] == [folder.name]
+    assert (folder / "state.safetensors").is_file()

@@ -37,6 +37,25 @@ with signals_heard(is_process=True):
 """
 
 
+STEPPING = """
+import time
+from pathlib import Path
+from slt_compress.cli.stopping import signals_heard
+from slt_compress.searching.interrupting import stopping_between_steps
+with signals_heard(is_process=True):
+    try:
+        with stopping_between_steps() as steps:
+            print("ready", flush=True)
+            until = time.monotonic() + 30
+            while time.monotonic() < until and steps.asked is None:
+                time.sleep(0.01)  # a step
+            time.sleep({left})
+            steps.stop_if_asked(Path("a folder.search"))
+    finally:
+        print("cleaned up", flush=True)
+"""
+
+
 def stopped(code, signum, times):
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE,
@@ -59,6 +78,33 @@ def test_signals_give_one_line_and_let_the_cleaning_up_end(signum, times):
     assert err.count("interrupted: nothing was left half-written\n") == 1
     assert "Traceback" not in err
     assert "reentrant" not in err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_a_step_and_says_how_to_go_on(signum):
+    code, out, err = stopped(STEPPING.format(left=0.2), signum, 1)
+    assert (code, out) == (128 + signum, "cleaned up\n")
+    assert err == (
+        "stopping after this step, to save the progress; once more stops at once\n"
+        "interrupted: the same command goes on from here, or "
+        "slt-compress search --resume 'a folder.search'\n"
+    )
+
+
+def test_a_second_signal_does_not_wait():
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(STEPPING.format(left=30))], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "cleaned up\n")
+    assert first.startswith("stopping after this step")
+    assert err == "interrupted: nothing was left half-written\n"
 
 
 def test_an_error_that_a_library_made_of_a_signal_is_not_shown():
