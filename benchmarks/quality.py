@@ -2,18 +2,21 @@
 
     python benchmarks/quality.py mnist-lenet-90 --data PATH/TO/mnist > benchmarks/results/….json
 
-Data and checkpoints are not part of the repository: MNIST and CIFAR-10 as parquet folders with
-`train` and `test` splits, the ResNet-20 weights as a safetensors file.
+With `--folder` an interrupted run continues where it stopped, and CPU seconds are those of all its
+processes. Data and checkpoints are not part of the repository: MNIST and CIFAR-10 as parquet
+folders with `train` and `test` splits, the ResNet-20 weights as a safetensors file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,12 @@ CASES: Mapping[str, Case] = {
     "cifar-resnet20-2of4": _cifar(
         "cifar-resnet", target_sparsity=None, pattern="2:4", training={"epochs": 4}
     ),
+    "cifar-resnet20-90-swaps": _cifar(
+        "cifar-resnet",
+        target_sparsity=0.9,
+        method={"name": "relaxed", "prior": "swaps"},
+        training={"precision": "bf16", "polish": True},
+    ),
 }
 
 
@@ -70,6 +79,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="data set specification")
     parser.add_argument("--weights", help="safetensors file of a pretrained net")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep the search here")
     arguments = parser.parse_args()
     case = CASES[arguments.case]
     content = merged(
@@ -77,16 +87,18 @@ def main() -> None:
     )
     if arguments.weights:
         content = merged(content, {"weights": arguments.weights})
-    started, worked = time.monotonic(), time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
+    started = time.monotonic()
+    with ExitStack() as stack:
+        folder = arguments.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        Path(folder).mkdir(exist_ok=True)
         if case.first is not None:
             outer = _search(case.source, merged(content, case.first), Path(folder) / "outer")
             content = merged(content, {"inside": str(outer.path)})
         ticket = _search(case.source, merged(content, case.keys), Path(folder) / "ticket")
         report = slt_compress.report(ticket.path)
         verified = slt_compress.verify(ticket.path).ok
+        cpu_seconds = round(_cpu_seconds(Path(folder)), 1)
     seconds = round(time.monotonic() - started, 1)
-    cpu_seconds = round(time.process_time() - worked, 1)
     result = {
         "case": arguments.case,
         "seed": arguments.seed,
@@ -111,7 +123,20 @@ def main() -> None:
 
 
 def _search(source: str, content: Mapping[str, Any], out: Path) -> slt_compress.Ticket:
-    return slt_compress.search(source, recipe=parse_recipe(content), out=out, on_step=_show)
+    def on_step(step: Any) -> None:
+        if step.index % 25 == 0:
+            _cpu_seconds(out.parent)
+        _show(step)
+
+    return slt_compress.search(
+        source, recipe=parse_recipe(content), out=out, on_step=on_step, save_every=60
+    )
+
+
+def _cpu_seconds(folder: Path) -> float:
+    """Note those of this process; those of all processes so far."""
+    (folder / f"{os.getpid()}.cpu").write_text(str(time.process_time()))
+    return sum(float(file.read_text()) for file in folder.glob("*.cpu"))
 
 
 def _empty_rows(masks: slt_compress.Masks) -> dict[str, int]:
