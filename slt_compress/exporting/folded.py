@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +129,8 @@ def _norms_behind(module: nn.Module, name: str) -> Iterator[str]:
     parent = module.get_submodule(holder)
     children = [child for child, _ in parent.named_children()]
     if isinstance(parent, nn.Sequential):
-        behind = children[children.index(leaf) + 1 :]
-        matrices = (child for child in behind if _is_plain(parent.get_submodule(child)))
-        behind = behind[: behind.index(next(matrices, behind[-1]))] if behind else []
+        later = children[children.index(leaf) + 1 :]
+        behind = list(takewhile(lambda child: not _is_plain(parent.get_submodule(child)), later))
     else:
         behind = [child for child in _NORMS.get(leaf, ()) if child in children]
     for child in behind:

@@ -196,3 +196,23 @@ def test_masks_and_flips_go_along_and_all_comes_back() -> None:
     assert torch.equal(turned.flips["fc1.weight"], module.fc1.weight > 0.1)
     fold_(module, folds, back=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_a_batchnorm_in_a_chain_goes_along() -> None:
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    norm = chain[1]
+    assert isinstance(norm, nn.BatchNorm1d)
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert tensor is not None
+            tensor.uniform_(0.5, 2.0)
+    value = torch.randn(5, 6)
+    with torch.no_grad():
+        probe = Probe(inputs={"input": value}, logits=chain.eval()(value))
+    order = (7, 6, 5, 4, 3, 2, 1, 0)
+    folds = fold_what_can_be_(chain, {"3.weight": order}, lambda m, given: m(**given), probe)
+    names = ("weight", "bias", "running_mean", "running_var")
+    assert set(folds["3.weight"].givers) == {
+        *(f"1.{name}" for name in names), "0.weight", "0.bias",
+    }  # fmt: skip
