@@ -182,12 +182,24 @@ HEAVY = {"torch", "transformers", "timm", "datasets", "accelerate", "numpy", "py
         RUN.format(["compare", "--help"]),
         RUN.format(["plan", "--help"]),
         RUN.format(["--version"]),
+        RUN.format(["recipes"]),
+        RUN.format(["recipes", "show", "smoke"]),
     ],
-    ids=["package", "cli", "help", "search-help", "compare-help", "plan-help", "version"],
+    ids=[
+        "package",
+        "cli",
+        "help",
+        "search-help",
+        "compare-help",
+        "plan-help",
+        "version",
+        "recipes",
+        "recipes-show",
+    ],
 )
 def test_nothing_heavy_is_loaded_before_there_is_work(code: str) -> None:
     # typer itself looks for pydantic types when it builds a command with arguments
-    heavy = HEAVY if re.search("search|compare|plan", code) else HEAVY | {"pydantic"}
+    heavy = HEAVY if re.search("search|compare|plan|recipes", code) else HEAVY | {"pydantic"}
     assert not modules_after(code) & heavy
 
 

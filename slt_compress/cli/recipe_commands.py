@@ -13,7 +13,7 @@ recipes_app = typer.Typer(help="List or print the recipes that come with the pac
 def _list_recipes(context: typer.Context) -> None:
     """List the recipes that come with the package."""
     if context.invoked_subcommand is None:
-        from slt_compress.searching.recipes import shipped_recipes
+        from slt_compress.searching.recipe_files import shipped_recipes
 
         for name, path in shipped_recipes().items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
@@ -25,7 +25,7 @@ def _show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
 ) -> None:
     """Print one recipe."""
-    from slt_compress.searching.recipes import shipped_recipes
+    from slt_compress.searching.recipe_files import shipped_recipes
 
     known = shipped_recipes()
     if name not in known:

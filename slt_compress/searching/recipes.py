@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,15 +13,13 @@ from slt_compress.data import DataOptions
 from slt_compress.errors import RecipeError
 from slt_compress.gates import METHODS, Method, checked
 from slt_compress.searching.objectives import ObjectiveName, ObjectiveOptions
+from slt_compress.searching.recipe_files import read_recipe as read_recipe
+from slt_compress.searching.recipe_files import shipped_recipes as shipped_recipes
 from slt_compress.searching.schema import _build, _plain
 from slt_compress.searching.settings import ControlsMode, Training
 from slt_compress.sites.budget import Budget, Normalise, Scope
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import Targets
-from slt_compress.storage.regular import read_regular_text
-
-_NESTED = re.compile(r"""(?:[\[{]\s*(?:"[^"\n]*"\s*:)?\s*){50}|(?:-[ \t]+){50}""")
-_RECIPE_LIMIT = 1 << 20  # bytes, far more than any recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,40 +207,3 @@ def method_section(method: str | Method) -> dict[str, Any]:
             f"the options of the method {method.name} must fit into JSON, for the ticket: {error}"
         ) from None
     return section
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The content of a recipe: that of a file, or of a recipe that comes with the package.
-
-    Raises:
-        RecipeError: no such recipe exists, or it is not a YAML mapping.
-    """
-    path = Path(name)
-    if not path.is_file():
-        shipped = shipped_recipes()
-        if name not in shipped:
-            raise RecipeError(
-                f"no recipe {name!r}: neither a file nor one of {', '.join(shipped) or 'none'}"
-            )
-        path = shipped[name]
-    try:
-        text = read_regular_text(path, _RECIPE_LIMIT)
-        if _NESTED.search(text):  # a parser would take seconds to find out
-            raise RecursionError
-        content = yaml.safe_load(text)
-    except RecursionError:
-        raise RecipeError(f"{path} is nested too deep for a recipe") from None
-    except (yaml.YAMLError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path} is not YAML: {reason}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} must hold a YAML mapping, not {type(content).__name__}")
-    return content
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package: name -> file, sorted by name."""
-    package = Path(__file__).parents[1]
-    folders = (package / "_recipes", package.parent / "recipes")  # in the wheel, in the checkout
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))} if folder else {}
