@@ -1,7 +1,7 @@
 """`python -m tests.campaign KIND --count 200 --seconds 600`; exit 1 if a run was bad.
 
-Kinds: kills, signals, writers, limits, tampering. Mutations of files have a command of their own,
-`python -m tests.fuzz`.
+Kinds: kills, resumes, signals, writers, limits, tampering. Mutations of files have a command of
+their own, `python -m tests.fuzz`.
 """
 
 from __future__ import annotations

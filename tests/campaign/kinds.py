@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import resource
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign.commands import Command, commands, exists, is_whole, litter
-from campaign.forking import Child, Ended, run
+from campaign.forking import COMMON, LENET, Child, Ended, run
 
 Record = dict[str, Any]
 
@@ -58,6 +59,50 @@ def kills(root: Path, chance: random.Random) -> Iterator[Record]:
             shutil.rmtree(folder)
             yield {"command": command.name, "at": round(moment, 3), "finished": finished,
                    "bad": bad}  # fmt: skip
+
+
+def resumes(root: Path, chance: random.Random) -> Iterator[Record]:
+    """SIGKILL at a random moment of a search, again and again until it ends: the same bytes.
+
+    One search trains all gates, the other goes block by block.
+    """
+    searches = {
+        "search": ["search", *LENET, *COMMON, "--steps", "12", "--save-every", "0", "-o", "new"],
+        "blocks": ["search", *LENET, *COMMON, "--objective", "reconstruct", "--save-every", "0",
+                   "-o", "new"],
+    }  # fmt: skip
+    whole, times = {}, {}
+    for name, arguments in searches.items():
+        done = run(root / name, arguments)
+        if done.code:
+            raise SystemExit(f"{name} does not run: {done.err}")
+        whole[name], times[name] = _digests(root / name / "new"), done.seconds
+    while True:
+        for name, arguments in searches.items():
+            folder, moments, bad = root / "killed", [], []
+            for _ in range(20):  # a search that is killed late enough every time goes on
+                child = Child(folder, arguments)
+                moments.append(chance.uniform(0, times[name]))
+                time.sleep(moments[-1])
+                child.send(signal.SIGKILL)
+                if child.wait().code == 0 or chance.random() < 0.5:
+                    break
+            ended = run(folder, arguments)
+            taken = "not empty" in ended.err  # it was killed after the ticket was there
+            if ended.code and not taken:
+                bad.append(f"the last run failed: {ended.err[-200:]}")
+            elif _digests(folder / "new") != whole[name]:
+                bad.append("another ticket")
+            if not taken:
+                bad += [f"litter: {left}" for left in litter(folder)]
+            shutil.rmtree(folder)
+            yield {"command": name, "at": [round(at, 3) for at in moments], "bad": bad}
+
+
+def _digests(ticket: Path) -> dict[str, str]:
+    """Hash of every file of a ticket but the one that holds the clock."""
+    files = sorted(path for path in ticket.iterdir() if path.name != "run.json")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def signals(root: Path, chance: random.Random) -> Iterator[Record]:
@@ -258,6 +303,7 @@ def _tampered(file: Path, chance: random.Random) -> str:
 
 
 KINDS: dict[str, Callable[[Path, random.Random], Iterator[Record]]] = {
-    "kills": kills, "signals": signals, "writers": writers, "limits": limits,
+    "kills": kills,
+    "resumes": resumes, "signals": signals, "writers": writers, "limits": limits,
     "tampering": tampering,
 }  # fmt: skip
