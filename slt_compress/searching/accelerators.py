@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -22,6 +23,13 @@ from slt_compress.searching.settings import Training
 
 T = TypeVar("T")
 _CONTAINERS = (Tensor, Mapping, list, tuple)
+# What `accelerate launch` sets for engines that cut weights into shards, and how it says yes.
+_SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+_TRUE = ("1", "true", "yes", "y", "t", "on")
 # What accelerate sets on a module that it prepares: the caller's module keeps none of it.
 _ACCELERATES_OWN = ("forward", "_original_forward", "_is_accelerate_prepared")
 
@@ -34,8 +42,10 @@ def accelerator_for(training: Training) -> Iterator[Accelerator]:
     the block and put back after it, so that its own `Accelerator` never notices.
 
     Raises:
-        RecipeError: the precision or device is not to be had on this machine.
+        RecipeError: the precision or device is not to be had on this machine, or the launcher asks
+            for sharded weights.
     """
+    _refuse_sharding()
     with _own_state():
         yield _accelerator(training)
 
@@ -135,6 +145,21 @@ def _cut(value: Any, size: int, rank: int, world: int) -> Any:
         parts = [_cut(entry, size, rank, world) for entry in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value
+
+
+def _refuse_sharding() -> None:
+    """Refuse the engines that cut weights into shards, which gates are not made for.
+
+    Raises:
+        RecipeError: names the engine, and what to do for a model that does not fit.
+    """
+    for variable, engine in _SHARDING.items():
+        if os.environ.get(variable, "").lower() in _TRUE:
+            raise RecipeError(
+                f"{variable} asks for {engine}, and a search runs in whole copies of the network: "
+                "launch it with torchrun, or accelerate launch without that engine; if the network "
+                "does not fit, --objective reconstruct works on one block at a time"
+            )
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -75,15 +75,23 @@ def too_little_memory(
         f"this search needs {needed / 2**30:.1f} GiB and its activations, and this machine has "
         f"{available / 2**30:.1f} GiB free"
     )
-    for training in smaller_trainings(recipe.training) if isinstance(method, Learned) else ():
-        if training.recompute == "blocks" and not block_names(sketch.module):
-            continue
-        smaller = replace(recipe, training=training)
+    for smaller in _smaller_recipes(recipe, method) if block_names(sketch.module) else ():
         less = _needed(memory_of(sketch.module, sites, smaller, method), smaller, method)
         if less <= available:
             command = search_command(sketch.source, smaller)
             return (f"{short}; this needs {less / 2**30:.1f} GiB and fewer activations: {command}",)
     return (f"{short}; no setting of this method needs so little",)
+
+
+def _smaller_recipes(recipe: Recipe, method: Method) -> Iterator[Recipe]:
+    """Recipes that need less memory, the one that costs least time and quality first."""
+    if recipe.objective.name == "reconstruct":
+        return
+    if isinstance(method, Learned):
+        for training in smaller_trainings(recipe.training):
+            yield replace(recipe, training=training)
+    if not (recipe.training.polish or recipe.save_scores or recipe.permute):
+        yield replace(recipe, objective=replace(recipe.objective, name="reconstruct"))
 
 
 def _needed(

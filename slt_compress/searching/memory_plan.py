@@ -18,7 +18,7 @@ from slt_compress.gates import Learned, Method
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.settings import Training
 from slt_compress.searching.stepping import MANY
-from slt_compress.sites.sites import SitePlan
+from slt_compress.sites.sites import Site, SitePlan
 
 # Tensors per score that an optimizer keeps: Adam has two moments, SGD has its momentum.
 _MOMENTS: Mapping[str, int] = MappingProxyType({"adam": 2, "sgd": 1})
@@ -37,10 +37,14 @@ def memory_of(
     `weights` counts the weights of the model. `scores` includes the running mean; the best scores
     so far wait in a file. `gradients` are all of them where a step needs them at once, else those
     of the largest site. `effective` counts the weights times their gates, which live from forward
-    to backward, and autocast's copies of them; of blocks that run again, those of the largest.
+    to backward, and autocast's copies of them; of blocks that run again, those of the largest. A
+    search block by block needs what its largest block does, the layers outside, and a bit per mask.
     """
-    scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
     stored = tensors_nbytes([*module.parameters(), *module.buffers()])
+    if recipe.objective.name == "reconstruct":
+        stored = _stored_by_blocks(module) + sites.gated // 8
+        sites = _largest_block(module, sites)
+    scored = sum(prod(site.layout.grid(site.shape)) for site in sites.sites)
     if not isinstance(method, Learned):
         parts = {"weights": stored, "scores": _SCORE * scored}
         return {"no": {"none": {**parts, "total": sum(parts.values())}}}
@@ -59,6 +63,27 @@ def memory_of(
             }
             memory.setdefault(precision, {})[name] = {**parts, "total": sum(parts.values())}
     return memory
+
+
+def _stored_by_blocks(module: nn.Module) -> int:
+    """Bytes of what is outside of all blocks, of vectors and buffers, and of the largest block."""
+    blocks = {
+        name: tensors_nbytes(p for p in module.get_submodule(name).parameters() if p.dim() > 1)
+        for name in block_names(module)
+    }
+    every = tensors_nbytes([*module.parameters(), *module.buffers()])
+    return every - sum(blocks.values()) + max(blocks.values(), default=0)
+
+
+def _largest_block(module: nn.Module, plan: SitePlan) -> SitePlan:
+    """The sites of the block with the most weights, or the site outside of all blocks."""
+    blocks = block_names(module)
+    groups: dict[str, list[Site]] = {}
+    for site in plan.sites:
+        inside = (block for block in blocks if f"{site.module}.".startswith(f"{block}."))
+        groups.setdefault(next(inside, site.name), []).append(site)
+    largest = max(groups.values(), key=lambda group: sum(site.numel for site in group))
+    return replace(plan, sites=tuple(largest))
 
 
 def _gradients(

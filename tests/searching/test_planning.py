@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
+from transformers import LlamaConfig
 
 import slt_compress
 from slt_compress import Recipe, Targets, Training, api
@@ -27,6 +28,7 @@ from slt_compress.data import DataOptions
 from slt_compress.errors import SourceError, TargetError
 from slt_compress.gates import METHODS
 from slt_compress.searching.memory_plan import available_memory
+from slt_compress.searching.objectives import ObjectiveOptions
 from slt_compress.searching.planning import search_command
 from slt_compress.sites.sites import find_sites
 
@@ -316,8 +318,28 @@ def test_a_plan_that_does_not_fit_names_the_command_that_does(
     said = plan_with(totals[1] - 1, vit, adam, monkeypatch)
     assert "--recompute blocks" in said
     assert "--state bf16" in said
-    assert "no setting of this method" in plan_with(totals[2] - 1, vit, adam, monkeypatch)
+    said = plan_with(totals[2] - 1, vit, adam, monkeypatch)
+    assert "--objective reconstruct" in said
+    assert "--recompute" not in said
+    assert "no setting of this method" in plan_with(1, vit, adam, monkeypatch)
     assert plan_with(1, vit, replace(adam, device="cuda"), monkeypatch) == ""
+
+
+def test_a_search_by_blocks_needs_as_much_for_any_number_of_blocks(tmp_path: Path) -> None:
+    totals = {}
+    for name in ("auto", "reconstruct"):
+        for depth in (2, 12):
+            config = LlamaConfig(
+                hidden_size=64, intermediate_size=160, num_attention_heads=2, vocab_size=99,
+                num_hidden_layers=depth,
+            )  # fmt: skip
+            config.save_pretrained(tmp_path / str(depth))
+            recipe = Recipe(init="random", objective=ObjectiveOptions(name=name))
+            plan = api.plan(tmp_path / str(depth), recipe=recipe)
+            totals[name, depth] = plan.memory["no"]["adam"]["total"]
+            assert ("block after the other" in plan.forecast.note) is (name == "reconstruct")
+    assert totals["auto", 12] > 5 * totals["auto", 2]
+    assert totals["reconstruct", 12] < 1.1 * totals["reconstruct", 2] < totals["auto", 2]
 
 
 def test_the_memory_that_is_free_is_that_of_the_machine_or_of_its_container(tmp_path: Path) -> None:

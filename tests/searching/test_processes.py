@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import slt_compress
-from slt_compress.errors import DataError
-from slt_compress.searching.accelerators import shard_of
+from slt_compress.errors import DataError, RecipeError
+from slt_compress.searching.accelerators import accelerator_for, shard_of
 from slt_compress.searching.recipes import parse_recipe
+from slt_compress.searching.settings import Training
 
 SCRIPT = """
 import json, os, sys
@@ -90,6 +91,21 @@ def test_an_error_is_said_in_every_process(tmp_path: Path) -> None:
     assert said[0] == said[1]
     assert said[0].startswith("error")
     assert "is not empty" in said[0]
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_engines_that_cut_weights_are_refused_by_name(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with (
+        pytest.raises(RecipeError, match=f"ACCELERATE_USE_{engine} asks for .* reconstruct"),
+        accelerator_for(Training(device="cpu")),
+    ):
+        pass
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "false")
+    with accelerator_for(Training(device="cpu")) as accelerator:
+        assert accelerator.num_processes == 1
 
 
 def test_batches_of_any_kind_are_cut() -> None:
