@@ -50,6 +50,12 @@ CASES: Mapping[str, Case] = {
         sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3,
         keys={"training": {"epochs": 3, "optimizer": None}},
     ),
+    "mnist-soft": Case(  # gates that stay soft to the end; edge-popup is that of `mnist`
+        source="lenet-300-100", recipe="mnist-lenet", methods=("relaxed",),
+        sparsities=(0.8, 0.9, 0.95, 0.98), seeds=3,
+        keys={"training": {"epochs": 3, "optimizer": None, "hard": 0.0},
+              "evaluation": {"controls": "none"}},
+    ),
     "mnist-published": Case(
         source="lenet-300-100", recipe="mnist-lenet", methods=("edge-popup",),
         sparsities=(0.5, 0.8, 0.9, 0.95, 0.98), seeds=3,

@@ -53,6 +53,14 @@ CASES: Mapping[str, Case] = {
     "mnist-lenet-neuron-77": _mnist(
         {"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 6}}
     ),
+    "mnist-lenet-neuron-77-gains": _mnist(
+        {
+            "target_sparsity": 0.77,
+            "pattern": "neuron",
+            "tuning": {"gains": "unit"},
+            "training": {"epochs": 6, "hard": 0.5, "lr_schedule": "cosine"},
+        }
+    ),
     "mnist-lenet-neuron-77-inside-90": _mnist(
         {"target_sparsity": 0.9},
         first={"target_sparsity": 0.77, "pattern": "neuron", "training": {"epochs": 2}},
@@ -60,6 +68,16 @@ CASES: Mapping[str, Case] = {
     "cifar-resnet20-50": _cifar("distill", target_sparsity=0.5),
     "cifar-resnet20-80": _cifar("cifar-resnet", target_sparsity=0.8, training={"epochs": 6}),
     "cifar-resnet20-90": _cifar("cifar-resnet", target_sparsity=0.9),
+    **{
+        f"cifar-resnet20-{name}-norms": _cifar(
+            "cifar-resnet", **keys, tuning={"parameters": ["norms"]}
+        )
+        for name, keys in {
+            "90": {"target_sparsity": 0.9},
+            "80": {"target_sparsity": 0.8, "training": {"epochs": 6}},
+            "2of4": {"target_sparsity": None, "pattern": "2:4", "training": {"epochs": 4}},
+        }.items()
+    },
     "cifar-resnet20-2of4": _cifar(
         "cifar-resnet", target_sparsity=None, pattern="2:4", training={"epochs": 4}
     ),

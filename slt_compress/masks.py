@@ -163,13 +163,19 @@ class _Packed(Mapping[str, Tensor]):
 _SELECTED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def masked_weight(weight: Tensor, mask: Tensor, gain: float, flip: Tensor | None = None) -> Tensor:
+def masked_weight(
+    weight: Tensor, mask: Tensor, gain: float | Tensor, flip: Tensor | None = None
+) -> Tensor:
     """fl(gain * weight) where the mask keeps it, else zero; the weight's bits where gain is 1.
+
+    The gain is a number, or one per weight (fp32, its shape).
 
     The sign is flipped where `flip` is true.
     """
     kept = weight
-    if gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight
+    if isinstance(gain, Tensor):
+        kept = (weight.float() * gain.to(weight.device)).to(weight.dtype)
+    elif gain != 1.0:  # one multiplication in fp32, one rounding to the dtype of the weight
         kept = (weight.float() * torch.tensor(gain, dtype=torch.float32)).to(weight.dtype)
     if flip is not None:
         kept = torch.where(flip.to(weight.device), -kept, kept)

@@ -31,21 +31,22 @@ PUBLIC = [
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
 FLAGS = {
     "": "--version",
-    "search": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --objective "
-    "--dataset --init --weights --revision --steps --epochs --batch-size --lr --seed --device "
-    "--precision --accumulate --recompute --state --max-time --controls --recipe --set -o --out "
-    "--save-every --resume --fresh --push-to-hub --quiet --json",
-    "plan": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --objective "
-    "--dataset --init --weights --revision --steps --epochs --batch-size --lr --seed --device "
-    "--precision --accumulate --recompute --state --max-time --controls --recipe --set --json",
+    "search": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --gains "
+    "--tune --objective --dataset --init --weights --revision --steps --epochs --batch-size --lr "
+    "--seed --device --precision --accumulate --recompute --state --max-time --controls --recipe "
+    "--set -o --out --save-every --resume --fresh --push-to-hub --quiet --json",
+    "plan": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --gains "
+    "--tune --objective --dataset --init --weights --revision --steps --epochs --batch-size --lr "
+    "--seed --device --precision --accumulate --recompute --state --max-time --controls --recipe "
+    "--set --json",
     "report": "PATH --json",
     "export": "TICKET --format --shrink --fold -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
     "verify": "PATH --origin --json",
     "evaluate": "PATH --dataset --origin --batch-size --set --json",
-    "compare": "SOURCE --methods --target-sparsity --seeds --seed --dataset --init --weights "
-    "--revision --steps --epochs --batch-size --lr --device --controls --recipe --set -o --out "
-    "--quiet --json",
+    "compare": "SOURCE --methods --target-sparsity --seeds --gains --tune --seed --dataset --init "
+    "--weights --revision --steps --epochs --batch-size --lr --device --controls --recipe --set "
+    "-o --out --quiet --json",
     "import": "PATH -o --out",
     "bench": "PATH --batch --origin --threads --rounds --json",
     "audit": "MODEL --ticket --origin --strict --json",

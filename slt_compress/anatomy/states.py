@@ -52,6 +52,25 @@ def set_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
                 module.get_submodule(path)._buffers[leaf] = fitting
 
 
+def set_parameters_(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters other values; the module keeps the same objects.
+
+    Raises:
+        TicketError: the module has no such parameter, or one of another shape or dtype.
+    """
+    own = dict(module.named_parameters())
+    for name, value in values.items():
+        parameter = own.get(name)
+        if parameter is None or parameter.shape != value.shape or parameter.dtype != value.dtype:
+            seen = None if parameter is None else (tuple(parameter.shape), parameter.dtype)
+            raise TicketError(
+                f"{name} was tuned as {tuple(value.shape)} {value.dtype} and is {seen} in the model"
+            )
+    for name, value in values.items():
+        # not copied into: a parameter may be expanded, or lie in the memory of another one
+        own[name].data = value.to(own[name].device, copy=True)
+
+
 def changed_buffers(module: nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of the buffers that differ from those of the same names in `before`; no sparse one."""
     return {

@@ -48,6 +48,7 @@ class ArtifactContent:
         stored: tensors that the origin's seed does not give; the format `mask` stores them.
         orders: of the inputs of sites whose mask is N:M in another order than their own.
         folds: of a dense artifact, how tensors of `module` and `masks` lie in another order.
+        tuned: parameters that were trained beside the mask; the format `mask` stores them.
     """
 
     checkpoint: Checkpoint
@@ -59,6 +60,7 @@ class ArtifactContent:
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     folds: Folds = field(default_factory=dict)
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
 
     def state(self) -> State:
         """The tensors of the masked model.

@@ -16,7 +16,10 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.masks import Masks
 from slt_compress.storage.manifests import Manifest
 
-KIND = ("slt-artifact", 1)
+# The newest version. An artifact is written in the oldest that says all of it: gains of units and
+# tuned parameters need 2.
+KIND = ("slt-artifact", 2)
+_MARKER_VERSION = 1
 QUANT_METHOD = "slt-compress"
 SPARSE_WEIGHTS = "weights.slt.safetensors"
 SPARSE_INDEX = "weights.slt.safetensors.index.json"
@@ -97,7 +100,7 @@ def manifest_head(
     """What the manifest of every artifact has; `probe` is null until one is written."""
     return {
         "kind": KIND[0],
-        "version": KIND[1],
+        "version": version_of(evidence),
         "format": format,
         "family": checkpoint.family,
         "task": checkpoint.task,
@@ -113,6 +116,11 @@ def manifest_head(
     }
 
 
+def version_of(evidence: Evidence) -> int:
+    """The oldest version whose readers understand an artifact of this evidence."""
+    return KIND[1] if {"unit_gains", "tuned"} & evidence.provenance.keys() else 1
+
+
 def config_marker(format: str) -> dict[str, Any]:
     """What config.json says, so that no library takes sparse weights for its own."""
-    return {"quant_method": QUANT_METHOD, "format": format, "version": KIND[1]}
+    return {"quant_method": QUANT_METHOD, "format": format, "version": _MARKER_VERSION}

@@ -20,7 +20,7 @@ from slt_compress.storage.files import read_safetensors, sha256_tensors
 from slt_compress.storage.manifests import Manifest
 
 STREAM = "masks"
-BUFFER, STORED = "buffer/", "stored/"
+BUFFER, STORED, TUNED = "buffer/", "stored/", "tuned/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +31,13 @@ class MaskArtifact:
         artifact: the folder; its entries are the sites.
         buffers: buffers that the search changed.
         stored: tensors of a random init that its seed does not give.
+        tuned: parameters that were trained beside the mask.
     """
 
     artifact: Artifact
     buffers: Mapping[str, Tensor]
     stored: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
     _stream: Tensor
 
     @property
@@ -110,11 +112,13 @@ def read_mask_artifact(path: Artifact | str | Path) -> MaskArtifact:
     # Copies, as what is read must not change when the file does.
     buffers = _take(stored, BUFFER, manifest, "buffers")
     kept = _take(stored, STORED, manifest, "stored")
+    tuned = _take(stored, TUNED, manifest, "tuned") if "tuned" in manifest.values else {}
     if stored.keys() != {STREAM}:
         raise manifest.damaged(f"it holds {sorted(stored)[:3]} where {STREAM} is expected")
     return MaskArtifact(
-        artifact=artifact, buffers=buffers, stored=kept, _stream=stored[STREAM].clone()
-    )
+        artifact=artifact, buffers=buffers, stored=kept, tuned=tuned,
+        _stream=stored[STREAM].clone(),
+    )  # fmt: skip
 
 
 def _take(

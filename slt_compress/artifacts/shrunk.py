@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from slt_compress.masks import Masks, pack_bits, unpack_bits
 from slt_compress.storage.files import read_safetensors, sha256_tensors
 from slt_compress.storage.manifests import Manifest
 
-_BUFFER, _FLIP = "buffer/", ".flip"
+_BUFFER, _FLIP, _TUNED = "buffer/", ".flip", "tuned/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,18 +26,21 @@ class Proof:
         shrunk: what was cut.
         masks: of all sites, before the cut.
         buffers: those that the search changed, before the cut.
+        tuned: parameters that were trained beside the mask, before the cut.
     """
 
     shrunk: Shrunk
     masks: Masks
     buffers: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the file of the proof holds: packed masks, packed flips and buffers."""
+        """What the file of the proof holds: packed masks and flips, buffers, tuned parameters."""
         return {
             **{name: pack_bits(mask) for name, mask in self.masks.items()},
             **{name + _FLIP: pack_bits(flip) for name, flip in self.masks.flips.items()},
             **{_BUFFER + name: tensor for name, tensor in self.buffers.items()},
+            **{_TUNED + name: tensor for name, tensor in self.tuned.items()},
         }
 
 
@@ -74,10 +77,9 @@ def read_proof(artifact: Artifact) -> Proof | None:
     stored = read_safetensors(folder / PROOF, ArtifactError)
     if sha256_tensors(stored) != manifest.text("proof"):
         raise ArtifactError(f"{folder / PROOF} was changed or damaged: copy the folder again")
-    names = manifest.names("buffers")
-    if not {_BUFFER + name for name in names} <= stored.keys():
-        raise manifest.damaged(f"{PROOF} lacks one of the buffers {names[:3]}")
-    buffers = {name: stored.pop(_BUFFER + name) for name in names}
+    buffers = _take(stored, _BUFFER, manifest.names("buffers"), manifest)
+    tuned = manifest.names("tuned") if "tuned" in manifest.values else []
+    tensors = _take(stored, _TUNED, tuned, manifest)
     sites = {name for name, entry in entries.items() if entry.kept is not None}
     if not sites <= stored.keys() <= sites | {name + _FLIP for name in sites}:
         raise manifest.damaged(f"{PROOF} and the entries disagree on the sites")
@@ -93,7 +95,16 @@ def read_proof(artifact: Artifact) -> Proof | None:
         masks = Masks({name: unpacked[name] for name in sorted(sites)}, flips)
     except ValueError as cause:
         raise manifest.damaged(f"{PROOF}: {cause}") from cause
-    return Proof(shrunk=shrunk, masks=masks, buffers=buffers)
+    return Proof(shrunk=shrunk, masks=masks, buffers=buffers, tuned=tensors)
+
+
+def _take(
+    stored: dict[str, Tensor], prefix: str, names: list[str], manifest: Manifest
+) -> dict[str, Tensor]:
+    """Take the tensors of these names out of `stored`."""
+    if not {prefix + name for name in names} <= stored.keys():
+        raise manifest.damaged(f"{PROOF} lacks {prefix} of one of {names[:3]}")
+    return {name: stored.pop(prefix + name) for name in names}
 
 
 def _site(key: str, sites: set[str]) -> str:

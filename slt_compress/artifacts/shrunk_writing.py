@@ -63,6 +63,7 @@ def write_shrunk(
         "shrunk": proof.shrunk.to_dict(),
         "entries": entry_dicts(entries),
         "buffers": sorted(proof.buffers),
+        **({"tuned": sorted(proof.tuned)} if proof.tuned else {}),
         "proof": sha256_tensors(packed),
         "hash": sha256_tensors(state.tensors),
     }

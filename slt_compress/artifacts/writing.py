@@ -33,7 +33,7 @@ from slt_compress.artifacts.manifest import (
     Artifact,
     config_marker,
 )
-from slt_compress.artifacts.mask_only import BUFFER, STORED, STREAM, pack_masks
+from slt_compress.artifacts.mask_only import BUFFER, STORED, STREAM, TUNED, pack_masks
 from slt_compress.artifacts.reading import describe_artifact
 from slt_compress.artifacts.sharding import ShardWriter
 from slt_compress.checkpoints import Checkpoint
@@ -158,6 +158,7 @@ def _write_masks(
         STREAM: pack_masks(content.masks),
         **{BUFFER + name: tensor for name, tensor in content.buffers.items()},
         **{STORED + name: tensor for name, tensor in content.stored.items()},
+        **{TUNED + name: tensor for name, tensor in content.tuned.items()},
     }
     whole: dict[str, Any] = {
         **manifest,
@@ -165,6 +166,7 @@ def _write_masks(
         "entries": entry_dicts({name: draft.entry(name) for name in content.masks}),
         "buffers": sorted(content.buffers),
         "stored": sorted(content.stored),
+        **({"tuned": sorted(content.tuned)} if content.tuned else {}),
         "hash": sha256_tensors(components),
     }
     _write_config(folder, draft, SPARSE_WEIGHTS)

@@ -160,6 +160,12 @@ def _totals(report: Report) -> Text:
     ]
     if flips:
         told.append(f"flips: {flips:,} of the kept weights have their sign flipped")
+    gains, tuned = sparsity.get("gains", 0), sparsity.get("tuned", 0)
+    if gains or tuned:
+        told.append(
+            f"tuned: {gains:,} gains of kept units and {tuned:,} norms and biases were trained "
+            f"beside the mask, {sparsity.get('tuned_parameters', 0.0):.2%} of all parameters"
+        )
     pattern, units = report.recipe.get("pattern"), sparsity.get("units")
     if units:
         told.append(f"kept {units['kept']:,} of {units['gated']:,} units of the pattern {pattern}")

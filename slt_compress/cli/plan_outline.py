@@ -53,6 +53,7 @@ def outline(plan: Plan) -> Iterator[RenderableType]:
         f"{sparsity['gated']:,} weights at {len(plan.sites)} sites would be gated, "
         f"{sparsity['gated'] / sparsity['parameters']:.1%} of {sparsity['parameters']:,} "
         f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}",
+        *_trained(sparsity),
         "",
     )
     yield _memory(plan)
@@ -62,6 +63,16 @@ def outline(plan: Plan) -> Iterator[RenderableType]:
         for line in lines:
             yield Text(f"{label}: {line}")
     yield stacked("", plan.command)
+
+
+def _trained(sparsity: Mapping[str, Any]) -> Iterator[str]:
+    """A line on what would be trained beside the mask, where anything would."""
+    gains, tuned = sparsity.get("gains", 0), sparsity.get("tuned", 0)
+    if gains or tuned:
+        yield (
+            f"tuned: {gains:,} gains of kept units and {tuned:,} norms and biases would be trained "
+            f"beside the mask, {(gains + tuned) / sparsity['parameters']:.2%} of all parameters"
+        )
 
 
 def _tree(plan: Plan) -> Tree:

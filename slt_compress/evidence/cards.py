@@ -28,10 +28,9 @@ def artifact_card(
         "",
         f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
         f"{sparsity['parameters']:,} parameters in all{_pattern_clause(report)}. Every kept weight "
-        "is the origin's"
-        + (" times the recorded gain of its layer" if origin.get("init") else "")
-        + exactly,
+        "is the origin's" + _gain_clause(report, origin) + exactly,
         "",
+        *_tuned_note(report),
         *flip_note(sparsity.get("flips", 0), sparsity["kept"]),
         *metric_table(report.metrics),
         "",
@@ -73,6 +72,20 @@ def in_chans_warning(report: Report, origin: Mapping[str, object]) -> str:
         f"`timm.create_model(..., in_chans=N)` with another N than {chans} sums or repeats the "
         f"input channels of {first['name']}, which loses zeros of it."
     )
+
+
+def _gain_clause(report: Report, origin: Mapping[str, object]) -> str:
+    if report.sparsity.get("gains"):
+        return " times the recorded gain of its unit, which was trained"
+    return " times the recorded gain of its layer" if origin.get("init") else ""
+
+
+def _tuned_note(report: Report) -> list[str]:
+    """A line on norms and biases that were trained, where any were."""
+    tuned = report.sparsity.get("tuned", 0)
+    if not tuned:
+        return []
+    return [f"Tuned: {tuned:,} numbers of norms and biases were trained beside the mask.", ""]
 
 
 def _pattern_clause(report: Report) -> str:

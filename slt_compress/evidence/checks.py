@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slt_compress.anatomy.states import set_buffers, shapes_of, site_weights
+from slt_compress.anatomy.states import set_buffers, set_parameters_, shapes_of, site_weights
 from slt_compress.artifacts import Proof
 from slt_compress.artifacts.shrinking import prove
 from slt_compress.checkpoints import Checkpoint
@@ -18,7 +18,9 @@ from slt_compress.errors import ArtifactError
 from slt_compress.evidence.configurations import other_configuration
 from slt_compress.evidence.pattern_checks import counts_units, pattern_held
 from slt_compress.masks import Masks, count_kept, masked_weight
-from slt_compress.runtime.opening import Opened, apply_masks_
+from slt_compress.runtime.masking import apply_masks_
+from slt_compress.runtime.opening import Opened
+from slt_compress.sites.unit_gains import count_gains
 from slt_compress.storage.bits import bits, same_bits
 from slt_compress.storage.files import dtype_name, sha256_tensors
 from slt_compress.storage.probe import Probe
@@ -84,8 +86,12 @@ def against_origin(
     if opened.proof is not None:
         yield from _shrunk(opened, opened.proof, known, source, probe)
         return
+    if known.unit_gains:
+        yield _unit_gains(known, masks, stored=opened.masks is not None)
     yield _weights(opened, known, masks, weights, unseen)
-    yield _others(opened, source, [*masks, *absent])
+    yield _others(opened, source, [*masks, *absent, *known.tuned])
+    if known.tuned:
+        yield tuned_check(known, dict(opened.module.named_parameters()), absent)
 
 
 def _shrunk(
@@ -96,8 +102,9 @@ def _shrunk(
     for name in source.stored:  # only the ticket has these
         if source.init is not None and there[name].shape == here[name].shape:
             there[name].copy_(here[name])
-    apply_masks_(source.module, proof.masks, known.gains)
+    apply_masks_(source.module, proof.masks, known.factors)
     set_buffers(source.module, proof.buffers)
+    set_parameters_(source.module, proof.tuned)
     flips = {name: int(flip.count_nonzero()) for name, flip in proof.masks.flips.items()}
     total = f"{sum(flips.values()):,} kept weights have their sign flipped"
     yield Check(name="flips", ok=flips == dict(known.flips), detail=total)
@@ -105,6 +112,50 @@ def _shrunk(
     forward = (lambda module: run(module, inputs)) if inputs else None
     for name, ok, detail in prove(opened.module, source.module, proof.shrunk, proof.masks, forward):
         yield Check(name=name, ok=ok, detail=detail)
+    if known.unit_gains:
+        yield _unit_gains(known, proof.masks, stored=True)
+    if known.tuned:
+        yield tuned_check(known, proof.tuned)
+
+
+def _unit_gains(known: Provenance, masks: Masks, *, stored: bool) -> Check:
+    """Exactly the kept units have a gain; where no mask is stored, the pattern is the proof."""
+    gains, counted = count_gains(known.unit_gains), known.counts.gains
+    wrong = [name for name in known.unit_gains if stored and not _fits(known, masks, name)]
+    units = known.counts.units
+    ok = not wrong and gains == counted and units is not None and counted == units.kept
+    detail = f"{gains:,} kept units have a real gain each, which was trained"
+    return Check(
+        name="gains", ok=ok,
+        detail=detail if ok else f"{detail}; {counted:,} are counted; not the kept of {wrong[:1]}",
+    )  # fmt: skip
+
+
+def _fits(known: Provenance, masks: Masks, name: str) -> bool:
+    return name in masks and known.unit_gains[name].fit(masks[name])
+
+
+def tuned_check(
+    known: Provenance, here: Mapping[str, Tensor], absent: Collection[str] = ()
+) -> Check:
+    """The tuned parameters by name: as many numbers as are counted, with the recorded hashes."""
+    names = [name for name in known.tuned if name not in absent]
+    wrong = [n for n in names if n not in here or _digest(n, here[n]) != known.tuned[n]]
+    count = sum(here[name].numel() for name in names if name in here)
+    counted = known.counts.tuned if len(names) == len(known.tuned) else count
+    more = f" and {len(known.tuned) - 3} more" if len(known.tuned) > 3 else ""
+    return Check(
+        name="tuned",
+        ok=not wrong and count == counted,
+        detail=f"trained beside the mask, not the origin's: {counted:,} numbers in "
+        f"{len(known.tuned)} parameters ({', '.join(sorted(known.tuned)[:3])}{more}), "
+        f"{known.counts.tuned / known.counts.parameters:.2%} of all; their values are "
+        + (f"not those recorded, first {wrong[:1]}" if wrong else "those recorded"),
+    )
+
+
+def _digest(name: str, tensor: Tensor) -> str:
+    return sha256_tensors({name: tensor.detach()})
 
 
 def _stored_masks(opened: Opened) -> Masks:
@@ -123,7 +174,7 @@ def _unseen(
     unseen = dict.fromkeys(masks, 0)
     for name, mask in masks.items() if opened.masks is None else ():
         whole = torch.ones_like(mask)
-        origin = masked_weight(weights[name], whole, known.gains.get(name, 1.0))
+        origin = masked_weight(weights[name], whole, known.factors.get(name, 1.0))
         missing = _recorded(opened, name) - int(mask.count_nonzero())
         zeros = origin == 0 if name in known.flips else bits(origin) == 0
         unseen[name] = max(0, min(missing, int(zeros.sum())))
@@ -168,7 +219,7 @@ def _weights(
 
     Where flips are recorded, that many kept weights have the bits of its negative.
     """
-    gains, here = known.gains, site_weights(opened.module, shapes_of(masks))
+    gains, here = known.factors, site_weights(opened.module, shapes_of(masks))
     rounded = {n: e.values for n, e in opened.entries.items() if e.values is not None}
     wrong = sorted(known.flips.keys() - masks.keys())
     for name, mask in masks.items():

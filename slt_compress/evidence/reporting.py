@@ -13,7 +13,7 @@ from slt_compress.errors import SltError, TicketError
 from slt_compress.evidence.caveats import caveats, place
 from slt_compress.evidence.expectations import expectations
 from slt_compress.storage.manifests import Manifest, as_shape, is_count, is_finite
-from slt_compress.tickets import Metrics, SiteRecord, Ticket, parse_metrics
+from slt_compress.tickets import Counts, Metrics, SiteRecord, Ticket, parse_metrics
 from slt_compress.tickets.provenance import provenance_of
 
 _SOURCE = ("kind", "source", "revision", "family", "task")
@@ -50,7 +50,9 @@ class Sparsity(TypedDict):
     `target` and `achieved` are shares of the gated weights that are removed. The other denominator
     is `parameters`, of the whole model, with `achieved_parameters`. `flips` of the kept weights
     have their sign flipped, which removes nothing. A pattern of larger units adds `units`, and
-    `silenced`, kept weights without effect by parameter.
+    `silenced`, kept weights without effect by parameter. Real numbers that were trained beside the
+    mask are counted where there are any: `gains` of kept units and `tuned` others, which together
+    are the share `tuned_parameters` of all.
     """
 
     target: float
@@ -62,6 +64,9 @@ class Sparsity(TypedDict):
     flips: NotRequired[int]
     units: NotRequired[UnitCounts]
     silenced: NotRequired[Mapping[str, int]]
+    gains: NotRequired[int]
+    tuned: NotRequired[int]
+    tuned_parameters: NotRequired[float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +146,8 @@ def _check_figures(manifest: Manifest) -> None:
     for key in ("metrics", "controls"):
         parse_metrics(manifest, key)
     sparsity, sizes = manifest.object("sparsity"), manifest.object("sizes")
-    counted = [sparsity.get("flips", 0), *(sparsity.get(key) for key in _FIGURES)]
+    counted = [sparsity.get(key, 0) for key in ("flips", "gains", "tuned", "tuned_parameters")]
+    counted += [sparsity.get(key) for key in _FIGURES]
     units = sparsity.get("units", {"kept": 0, "gated": 0})
     whole = isinstance(units, dict) and all(
         is_count(units.get(key), least=0) for key in ("kept", "gated")
@@ -189,7 +195,17 @@ def _sparsity(ticket: Ticket, target: float) -> dict[str, Any]:
         "flips": counts.flips,
         **({} if counts.units is None else {"units": asdict(counts.units)}),
         **({} if silenced is None else {"silenced": silenced}),
+        **_trained(counts),
     }
+
+
+def _trained(counts: Counts) -> dict[str, Any]:
+    """The numbers that were trained beside the mask; nothing where none were."""
+    numbers = counts.gains + counts.tuned
+    if not numbers:
+        return {}
+    share = numbers / counts.parameters
+    return {"gains": counts.gains, "tuned": counts.tuned, "tuned_parameters": share}
 
 
 def _layer(name: str, site: SiteRecord) -> dict[str, Any]:

@@ -81,6 +81,7 @@ def export_ticket(
         checkpoint=checkpoint, module=checkpoint.module, masks=ticket.masks, evidence=evidence,
         streamed=state, buffers=ticket.buffers, stored=stored_of(ticket),
         orders=ticket.orders,
+        tuned=ticket.tuned,
     )  # fmt: skip
     return write_artifact(
         target, content, format=format, values_dtype=rounded, max_shard_size=limit

@@ -69,7 +69,10 @@ def export_shrunk(
     return write_shrunk(
         target, _evidence(ticket, probe, sizes, _lines(opened.module, shrinking), target.name),
         checkpoint=replace(opened.checkpoint, folder=folder_of_origin), module=shrinking.module,
-        proof=Proof(shrunk=shrinking.shrunk, masks=ticket.masks, buffers=ticket.buffers),
+        proof=Proof(
+            shrunk=shrinking.shrunk, masks=ticket.masks, buffers=ticket.buffers,
+            tuned=ticket.tuned,
+        ),
         dense_nbytes=sizes["bytes"][0],
     )  # fmt: skip
 

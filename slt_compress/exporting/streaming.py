@@ -68,6 +68,8 @@ def stream_ticket(
             return _masked(stream.tensors[name], name, ticket, values_dtype)
         if name in buffers:
             return buffers[name].to(shells.tensors[name].dtype)
+        if name in ticket.tuned:
+            return ticket.tuned[name]
         return stream.tensors[name]
 
     state = State(
@@ -77,7 +79,7 @@ def stream_ticket(
 
 
 def _masked(weight: Tensor, name: str, ticket: Ticket, values_dtype: torch.dtype | None) -> Tensor:
-    gain, flip = ticket.gains.get(name, 1.0), ticket.masks.flips.get(name)
+    gain, flip = ticket.factors.get(name, 1.0), ticket.masks.flips.get(name)
     masked = masked_weight(weight, ticket.masks[name], gain, flip)
     return masked if values_dtype is None else rounded_weight(name, masked, values_dtype)
 

@@ -30,6 +30,8 @@ class Phase:
         hard: whether the forward pass uses the rounded gates.
         noise: whether a soft gate is sampled; if false, it is the gate at eps = 0. A search that is
             rounded from its first step has no noise.
+        narrowed: how far the gates are narrowed, from 0 to 1, in a search that is never rounded;
+            None in any other.
     """
 
     step: int
@@ -37,6 +39,7 @@ class Phase:
     annealed: float = 0.0
     hard: bool = False
     noise: bool = True
+    narrowed: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

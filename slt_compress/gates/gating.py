@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -27,13 +28,21 @@ from slt_compress.sites.layouts import Layout
 from slt_compress.sites.sites import Site, SitePlan
 
 Mode = Literal["open", "sampled", "masked"]
+# What is trained beside the scores: the name of a site or parameter goes behind the prefix.
+GAIN, TUNED = "gain/", "tuned/"
 
 
 class Gate(nn.Module, SetAround):
     """The parametrization of one site: open (the weight), sampled, or masked."""
 
     def __init__(
-        self, method: Learned | None, score: Tensor | None, layout: Layout, *, rescale: bool
+        self,
+        method: Learned | None,
+        score: Tensor | None,
+        layout: Layout,
+        *,
+        rescale: bool,
+        unit_gains: bool = False,
     ) -> None:
         super().__init__()
         self.score = None if score is None else nn.Parameter(score)
@@ -44,12 +53,17 @@ class Gate(nn.Module, SetAround):
         self.sample: Sample | None = None
         self.name = ""
         self.masks = Masks({})  # those of several sites: each look-up may make the tensor
-        self.gain = 1.0
+        self.gain: float | Tensor = 1.0
+        units = torch.ones_like(score) if unit_gains and score is not None else None
+        self.unit_gain = None if units is None else nn.Parameter(units)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight in the current mode."""
         if self.mode == "sampled" and self.method and self.sample and self.score is not None:
-            return self.method.effective(self.score, weight, self.sample)
+            product = self.method.effective(self.score, weight, self.sample)
+            if self.unit_gain is None:
+                return product
+            return product * self.layout.expand(self.unit_gain).to(product.dtype)
         if self.mode == "masked":
             mask, flip = self.masks[self.name], self.masks.flips.get(self.name)
             return masked_weight(weight, mask, self.gain, flip)
@@ -68,6 +82,36 @@ class Gates:
     module: nn.Module
     dense: Remembered
     dense_buffers: Mapping[str, Tensor]
+    tuned: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    own_values: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def unit_gains(self) -> dict[str, nn.Parameter]:
+        """The trainable gains of units, one per unit, of the sites that have them."""
+        gates = self.by_name.items()
+        return {name: gate.unit_gain for name, gate in gates if gate.unit_gain is not None}
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """All that a step trains: scores, gains of units and tuned parameters."""
+        return {
+            **self.scores,
+            **{GAIN + name: gain for name, gain in self.unit_gains.items()},
+            **{TUNED + name: parameter for name, parameter in self.tuned.items()},
+        }
+
+    @contextmanager
+    def holding(self, trained: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other values of what is trained beside the scores, for as long as the block lasts."""
+        extras = {n: p for n, p in self.trained.items() if is_extra(n) and n in trained}
+        before = {name: parameter.data for name, parameter in extras.items()}
+        for name, parameter in extras.items():
+            parameter.data = trained[name].to(parameter.device, copy=True)
+        try:
+            yield
+        finally:
+            for name, parameter in extras.items():
+                parameter.data = before[name].to(parameter.device)
 
     @property
     def scores(self) -> dict[str, nn.Parameter]:
@@ -100,7 +144,7 @@ class Gates:
             )
             gate.mode = "sampled"
 
-    def mask(self, masks: Masks, gains: Mapping[str, float]) -> None:
+    def mask(self, masks: Masks, gains: Mapping[str, float | Tensor]) -> None:
         """From now on every forward reads the masked weights of the sites that have a mask."""
         for name in masks:
             gate = self.by_name[name]
@@ -109,10 +153,13 @@ class Gates:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """The dense network, with its own buffers, for as long as the block lasts."""
+        """The dense network, with its own buffers and values, for as long as the block lasts."""
+        trained = {name: parameter.data for name, parameter in self.tuned.items()}
         modes = {name: gate.mode for name, gate in self.by_name.items()}
         for gate in self.by_name.values():
             gate.mode = "open"
+        for name, parameter in self.tuned.items():
+            parameter.data = self.own_values[name].to(parameter.device)
         try:
             with kept_buffers(self.module):
                 self.dense.put_back_state()
@@ -120,6 +167,18 @@ class Gates:
         finally:
             for name, gate in self.by_name.items():
                 gate.mode = modes[name]
+            for name, parameter in self.tuned.items():
+                parameter.data = trained[name]
+
+
+def is_extra(name: str) -> bool:
+    """Whether the name of something trained is not that of a score."""
+    return name.startswith((GAIN, TUNED))
+
+
+def scores_of(trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scores among all that is trained."""
+    return {name: tensor for name, tensor in trained.items() if not is_extra(name)}
 
 
 @contextmanager
@@ -144,28 +203,59 @@ def gated(
     method: Learned | None = None,
     scores: Mapping[str, Tensor] | None = None,
     rescale: bool = False,
+    unit_gains: bool = False,
+    tuned: Sequence[str] = (),
 ) -> Iterator[Gates]:
     """Put a gate on every site and freeze the weights; restore everything on exit.
 
     On exit the module is what it was, also after an exception: values, buffers, modes,
     `requires_grad` flags, ties, classes, hooks and the order of its parameters, with the same
-    tensor objects. Gates start open.
+    tensor objects. Gates start open. With `unit_gains` every unit has a trainable gain, which
+    starts at 1; the parameters named in `tuned` are trainable for as long as the block lasts.
     """
     gates: dict[str, Gate] = {}
     with unchanged(module):
         freeze_(module)
         for site in plan.sites:
             score = None if scores is None else scores[site.name]
-            gate = Gate(method, score, site.layout, rescale=rescale)
+            gate = Gate(method, score, site.layout, rescale=rescale, unit_gains=unit_gains)
             gates[site.name] = gate
             for owner, param in _owners(module, site):
                 own_class_(owner)
                 # unsafe: a gate keeps shape and dtype, so torch's trial forward per site is saved
                 parametrize.register_parametrization(owner, param, gate, unsafe=True)
-        with contiguous_convolutions(module), grads_from_embeddings(module):
+        with (
+            contiguous_convolutions(module),
+            grads_from_embeddings(module),
+            _trainable(module, tuned) as (parameters, own),
+        ):
             buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
             dense = remember_state(module)
-            yield Gates(by_name=gates, module=module, dense=dense, dense_buffers=buffers)
+            yield Gates(
+                by_name=gates, module=module, dense=dense, dense_buffers=buffers,
+                tuned=parameters, own_values=own,
+            )  # fmt: skip
+
+
+@contextmanager
+def _trainable(
+    module: nn.Module, names: Sequence[str]
+) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]:
+    """Parameters with a copy of their values to train, and these values themselves.
+
+    What lies in the module's own memory is not touched; the parameters get it back.
+    """
+    every = dict(module.named_parameters())
+    parameters = {name: every[name] for name in names}
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
+        yield parameters, own
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
 
 
 def _owners(module: nn.Module, site: Site) -> Iterator[tuple[nn.Module, str]]:

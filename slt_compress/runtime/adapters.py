@@ -90,23 +90,27 @@ class Base:
         return self
 
     def _put_on(self, mask: MaskOfOrigin) -> None:
-        for name in mask.shapes:
+        for name in (*mask.shapes, *mask.tuned):
             _check_place(self._module, name)
         weights = site_parameters(self._module, mask.shapes)
+        tuned = site_parameters(self._module, {n: tuple(t.shape) for n, t in mask.tuned.items()})
         frozen = {name: weight.detach() for name, weight in weights.items()}
-        _check_memory(self._module, weights)
+        _check_memory(self._module, {**weights, **tuned})
         if sha256_tensors(frozen) != mask.provenance.weights_hash:
             raise TicketError(f"{mask.recorded.path} is not a ticket of the weights of this module")
         masks, own = mask.masks(), dict(self._module.named_buffers())
         if set(mask.buffers) - own.keys():
             raise TicketError(f"{mask.recorded.path} has buffers that this module lacks")
-        self._weights = {name: weight.clone() for name, weight in frozen.items()}
+        changed = {**frozen, **{name: parameter.detach() for name, parameter in tuned.items()}}
+        self._weights = {name: weight.clone() for name, weight in changed.items()}
         self._buffers = {name: (own[name], own[name].clone()) for name in mask.buffers}
         try:
             with torch.no_grad():
                 for name, weight in weights.items():
-                    gain, flip = mask.provenance.gains.get(name, 1.0), masks.flips.get(name)
+                    gain, flip = mask.provenance.factors.get(name, 1.0), masks.flips.get(name)
                     weight.copy_(masked_weight(weight, masks[name], gain, flip))
+                for name, parameter in tuned.items():
+                    parameter.copy_(mask.tuned[name])
             set_buffers(self._module, mask.buffers)
         except BaseException:
             self.remove()

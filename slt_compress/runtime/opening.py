@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from slt_compress.anatomy.copies import copy_of, flatten_
+from slt_compress.anatomy.copies import copy_of
 from slt_compress.anatomy.states import (
     kept_buffers,
     set_buffers,
+    set_parameters_,
     shapes_of,
     site_parameters,
     site_weights,
@@ -34,7 +34,8 @@ from slt_compress.artifacts.origin import init_of_artifact, origin_of_artifact
 from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.recorded import RecordedOrigin
 from slt_compress.errors import ArtifactError, SltError
-from slt_compress.masks import Masks, masked_weight
+from slt_compress.masks import Masks
+from slt_compress.runtime.masking import apply_masks_
 from slt_compress.runtime.origin_sizes import expect_sizes
 from slt_compress.storage.files import sha256_tensors
 from slt_compress.tickets import Ticket, read_ticket
@@ -158,6 +159,7 @@ class MaskOfOrigin:
     shapes: Mapping[str, tuple[int, ...]]
     masks: Callable[[], Masks]
     buffers: Mapping[str, Tensor]
+    tuned: Mapping[str, Tensor]
     ticket: Ticket | None = None
     artifact: Artifact | None = None
 
@@ -192,8 +194,9 @@ class MaskOfOrigin:
                 f"{recorded.path} was searched on{_versions_note(recorded.record)}"
             )
         masks = self.masks()
-        flattened = apply_masks_(module, masks, self.provenance.gains)
+        flattened = apply_masks_(module, masks, self.provenance.factors)
         set_buffers(module, self.buffers)
+        set_parameters_(module, self.tuned)
         return masks, flattened
 
 
@@ -210,6 +213,7 @@ def mask_of(holder: Ticket | MaskArtifact) -> MaskOfOrigin:
             shapes=shapes_of(holder.masks),
             masks=lambda: holder.masks,
             buffers=holder.buffers,
+            tuned=holder.tuned,
             ticket=holder,
         )
     artifact = holder.artifact
@@ -219,6 +223,7 @@ def mask_of(holder: Ticket | MaskArtifact) -> MaskOfOrigin:
         shapes=holder.shapes,
         masks=holder.masks,
         buffers=holder.buffers,
+        tuned=holder.tuned,
         artifact=artifact,
     )
 
@@ -245,7 +250,10 @@ def origin_of(
 
 @contextmanager
 def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
-    """Give the opened module the weights and buffers of its origin for the length of the block."""
+    """Give the opened module what its origin has, for the length of the block.
+
+    That is its weights, its buffers and its own values of tuned parameters.
+    """
     if opened.proof is not None:
         raise ArtifactError(
             f"{opened.path} is shrunk, so it cannot be compared with its origin on data with "
@@ -253,6 +261,9 @@ def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
         )
     dense = site_weights(source.module, opened.shapes)
     here = site_parameters(opened.module, opened.shapes)
+    tuned, own = (dict(m.named_parameters()) for m in (opened.module, source.module))
+    for name in opened.provenance().tuned:
+        here[name], dense[name] = tuned[name], own[name].detach()
     masked = {name: weight.data for name, weight in here.items()}
     try:
         with kept_buffers(opened.module):
@@ -263,25 +274,6 @@ def as_origin(opened: Opened, source: Checkpoint) -> Iterator[None]:
     finally:
         for name, weight in here.items():
             weight.data = masked[name]
-
-
-def apply_masks_(module: nn.Module, masks: Masks, gains: Mapping[str, float]) -> tuple[str, ...]:
-    """Set the weights of the sites to ±fl(gain * weight) where kept and to 0 elsewhere, in place.
-
-    A weight under a parametrization becomes a plain parameter; returns the names of these.
-    """
-    flattened: list[str] = []
-    with torch.no_grad():
-        for name, mask in masks.items():
-            path, _, param = name.rpartition(".")
-            owner = module.get_submodule(path)
-            if flatten_(owner, param):
-                flattened.append(name)
-            weight = getattr(owner, param)
-            gain, flip = gains.get(name, 1.0), masks.flips.get(name)
-            # not copied into: a weight may be expanded, or lie in the memory of another one
-            weight.data = masked_weight(weight, mask, gain, flip)
-    return tuple(flattened)
 
 
 def _versions_note(record: Mapping[str, object]) -> str:

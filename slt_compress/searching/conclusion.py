@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +15,16 @@ from slt_compress.errors import SltError
 from slt_compress.evidence.controls import CONTROLS, control_masks
 from slt_compress.evidence.metrics import Metrics, Reference, Remembering, reestimate_batchnorm
 from slt_compress.evidence.sampling import FirstRows
-from slt_compress.gates import Learned, Magnitude, Phase
-from slt_compress.gates.gating import Gates
+from slt_compress.gates import Learned, Magnitude
+from slt_compress.gates.gating import Gates, scores_of
 from slt_compress.masks import Masks
 from slt_compress.searching.events import Part, Watched, unheard
+from slt_compress.searching.settings import phase_at
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.threads import threads
+from slt_compress.sites.layouts import Blocks
 from slt_compress.sites.sites import SitePlan
+from slt_compress.sites.unit_gains import UnitGains, factors_of
 from slt_compress.storage.freeing import release
 from slt_compress.storage.probe import Probe, make_probe
 
@@ -37,6 +40,8 @@ class SearchResult:
     scores: Mapping[str, Tensor]
     masks: Masks
     gains: Mapping[str, float]
+    unit_gains: Mapping[str, UnitGains]
+    tuned: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
     history: tuple[Mapping[str, object], ...]
@@ -72,8 +77,9 @@ class Measuring:
         Raises:
             SltError: the metrics hold none of the losses that a mask can be selected by.
         """
-        masks, held_out = self.setup.binarize(scores), self.setup.workload.held_out
-        metrics = self._masked(masks, held_out, self.on_held_out, limit=20)
+        masks, held_out = self.setup.binarize(scores_of(scores)), self.setup.workload.held_out
+        with self.gates.holding(scores):
+            metrics = self._masked(masks, held_out, self.on_held_out, limit=20)
         for key in _SELECTED_BY:
             if key in metrics:
                 return metrics[key]
@@ -84,14 +90,18 @@ class Measuring:
 
     def conclude(
         self,
-        scores: Mapping[str, Tensor],
+        trained: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
         dense: Metrics,
         history: tuple[Mapping[str, object], ...],
     ) -> SearchResult:
-        """The mask of the scores, the controls beside it, and what all of them achieve."""
-        masks = self.setup.binarize(scores)
-        return self.conclude_masks(masks, weights, dense, history, scores)
+        """The mask of the scores, the controls beside it, and what all of them achieve.
+
+        `trained` holds the scores, and what was trained beside them.
+        """
+        scores = scores_of(trained)
+        with self.gates.holding(trained):
+            return self.conclude_masks(self.setup.binarize(scores), weights, dense, history, scores)
 
     def conclude_masks(
         self,
@@ -107,10 +117,10 @@ class Measuring:
             setup.tell(Part("controls"))
         controls, notes = self._controls(masks, weights)
         soft = self._soft(scores, setup.learned) if setup.learned and scores else None
-        gains = setup.gains(masks)
+        by_site, by_unit = self._gains(masks)
         setup.tell(Part("mask"))
         with kept_buffers(setup.module):
-            self.gates.mask(masks, gains)
+            self.gates.mask(masks, factors_of(by_site, by_unit))
             buffers = self._reestimate()
             hard = self.measure(setup.workload.test, self.on_test)
             probe = self._probe()
@@ -118,7 +128,9 @@ class Measuring:
         if "magnitude" in controls:
             controls["magnitude"] = controls["magnitude"] or hard
         return SearchResult(
-            plan=setup.plan, scores=scores, masks=masks, gains=gains, buffers=buffers,
+            plan=setup.plan, scores=scores, masks=masks, gains=by_site, unit_gains=by_unit,
+            tuned={n: p.detach().cpu().clone() for n, p in self.gates.tuned.items()},
+            buffers=buffers,
             weights=weights, history=history,
             metrics={"dense": dense, "hard": hard, "soft": soft},
             controls=controls, probe=probe, notes=notes,
@@ -130,12 +142,23 @@ class Measuring:
         watched = batches if setup.tell is unheard else Watched(batches, setup.tell)
         return setup.workload.measure(setup.module, watched, reference=reference)
 
+    def _gains(self, masks: Masks) -> tuple[dict[str, float], dict[str, UnitGains]]:
+        """The gains of sites, and those of units; the former are a part of the latter."""
+        by_site, layouts = self.setup.gains(masks), self.setup.plan.layouts
+        by_unit: dict[str, UnitGains] = {}
+        for name, gains in self.gates.unit_gains.items():
+            layout = layouts[name]
+            if isinstance(layout, Blocks) and name in masks:
+                scale = torch.tensor(by_site.pop(name, 1.0), dtype=torch.float32)
+                by_unit[name] = UnitGains.of(layout, gains.detach().cpu() * scale, masks[name])
+        return by_site, by_unit
+
     def _masked(
         self, masks: Masks, batches: Iterable[Any], reference: Reference | None, *, limit: int = 50
     ) -> Metrics:
         """Metrics under a mask, with BatchNorm re-estimated for it and put back afterwards."""
         with kept_buffers(self.setup.module):
-            self.gates.mask(masks, self.setup.gains(masks))
+            self.gates.mask(masks, factors_of(*self._gains(masks)))
             self._reestimate(limit)
             metrics = self.measure(batches, reference)
         release()
@@ -172,8 +195,8 @@ class Measuring:
         """Metrics of the gates at the end, without noise; rounded ones if they always were."""
         setup, gates = self.setup, self.gates
         setup.tell(Part("soft"))
-        rounded = setup.training.rounded == 1.0
-        phase = Phase(step=0, seed=setup.training.seed, annealed=1.0, hard=rounded, noise=False)
+        phase = replace(phase_at(setup.training, 1.0, 0), noise=False)
+        phase = replace(phase, hard=setup.training.rounded == 1.0)
         with torch.no_grad():
             for name, score in gates.scores.items():
                 score.copy_(scores[name])

@@ -167,7 +167,7 @@ def _measured(sketch: Checkpoint, sites: SitePlan, recipe: Recipe, method: Metho
     workload = checkpoint_workload(checkpoint, data, recipe.objective)
     pace = Search(
         module=checkpoint.module, plan=sites, workload=workload, budget=recipe.budget(),
-        method=method, training=training, random_init=random_init,
+        method=method, training=training, random_init=random_init, tuning=recipe.tuning,
     ).pace()  # fmt: skip
     steps = training.total_steps(len(data.train))
     return Forecast(

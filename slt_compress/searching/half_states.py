@@ -32,7 +32,12 @@ class _Half(torch.optim.Optimizer):
     moments: tuple[str, ...]
 
     def __init__(
-        self, scores: Iterable[nn.Parameter], *, lr: float, weight_decay: float, averaged: bool
+        self,
+        scores: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        averaged: bool,
     ) -> None:
         super().__init__(scores, {"lr": lr, "weight_decay": weight_decay, "mean_decay": 0.0})
         self._kept = (*self.moments, *(["lag"] if averaged else []))

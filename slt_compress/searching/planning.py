@@ -22,6 +22,7 @@ from slt_compress.gates import Method
 from slt_compress.searching.memory_plan import memory_of
 from slt_compress.searching.recipe_keys import FLAG_OF
 from slt_compress.searching.recipes import Recipe
+from slt_compress.searching.tuning import NO_TUNING
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.layouts import Grouped
 from slt_compress.sites.sites import Site, SitePlan
@@ -50,7 +51,8 @@ class Plan:
 
     Attributes:
         source: the opened source: `kind`, `source`, `revision`, `family`, `task`.
-        sparsity: `target`, the number of `gated` weights and of all `parameters`.
+        sparsity: `target`, the number of `gated` weights and of all `parameters`; where numbers are
+            trained beside the mask, how many: `gains` of kept units, `tuned` others.
         sites: for each site `name`, `shape`, `kind`, in the order of the model.
         skipped: parameters that are not gated, with the reason.
         memory: bytes that the search needs besides activations, by precision and optimizer.
@@ -100,6 +102,7 @@ def make_plan(
             "target": round(1.0 - budget.density, 12),
             "gated": sites.gated,
             "parameters": sum(parameter.numel() for parameter in module.parameters()),
+            **_tuned(module, sites, recipe, method),
         },
         sites=tuple(
             {"name": site.name, "shape": list(site.shape), "kind": site.kind}
@@ -113,6 +116,16 @@ def make_plan(
         expectations=expectations(sizes, recipe.pattern, permuted=recipe.permute),
         command=search_command(checkpoint.source, recipe),
     )  # fmt: skip
+
+
+def _tuned(module: nn.Module, sites: SitePlan, recipe: Recipe, method: Method) -> dict[str, int]:
+    """How many real numbers are trained beside the masks, where any are."""
+    tuning = recipe.tuning
+    tuning.check(method, recipe.budget())
+    units = sum(site.units for site in sites.sites) if tuning.gains == "unit" else 0
+    gains = max(1, round(recipe.budget().density * units)) if units else 0
+    counts = {"gains": gains, "tuned": tuning.count(module, sites)}
+    return {key: count for key, count in counts.items() if count}
 
 
 def _sizes(module: nn.Module, sites: SitePlan, budget: Budget, *, permuted: bool) -> dict[str, int]:
@@ -143,7 +156,7 @@ def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
 def search_command(source: str | Path, recipe: Recipe) -> str:
     """The shell command that searches `source` by `recipe`; defaults are left out."""
     words = ["slt-compress", "search", str(source)]
-    default = dict(_flat(Recipe().to_dict()))
+    default = dict(_flat({**Recipe().to_dict(), "tuning": asdict(NO_TUNING)}))
     given = dict(_flat(recipe.to_dict()))
     if given.get("training.steps") is not None:  # steps override epochs
         given.pop("training.epochs")
@@ -151,6 +164,8 @@ def search_command(source: str | Path, recipe: Recipe) -> str:
     for key, value in given.items():
         if (key in always and value is not None) or value != default.get(key):
             flag = FLAG_OF.get(key)
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words += [flag, text] if flag else ["--set", f"{key}={_yaml(value)}"]
             if flag and value is True:
                 words += [flag]
             else:

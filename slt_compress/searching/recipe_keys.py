@@ -64,6 +64,14 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
         help="Search only the weights that this ticket kept.",
     ),
     RecipeKey(
+        key="tuning.gains", flag="--gains", type=str, metavar="site|unit",
+        help="unit: train a real gain for each kept neuron, channel or head.",
+    ),
+    RecipeKey(
+        key="tuning.parameters", flag="--tune", type=str, metavar="KINDS",
+        help="Train norms, biases or both (norms,biases) with the gates.",
+    ),
+    RecipeKey(
         key="objective.name", flag="--objective", type=str, commands=_ONE,
         help="auto, task, distill, lm or reconstruct (block by block).",
     ),

@@ -17,6 +17,7 @@ from slt_compress.searching.recipe_files import read_recipe as read_recipe
 from slt_compress.searching.recipe_files import shipped_recipes as shipped_recipes
 from slt_compress.searching.schema import _build, _plain
 from slt_compress.searching.settings import ControlsMode, Training
+from slt_compress.searching.tuning import NO_TUNING, Tuning
 from slt_compress.sites.budget import Budget, Normalise, Scope
 from slt_compress.sites.patterns import parse_pattern
 from slt_compress.sites.sites import Targets
@@ -56,6 +57,7 @@ class Recipe:
         permute: let the groups of N:M be formed of inputs in another order, one for each site.
         inside: folder of a ticket; only the weights that it kept are searched.
         save_scores: store the scores in the ticket.
+        tuning: what is trained beside the scores; it is recorded where anything is.
     """
 
     target_sparsity: float | None = None
@@ -78,6 +80,7 @@ class Recipe:
     permute: bool = False
     inside: str | None = None
     save_scores: bool = False
+    tuning: Tuning = field(default_factory=Tuning)
 
     @property
     def sparsity(self) -> float:
@@ -113,8 +116,14 @@ class Recipe:
         return method
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mappings with every key resolved, as YAML and tickets store them."""
-        return asdict(replace(self, target_sparsity=self.sparsity))
+        """Plain mappings with every key resolved, as YAML and tickets store them.
+
+        `tuning` is left out where nothing is tuned: tickets without it stay what they were.
+        """
+        content = asdict(replace(self, target_sparsity=self.sparsity))
+        if self.tuning == NO_TUNING:
+            del content["tuning"]
+        return content
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key resolved."""

@@ -21,6 +21,7 @@ from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.rescuing import rescue
 from slt_compress.sites.dead_weights import dead_weights
 from slt_compress.sites.layouts import Grouped, kept_units
+from slt_compress.sites.unit_gains import count_gains
 from slt_compress.storage.files import dtype_name, sha256_tensors
 from slt_compress.tickets import (
     Extra,
@@ -122,6 +123,8 @@ def _content(
         origin=origin,
         masks=result.masks,
         gains=result.gains,
+        unit_gains=result.unit_gains,
+        tuned=result.tuned,
         buffers=result.buffers,
         stored={} if all_stored else stored,
         origin_tensors=stored if all_stored else None,
@@ -145,6 +148,8 @@ def _content(
             method=str(recipe.method["name"]),
             pattern=recipe.pattern,
             permuted=recipe.permute,
+            gains=count_gains(result.unit_gains),
+            tuned=sum(tensor.numel() for tensor in result.tuned.values()),
         ),
     )
 

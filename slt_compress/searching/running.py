@@ -29,6 +29,7 @@ from slt_compress.searching.search import OnStep, Search
 from slt_compress.searching.settings import with_defaults
 from slt_compress.searching.setup import Workload
 from slt_compress.searching.threads import fitting_threads
+from slt_compress.searching.tuning import NO_TUNING
 from slt_compress.searching.workloads import open_workload
 from slt_compress.tickets import Ticket, read_ticket
 
@@ -117,13 +118,13 @@ def _search_of(
         "module": checkpoint.module, "plan": sites_of(checkpoint, recipe), "workload": workload,
         "budget": recipe.budget(), "method": method, "training": recipe.training,
         "random_init": checkpoint.init is not None, "controls": recipe.evaluation.controls,
-        "streamed": checkpoint.streamed, "tell": tell,
+        "streamed": checkpoint.streamed, "tell": tell, "tuning": recipe.tuning,
     }  # fmt: skip
     if recipe.objective.name != "reconstruct":
         one = Search(**given)
         return one.permuted(accelerator) if recipe.permute else one
-    for key in ("save_scores", "permute"):
-        if getattr(recipe, key):
+    for key in ("save_scores", "permute", "tuning"):
+        if getattr(recipe, key) not in (False, NO_TUNING):
             raise RecipeError(
                 f"{key} needs all of the network at once, and the objective reconstruct works on "
                 f"one block: leave {key} out"

@@ -15,7 +15,7 @@ from slt_compress.anatomy.states import changed_buffers, set_buffers
 from slt_compress.errors import RecipeError, SltError
 from slt_compress.gates import Swaps
 from slt_compress.gates.base import sample_key
-from slt_compress.gates.gating import Gates, gated
+from slt_compress.gates.gating import Gates, gated, scores_of
 from slt_compress.searching.accelerators import accelerator_or
 from slt_compress.searching.conclusion import Measuring, SearchResult
 from slt_compress.searching.events import HeldOut, Part
@@ -53,6 +53,7 @@ class Search(SearchSetup):
         """
         if self.training.polish:
             check_polish(self)
+        self.tuning.check(self.method, self.budget)
         saved, weights = folder.load() if folder else None, self.weights()
         with self._on_device(accelerator) as accelerator:
             self.tell(Part("start"))
@@ -78,7 +79,9 @@ class Search(SearchSetup):
                     last = streamed
                 if self.learned is not None and self.training.polish:
                     self.tell(Part("polish"))
-                    last, more = polished(measuring, dict(last), weights)
+                    with gates.holding(last):
+                        scores, more = polished(measuring, scores_of(last), weights)
+                    last = {**last, **scores}
                     notes = (*notes, *more)
                 result = measuring.conclude(last, weights, dict(progress.dense), progress.history)
                 mixed = precision_notes(self.module, self.training)
@@ -135,7 +138,13 @@ class Search(SearchSetup):
     ) -> Iterator[Gates]:
         """The module with its gates, all of it on the device of the search."""
         with gated(
-            self.module, self.plan, method=self.learned, scores=scores, rescale=self.rescales
+            self.module,
+            self.plan,
+            method=self.learned,
+            scores=scores,
+            rescale=self.rescales,
+            unit_gains=self.tuning.gains == "unit",
+            tuned=self.tuning.names(self.module, self.plan),
         ) as gates:
             self.module.to(accelerator.device)
             yield gates

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from slt_compress.gates.base import HARD
 from slt_compress.searching.half_states import lags_of
 from slt_compress.searching.settings import Training
 from slt_compress.searching.state import SearchState, Selected
@@ -59,8 +60,8 @@ def is_exhausted(training: Training, selected: Selected) -> bool:
 
 def selection_points(training: Training) -> list[float]:
     """Progress after which a mask is measured, evenly over the last phase; the end is implied."""
-    count = training.selections
-    return [1.0 - training.rounded * (count - i) / count for i in range(1, count)]
+    count, share = training.selections, training.rounded or HARD
+    return [1.0 - share * (count - i) / count for i in range(1, count)]
 
 
 def mean_decay(ema: float, steps: int) -> float:

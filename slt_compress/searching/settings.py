@@ -46,7 +46,7 @@ class Training:
         schedule: how it falls: `cubic`, `linear`, `exponential` or not at all (`constant`).
         anneal: share of the search, at its end, over which the relaxation is annealed.
         hard: share of the search, at its end, with rounded gates in the forward pass; at 1 there is
-            no noise either.
+            no noise either. At 0 no step is rounded, and `relaxed` narrows its gates instead.
         start_density: density at the first step; None is 1/2 for a random init, 1 otherwise.
         selections: how often a mask is measured on the held-out slice in the last phase.
         patience: the search ends after this many measurements in a row without a better one;
@@ -194,6 +194,7 @@ def phase_at(training: Training, progress: float, index: int) -> Phase:
         annealed=min(1.0, max(0.0, annealed)),
         hard=progress >= 1.0 - training.rounded,
         noise=training.rounded < 1.0,
+        narrowed=progress if training.rounded == 0.0 else None,
     )
 
 

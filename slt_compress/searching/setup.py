@@ -20,6 +20,7 @@ from slt_compress.searching.objectives import Objective
 from slt_compress.searching.settings import ControlsMode, Training
 from slt_compress.searching.state import EpochBatches
 from slt_compress.searching.training import Loop
+from slt_compress.searching.tuning import NO_TUNING, Tuning
 from slt_compress.sites.budget import Budget, binarize, binarize_signed
 from slt_compress.sites.fitting import largest_density
 from slt_compress.sites.sites import SitePlan
@@ -74,6 +75,7 @@ class SearchSetup:
     tell: OnEvent = unheard
     probe_threads: int | None = None
     streamed: Mapping[str, Tensor] | None = None
+    tuning: Tuning = NO_TUNING
 
     def to_cpu_(self) -> None:
         """Move the module to the CPU."""
@@ -130,4 +132,5 @@ class SearchSetup:
             batches=self.workload.train,
             start_density=max(min(start, most), self.budget.density),
             training=self.training,
+            tuning=self.tuning,
         )

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from slt_compress.gates.gating import is_extra
+
 Scores = Mapping[str, Tensor]
 
 
@@ -87,7 +89,7 @@ class SearchState:
     beside a large model. `copied` before a step gives a state to come back to.
 
     Attributes:
-        scores: of every site, fp32.
+        scores: of every site, fp32; and beside them what else is trained (`Gates.trained`).
         optimizer: what the optimizer keeps for each score, by its own names.
         scaler: state of the loss scaling in fp16; empty elsewhere.
         mean: running mean of the scores, fp32; empty where `training.ema` is 0.
@@ -134,7 +136,7 @@ def first_state(scores: Mapping[str, nn.Parameter], *, averaged: bool) -> Search
     return SearchState(
         scores=live,
         mean={name: score.clone() for name, score in live.items()} if averaged else {},
-        shifts=dict.fromkeys(live, 0.0),
+        shifts={name: 0.0 for name in live if not is_extra(name)},
     )
 
 

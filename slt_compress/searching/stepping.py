@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,24 @@ from slt_compress.searching.settings import Training, lr_of
 MANY = 1 << 20
 
 
-def optimizer_of(scores: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """The optimizer of the scores.
+def optimizer_of(
+    trained: Mapping[str, nn.Parameter], rates: Mapping[str, float], training: Training
+) -> torch.optim.Optimizer:
+    """The optimizer of the scores, and of what is trained beside them at `rates` of its own.
+
+    The latter do not decay. Each group keeps the rate at the start as `base_lr`.
 
     Raises:
         RecipeError: no learning rate is given.
     """
     decay, lr, sgd = training.weight_decay, lr_of(training), training.optimizer == "sgd"
+    scores: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained.items() if name not in rates], "base_lr": lr},
+        *(
+            {"params": [trained[name]], "base_lr": rate, "weight_decay": 0.0}
+            for name, rate in rates.items()
+        ),
+    ]
     if training.state == "bf16":
         half = HalfSGD if sgd else HalfAdam
         return half(scores, lr=lr, weight_decay=decay, averaged=training.ema > 0.0)
@@ -75,14 +86,15 @@ def early_steps(
 ) -> EarlySteps | None:
     """The steps within the backward pass; None where a step needs all gradients at once.
 
-    It does to clip them, to scale them back, or to add them over processes. A small search gains
-    nothing.
+    It does to clip them, to scale them back, to add them over processes, or to step some at another
+    rate. A small search gains nothing.
     """
     listed = list(scores)
     together = (
         training.clip is not None
         or accelerator.scaler is not None
         or accelerator.num_processes > 1
+        or len(optimizer.param_groups) > 1
         or sum(score.numel() for score in listed) < MANY
     )
     return None if together else EarlySteps(listed, getattr(optimizer, "optimizer", optimizer))

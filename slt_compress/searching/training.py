@@ -18,7 +18,7 @@ from slt_compress.anatomy.gradient_paths import needs_train_mode
 from slt_compress.checkpoints.tasks import to_device
 from slt_compress.errors import SltError
 from slt_compress.gates import Learned, Phase
-from slt_compress.gates.gating import Gates
+from slt_compress.gates.gating import Gates, is_extra
 from slt_compress.searching.accelerators import (
     in_main,
     mean_over_processes,
@@ -33,7 +33,6 @@ from slt_compress.searching.settings import (
     BatchNormPolicy,
     Training,
     lr_factor,
-    lr_of,
     phase_at,
 )
 from slt_compress.searching.state import (
@@ -46,6 +45,7 @@ from slt_compress.searching.state import (
     follow_,
 )
 from slt_compress.searching.stepping import EarlySteps, early_steps, in_parts, optimizer_of
+from slt_compress.searching.tuning import NO_TUNING, Tuning
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import SitePlan
 
@@ -67,6 +67,7 @@ class Loop:
     start_density: float
     training: Training
     called: nn.Module | None = None
+    tuning: Tuning = NO_TUNING
 
     @property
     def total(self) -> int:
@@ -77,7 +78,7 @@ class Loop:
         """The state before the first step, made of the scores in the gates."""
         training = self.training
         averaged = training.ema > 0.0 and training.state == "fp32"  # else the optimizer has it
-        return first_state(self.gates.scores, averaged=averaged)
+        return first_state(self.gates.trained, averaged=averaged)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ class Engine:
         shifts = loop.method.shifts(loop.gates.ranked_(), loop.budget, density, phase, state.shifts)
         loop.gates.sample(phase, shifts)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_of(training) * lr_factor(training, progress)
+            group["lr"] = group["base_lr"] * lr_factor(training, progress)
             group["mean_decay"] = mean_decay(training.ema, index)
         outcome = self._learn(drawn.batch, phase)
         loss = mean_over_processes(self.accelerator, float(outcome.loss.detach()))
@@ -144,7 +145,7 @@ class Engine:
             outcome = self._pulled(part, phase, weight * share, early)
             outcomes.append(outcome)
         if training.clip is not None:
-            accelerator.clip_grad_norm_(list(loop.gates.scores.values()), training.clip)
+            accelerator.clip_grad_norm_(list(loop.gates.trained.values()), training.clip)
         if self.early is not None:
             self.early.late()
         else:
@@ -179,7 +180,7 @@ class Engine:
     def _adopt(self, state: SearchState) -> None:
         """Put a state that is not the one of the last step into gates and optimizer."""
         kept = self._kept()
-        for name, score in self.loop.gates.scores.items():
+        for name, score in self.loop.gates.trained.items():
             if score.data_ptr() != state.scores[name].data_ptr():
                 score.data = state.scores[name]
             if kept.get(name) is not state.optimizer.get(name):
@@ -190,7 +191,7 @@ class Engine:
     def _kept(self) -> dict[str, Mapping[str, Tensor]]:
         """What the optimizer keeps for each score."""
         every = self.optimizer.state
-        return {name: every[s] for name, s in self.loop.gates.scores.items() if every.get(s)}
+        return {name: every[s] for name, s in self.loop.gates.trained.items() if every.get(s)}
 
     def _scaler(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -219,15 +220,16 @@ class Engine:
 @contextmanager
 def engine_for(loop: Loop, accelerator: Accelerator, *, seconds: float = 0.0) -> Iterator[Engine]:
     """What computes the steps of a loop of which `seconds` are over already."""
-    training, scores = loop.training, loop.gates.scores
-    optimizer = optimizer_of(list(scores.values()), training)
+    training, trained = loop.training, loop.gates.trained
+    rates = {name: loop.tuning.rate(name) for name in trained if is_extra(name)}
+    optimizer = optimizer_of(trained, rates, training)
     with (
         recomputing(loop.module, training),
         prepared(accelerator, loop.called or loop.module, optimizer) as (module, wrapped),
     ):
         yield Engine(
             loop=loop, module=module, optimizer=wrapped, accelerator=accelerator,
-            early=early_steps(scores.values(), wrapped, accelerator, training),
+            early=early_steps(trained.values(), wrapped, accelerator, training),
             reading=reading_of(loop.module, loop.plan, training, accelerator.num_processes),
             started=time.monotonic() - seconds,
         )  # fmt: skip

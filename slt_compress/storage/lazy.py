@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -16,6 +16,7 @@ from slt_compress.errors import SltError
 from slt_compress.storage.files import UNREADABLE, unreadable
 from slt_compress.storage.regular import expect_regular
 
+T = TypeVar("T")
 _DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {
         "F64": torch.float64,
@@ -92,14 +93,14 @@ class LazyTensors(Mapping[str, Tensor]):
             raise unreadable(path, cause, self._error) from cause
 
 
-class LazyMapping(Mapping[str, Tensor]):
-    """Tensors by name, each computed again whenever it is looked up; none is held here."""
+class LazyMapping(Mapping[str, T]):
+    """Values by name, each computed again whenever it is looked up; none is held here."""
 
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+    def __init__(self, names: Iterable[str], make: Callable[[str], T]) -> None:
         self._names = dict.fromkeys(names)
         self._make = make
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> T:
         if name not in self._names:
             raise KeyError(name)
         return self._make(name)

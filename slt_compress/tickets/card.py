@@ -21,8 +21,13 @@ def ticket_card(
     method: str,
     pattern: str,
     permuted: bool = False,
+    gains: int = 0,
+    tuned: int = 0,
 ) -> str:
-    """Markdown for a ticket; `permuted`: the pattern holds in stored orders of inputs."""
+    """Markdown for a ticket, beside whose masks so many numbers were trained.
+
+    `permuted`: the pattern holds in stored orders of inputs.
+    """
     in_pattern = f" in the pattern {code_span(pattern)}" if pattern != "unstructured" else ""
     in_pattern += " in stored orders of inputs" if permuted else ""
     lines = [
@@ -31,7 +36,7 @@ def ticket_card(
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
         f"({1 - masks.density:.2%} sparse), found by the method {code_span(method)}{in_pattern}. "
-        "No weight was trained: this folder holds masks, not weights.",
+        + trained_note(gains, tuned),
         "",
         *flip_note(masks.flipped, masks.kept),
         *metric_table(metrics),
@@ -60,6 +65,15 @@ def derived_card(origin: Mapping[str, object], masks: Masks, note: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def trained_note(gains: int, tuned: int) -> str:
+    """A sentence on what was trained: nothing, or gains of units and norms and biases."""
+    if not gains and not tuned:
+        return "No weight was trained: this folder holds masks, not weights."
+    parts = [(gains, "gains of kept units"), (tuned, "norms and biases")]
+    counted = " and ".join(f"{count:,} {what}" for count, what in parts if count)
+    return f"No gated weight was trained; {counted} were, and lie in this folder beside the masks."
 
 
 def flip_note(flipped: int, kept: int) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from slt_compress.masks import Masks
+from slt_compress.sites.unit_gains import UnitGains
 from slt_compress.storage.probe import Probe
 from slt_compress.tickets.records import Extra, Metrics, SiteFacts, Units
 
@@ -37,6 +38,8 @@ class TicketContent:
         scores: the scores behind the masks.
         origin_tensors: the origin's own weights, where they cannot be had again.
         extra: further facts.
+        unit_gains: gains of the kept units, for the sites that have them.
+        tuned: parameters by name that were trained beside the mask.
     """
 
     origin: Mapping[str, object]
@@ -59,3 +62,5 @@ class TicketContent:
     scores: Mapping[str, Tensor] | None = None
     origin_tensors: Mapping[str, Tensor] | None = None
     extra: Extra | None = None
+    unit_gains: Mapping[str, UnitGains] = field(default_factory=dict)
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)

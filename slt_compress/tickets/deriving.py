@@ -87,14 +87,19 @@ def merge(first: str | Path, second: str | Path, op: Operation, out: str | Path)
     Nothing is measured.
 
     Raises:
-        TicketError: the two are of different weights, signed, or keep nothing together; or `out`
-            is taken.
+        TicketError: the two are of different weights, signed, hold trained numbers, or keep
+            nothing together; or `out` is taken.
     """
     if op not in get_args(Operation):
         raise TicketError(f"unknown operation {op!r}; known: {', '.join(get_args(Operation))}")
     left, right = _same_weights(first, second)
     if left.masks.flips or right.masks.flips:
         raise TicketError("signed tickets cannot be merged: their flips may contradict each other")
+    if any(ticket.unit_gains or ticket.tuned for ticket in (left, right)):
+        raise TicketError(
+            "tickets with gains of units or tuned parameters cannot be merged: these were trained "
+            "for one mask"
+        )
     combine = _OPERATIONS[op]
     masks = Masks({name: combine(mask, right.masks[name]) for name, mask in left.masks.items()})
     dead = [name for name in left.gains if not masks.density_of(name)]

@@ -8,7 +8,8 @@ from slt_compress.errors import TicketError
 from slt_compress.storage.writable import prove_writable
 
 # The newest version; a ticket is written in the first one that says all of it: 1, or 2 with flips,
-# or 4 with orders of inputs (3 is that of numbers trained beside the mask).
+# or 3 with numbers trained beside the mask (gains of units, tuned parameters), or 4 with orders of
+# inputs.
 KIND = ("slt-ticket", 4)
 MANIFEST = "ticket.json"
 MASKS = "masks.safetensors"
@@ -19,6 +20,7 @@ ORIGIN = "origin.safetensors"
 FLIP_SUFFIX = ".flip"
 BUFFER_PREFIX = "buffer/"
 STORED_PREFIX = "stored/"
+TUNED_PREFIX = "tuned/"
 
 
 def newest(folder: Path = Path("tickets")) -> Path:

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from slt_compress.errors import SltError, TicketError
 from slt_compress.sites.input_orders import as_order
+from slt_compress.sites.unit_gains import UnitGains, factors_of, parse_unit_gains
+from slt_compress.storage.files import sha256_tensors
 from slt_compress.storage.manifests import Manifest, is_count, is_finite
 from slt_compress.tickets import Ticket
 from slt_compress.tickets.records import Counts, parse_counts
@@ -28,6 +32,8 @@ class Provenance:
         counts: kept and gated weights, parameters of the model, and units of the pattern.
         environment: what bit-identical outputs depend on beside the model.
         orders: of the inputs of sites whose mask is N:M in another order than their own.
+        unit_gains: factor per kept unit, for the sites that have them.
+        tuned: hash of each parameter that was trained beside the mask, by its name.
     """
 
     origin: Mapping[str, object]
@@ -39,6 +45,13 @@ class Provenance:
     counts: Counts
     environment: Mapping[str, object]
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unit_gains: Mapping[str, UnitGains] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def factors(self) -> Mapping[str, float | Tensor]:
+        """What the kept weights of a site are multiplied by, for the sites that have it."""
+        return factors_of(self.gains, self.unit_gains)
 
     @property
     def pattern(self) -> str:
@@ -56,6 +69,7 @@ class Provenance:
             "counts": self.counts.to_dict(),
             "environment": self.environment,
             **({"orders": self.orders} if self.orders else {}),
+            **trained_record(self.unit_gains, self.tuned),
         }
 
 
@@ -74,8 +88,18 @@ def provenance_of(ticket: Ticket) -> Provenance:
         "counts": ticket.counts.to_dict(),
         "environment": ticket.extra.environment,
         "orders": ticket.orders,
+        **trained_record(
+            ticket.unit_gains,
+            {name: sha256_tensors({name: tensor}) for name, tensor in ticket.tuned.items()},
+        ),
     }
     return check_provenance(values, ticket.path, TicketError)
+
+
+def trained_record(unit_gains: Mapping[str, UnitGains], tuned: Mapping[str, str]) -> dict[str, Any]:
+    """The JSON keys of what was trained beside the mask; none where nothing was."""
+    gains = {name: gains.to_dict() for name, gains in unit_gains.items()}
+    return {**({"unit_gains": gains} if gains else {}), **({"tuned": tuned} if tuned else {})}
 
 
 def check_provenance(values: object, where: Path, error: type[SltError]) -> Provenance:
@@ -99,6 +123,9 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
             raise manifest.damaged(f"it counts {str(count)[:40]} flips for {name}")
     orders = manifest.object("orders") if "orders" in values else {}
     checked = {name: as_order(order) for name, order in orders.items()}
+    tuned = manifest.object("tuned") if "tuned" in values else {}
+    if not all(isinstance(digest, str) for digest in tuned.values()):
+        raise manifest.damaged("it does not hold a hash for each tuned parameter")
     return Provenance(
         origin=manifest.object("origin"),
         gains=gains,
@@ -109,6 +136,8 @@ def check_provenance(values: object, where: Path, error: type[SltError]) -> Prov
         counts=parse_counts(manifest),
         environment=manifest.object("environment"),
         orders={name: _ordered(name, order, manifest) for name, order in checked.items()},
+        unit_gains=parse_unit_gains(manifest),
+        tuned=tuned,
     )
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from slt_compress.errors import TicketError
-from slt_compress.masks import Masks, count_kept, unpack_bits
+from slt_compress.masks import Masks
+from slt_compress.sites.unit_gains import UnitGains, factors_of
 from slt_compress.storage.files import parse_json, read_bytes, read_safetensors
-from slt_compress.storage.lazy import LazyMapping, LazyTensors
+from slt_compress.storage.lazy import LazyTensors
 from slt_compress.storage.manifests import Manifest, check_manifest, is_finite
 from slt_compress.storage.probe import Probe, read_probe_file
 from slt_compress.tickets.places import (
     BUFFER_PREFIX,
-    FLIP_SUFFIX,
     HISTORY,
     KIND,
     MANIFEST,
@@ -29,6 +27,7 @@ from slt_compress.tickets.places import (
     PROBE,
     SCORES,
     STORED_PREFIX,
+    TUNED_PREFIX,
 )
 from slt_compress.tickets.records import (
     Counts,
@@ -40,6 +39,8 @@ from slt_compress.tickets.records import (
     parse_metrics,
     parse_sites,
 )
+from slt_compress.tickets.trained import check_tuned, checked_unit_gains, tuned_names
+from slt_compress.tickets.unpacking import unpack_masks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,8 @@ class Ticket:
         counts: kept and gated weights, and parameters of the model.
         sites: what the manifest records of every site.
         extra: facts that no mask depends on.
+        unit_gains: one factor per kept unit, for the sites that have them in place of `gains`.
+        tuned: parameters that were trained beside the mask.
         manifest: the whole manifest, opened once.
     """
 
@@ -84,6 +87,8 @@ class Ticket:
     counts: Counts
     sites: Mapping[str, SiteRecord]
     extra: Extra
+    unit_gains: Mapping[str, UnitGains] = field(default_factory=dict)
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
     manifest: Manifest = field(repr=False, compare=False)
 
     @property
@@ -91,6 +96,11 @@ class Ticket:
         """The orders of inputs in which masks are N:M, of the sites that have one."""
         orders = {name: site.facts.order for name, site in self.sites.items()}
         return {name: order for name, order in orders.items() if order is not None}
+
+    @property
+    def factors(self) -> Mapping[str, float | Tensor]:
+        """What the kept weights of a site are multiplied by, for the sites that have it."""
+        return factors_of(self.gains, self.unit_gains)
 
 
 def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
@@ -110,8 +120,11 @@ def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
     keys, sites, counts = set(tensors), parse_sites(manifest), parse_counts(manifest)
     buffers = _take(tensors, keys, BUFFER_PREFIX, manifest.names("buffers"), manifest)
     stored = _take(tensors, keys, STORED_PREFIX, manifest.names("stored"), manifest)
-    masks = _unpack_masks(tensors, keys, sites, manifest, lazily=lazily)
+    tuned = _take(tensors, keys, TUNED_PREFIX, tuned_names(manifest), manifest)
+    masks = unpack_masks(tensors, keys, sites, manifest, lazily=lazily)
     _check_counts(counts, masks, manifest)
+    unit_gains = checked_unit_gains(masks, sites, counts, manifest)
+    check_tuned(tuned, masks, counts, manifest)
     return Ticket(
         path=folder,
         version=manifest.integer("version"),
@@ -130,6 +143,8 @@ def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
         counts=counts,
         sites=sites,
         extra=parse_extra(manifest),
+        unit_gains=unit_gains,
+        tuned=tuned,
         manifest=manifest,
     )
 
@@ -208,35 +223,6 @@ def _take(
     return {name: tensors[prefix + name] for name in names}
 
 
-def _unpack_masks(
-    tensors: Mapping[str, Tensor],
-    keys: set[str],
-    sites: Mapping[str, SiteRecord],
-    manifest: Manifest,
-    *,
-    lazily: bool,
-) -> Masks:
-    """Unpack the masks of all sites; sizes are compared before a byte is allocated."""
-    signed = sorted(name for name, site in sites.items() if site.flips)
-    expected = {*sites, *(name + FLIP_SUFFIX for name in signed)}
-    if keys != expected:
-        odd = sorted(keys ^ expected)
-        raise manifest.damaged(f"{MASKS} and the sites disagree on {odd[:3]}")
-
-    @lru_cache(maxsize=1)  # a mask is often looked up several times in a row
-    def unpack(name: str) -> Tensor:
-        return _unpack(tensors[name], sites[name], manifest)
-
-    def unpack_flip(name: str) -> Tensor:
-        return _unpack_flip(tensors[name + FLIP_SUFFIX], kept[name], sites[name], manifest)
-
-    kept: Mapping[str, Tensor] = LazyMapping(sorted(sites), unpack)
-    flips: Mapping[str, Tensor] = LazyMapping(signed, unpack_flip)
-    if lazily:
-        return Masks.made(kept, flips)
-    return Masks(kept, flips)
-
-
 def _check_counts(counts: Counts, masks: Masks, manifest: Manifest) -> None:
     """Compare the recorded totals with those of the masks."""
     actual = {"kept": masks.kept, "gated": masks.total, "flips": masks.flipped}
@@ -244,34 +230,6 @@ def _check_counts(counts: Counts, masks: Masks, manifest: Manifest) -> None:
     for key, count in recorded.items():
         if count != actual[key]:
             raise manifest.damaged(f"it counts {count} {key} weights, the masks {actual[key]}")
-
-
-def _unpack(packed: Tensor, site: SiteRecord, manifest: Manifest) -> Tensor:
-    if packed.shape != ((math.prod(site.shape) + 7) // 8,):  # before a huge shape overflows
-        raise manifest.damaged(
-            f"a mask of {tuple(packed.shape)} bytes does not fit the shape {site.shape}"
-        )
-    try:
-        mask = unpack_bits(packed, site.shape)
-    except ValueError as cause:
-        raise manifest.damaged(str(cause)) from cause
-    if (site.kept, site.total) != (count_kept(mask), mask.numel()):
-        raise manifest.damaged(
-            f"the counts of a site of shape {site.shape} are not those of its mask"
-        )
-    return mask
-
-
-def _unpack_flip(packed: Tensor, mask: Tensor, site: SiteRecord, manifest: Manifest) -> Tensor:
-    try:
-        flip = unpack_bits(packed, site.shape)
-    except ValueError as cause:
-        raise manifest.damaged(str(cause)) from cause
-    if bool((flip & ~mask).any()):
-        raise manifest.damaged("a weight is flipped that its mask does not keep")
-    if site.flips != count_kept(flip):
-        raise manifest.damaged(f"it counts {site.flips} flips where there are {count_kept(flip)}")
-    return flip
 
 
 def _checked_gains(masks: Masks, manifest: Manifest) -> dict[str, float]:

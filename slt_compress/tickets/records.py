@@ -26,21 +26,24 @@ class Counts:
     """Kept and gated weights, and parameters of the model.
 
     `flips` of the kept weights have their sign flipped; `units` are those of a pattern whose units
-    are larger than a weight.
+    are larger than a weight. `gains` is how many units have a trained gain, `tuned` how many other
+    numbers were trained.
     """
 
     kept: int
     gated: int
     parameters: int
     flips: int = 0
+    gains: int = 0
+    tuned: int = 0
     units: Units | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object; flips and units only where there are any."""
+        """The JSON object; all but the first three only where there are any."""
         counts = {"kept": self.kept, "gated": self.gated, "parameters": self.parameters}
-        flips = {"flips": self.flips} if self.flips else {}
+        more = {key: getattr(self, key) for key in ("flips", "gains", "tuned")}
         units = {} if self.units is None else {"units": asdict(self.units)}
-        return {**counts, **flips, **units}
+        return {**counts, **{key: count for key, count in more.items() if count}, **units}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,13 +136,16 @@ def parse_counts(manifest: Manifest) -> Counts:
     for key in ("kept", "gated", "parameters"):
         if not is_count(counts.get(key)):
             raise manifest.damaged(f"it counts {str(counts.get(key))[:40]} {key} weights")
-    if not is_count(counts.get("flips", 0), least=0):
-        raise manifest.damaged(f"it counts {str(counts['flips'])[:40]} flips")
+    for key in ("flips", "gains", "tuned"):
+        if not is_count(counts.get(key, 0), least=0):
+            raise manifest.damaged(f"it counts {str(counts[key])[:40]} {key}")
     return Counts(
         kept=counts["kept"],
         gated=counts["gated"],
         parameters=counts["parameters"],
         flips=counts.get("flips", 0),
+        gains=counts.get("gains", 0),
+        tuned=counts.get("tuned", 0),
         units=_parse_units(counts, manifest),
     )
 

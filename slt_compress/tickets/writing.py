@@ -30,6 +30,7 @@ from slt_compress.tickets.places import (
     PROBE,
     SCORES,
     STORED_PREFIX,
+    TUNED_PREFIX,
 )
 from slt_compress.tickets.reading import Ticket, read_ticket
 from slt_compress.tickets.records import Counts, SiteFacts, SiteRecord, Units
@@ -77,13 +78,25 @@ def _manifest(content: TicketContent) -> dict[str, Any]:
         "sites": {name: site.to_dict() for name, site in sites.items()},
         "buffers": sorted(content.buffers),
         "stored": sorted(content.stored),
+        **_trained(content),
+    }
+
+
+def _trained(content: TicketContent) -> dict[str, Any]:
+    """What was trained beside the mask, where anything was."""
+    gains = {name: gains.to_dict() for name, gains in content.unit_gains.items()}
+    return {
+        **({"unit_gains": gains} if gains else {}),
+        **({"tuned": sorted(content.tuned)} if content.tuned else {}),
     }
 
 
 def _version(content: TicketContent) -> int:
-    """The oldest version whose readers understand these masks."""
+    """The oldest version whose readers understand this ticket."""
     if any(site.order is not None for site in content.sites.values()):
         return 4
+    if content.unit_gains or content.tuned:
+        return 3
     return 2 if content.masks.flips else 1
 
 
@@ -123,6 +136,8 @@ def _counts(content: TicketContent) -> Counts:
         gated=masks.total,
         parameters=content.parameters,
         flips=masks.flipped,
+        gains=sum(gains.count for gains in content.unit_gains.values()),
+        tuned=sum(tensor.numel() for tensor in content.tuned.values()),
         units=None if units is None else Units(
             kept=sum(entry.kept for entry in units.values()),
             gated=sum(entry.gated for entry in units.values()),
@@ -137,8 +152,10 @@ def _write_masks(path: Path, content: TicketContent) -> None:
         **{name + FLIP_SUFFIX: pack_bits(flip) for name, flip in masks.flips.items()},
         **{BUFFER_PREFIX + name: tensor for name, tensor in buffers.items()},
         **{STORED_PREFIX + name: tensor for name, tensor in stored.items()},
+        **{TUNED_PREFIX + name: tensor for name, tensor in content.tuned.items()},
     }
-    if len(tensors) != len(masks) + len(masks.flips) + len(buffers) + len(stored):
+    parts = (masks, masks.flips, buffers, stored, content.tuned)
+    if len(tensors) != sum(map(len, parts)):
         raise TicketError("a site has the name of another stored tensor; rename it")
     shapes = {name: list(mask.shape) for name, mask in masks.items()}
     facts = {"kind": KIND[0], "version": _version(content), "shapes": shapes}

@@ -388,7 +388,7 @@ def rewrite(path, change=lambda manifest: None, tensors=None):
 
 
 def test_a_newer_artifact_is_refused_with_the_way_out(path):
-    rewrite(path, lambda m: m.update(version=2))
+    rewrite(path, lambda m: m.update(version=3))
     for reader in (read_artifact, describe_artifact):
         with pytest.raises(ArtifactError, match=r"newer slt-compress.*upgrade"):
             reader(path)

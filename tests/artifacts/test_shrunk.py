@@ -28,7 +28,7 @@ from slt_compress.checkpoints import Checkpoint, open_checkpoint
 from slt_compress.cli import app
 from slt_compress.errors import ArtifactError, SltError
 from slt_compress.masks import Masks
-from slt_compress.runtime.opening import apply_masks_
+from slt_compress.runtime.masking import apply_masks_
 from slt_compress.searching.recipes import parse_recipe
 from slt_compress.sites.sites import find_sites
 from slt_compress.storage.files import read_manifest, sha256_tensors
@@ -283,7 +283,7 @@ DAMAGE = {
     "buffers that are not there": lambda m: m.update(buffers=["x"]),
     "another proof": lambda m: m.update(proof="0" * 64),
     "another hash": lambda m: m.update(hash="0" * 64),
-    "a newer version": lambda m: m.update(version=2),
+    "a newer version": lambda m: m.update(version=3),
 }
 
 

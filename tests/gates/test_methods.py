@@ -470,3 +470,46 @@ def test_a_rounded_search_trains_the_gates_near_the_threshold_whatever_their_sca
     assert 0.2 < float(near.float().mean()) < 0.9
     assert found["w"].grad is not None
     assert torch.allclose(found["w"].grad, torch.where(near, values * upstream, 0.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+@pytest.mark.parametrize("narrowed", [0.0, 0.5, 1.0])
+def test_a_search_that_is_never_rounded_sees_soft_gates_and_moves_scores_by_their_gradient(
+    scale: float, narrowed: float
+) -> None:
+    method = Relaxed()
+    phase = Phase(step=0, seed=0, narrowed=narrowed)
+    found = {"w": (scale * weight()).requires_grad_()}
+    shift = method.shifts(found, Budget(density=0.2), 0.2, phase, {"w": 0.0})["w"]
+    distance = (found["w"].detach() - (shift + 0.5)).double()
+    rms, width = distance.square().mean().sqrt(), 0.005**narrowed
+    ones = torch.ones_like(found["w"])
+    sample = Sample(phase=phase, shift=shift, key=1, rescale=False)
+    gate = method.effective(found["w"], ones, sample)
+    wide, narrow = ((0.5 + distance / (2 * w * rms)).clamp(0, 1) for w in (1.0, width))
+    assert torch.allclose(gate.double(), 0.99 * narrow + 0.01 * wide, atol=1e-4)
+    near = distance.abs() < rms
+    inner = gate.detach()[near]
+    assert bool(((inner > 0) & (inner < 1)).all())
+    assert int((gate > 0.5).sum()) == round(0.2 * gate.numel())
+    order = distance[near].argsort()
+    assert bool((inner[order].diff() > 0).all()), "the gate has an inverse within the window"
+    upstream = weight(shape=gate.shape).cos()
+    gate.backward(upstream)
+    assert found["w"].grad is not None
+    # mirror descent: the gradient with respect to the gate, without the slope of the gate
+    assert torch.allclose(found["w"].grad, torch.where(near, upstream, 0.0), rtol=1e-5)
+
+
+def test_equal_scores_have_gates_of_one_half() -> None:
+    method, phase = Relaxed(), Phase(step=0, seed=0, narrowed=0.0)
+    score, ones = torch.full((3, 4), 0.7), torch.ones(3, 4)
+    sample = Sample(phase=phase, shift=0.2, key=1, rescale=False)
+    gate = method.effective(score, ones, sample)
+    assert bool(gate.isfinite().all())
+
+
+@pytest.mark.parametrize("wrong", [{"width": 0.0}, {"width_end": 2.0}, {"width_end": 0.0}])
+def test_widths_that_do_not_narrow_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(RecipeError, match="0 < width_end <= width"):
+        Relaxed(**wrong)

@@ -60,6 +60,9 @@ RECIPES = {
         "training": {"steps": 8, "batch_size": 3}, "objective": {"hidden_weight": 0.5}}),
     "random": ("lenet-300-100", "digits", {
         "init": "random", "training": {"steps": 40, "batch_size": 16}}),
+    "tuned": ("vit", "pictures", {
+        "pattern": "head", "target_sparsity": 0.5, "training": {"steps": 8, "batch_size": 4},
+        "tuning": {"gains": "unit", "parameters": ["norms", "biases"]}}),
     "language": ("llama", "prose", {"training": {"steps": 8, "batch_size": 4, "clip": 1.0}}),
 }  # fmt: skip
 

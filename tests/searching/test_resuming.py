@@ -66,6 +66,15 @@ CASES = {
     "groups": ("llama", "prose", {"pattern": "2:4", "training": SHORT}),
     "patience": ("bert", "reviews", {"training": {**SHORT, "patience": 1, "ema": 0.0}}),
     "gumbel": ("vit", "pictures", {"method": "gumbel", "init": "random", "training": SHORT}),
+    "tuned": (
+        "resnet",
+        "pictures",
+        {
+            "pattern": "channel",
+            "tuning": {"gains": "unit", "parameters": "norms,biases"},
+            "training": SHORT,
+        },
+    ),
     "fp-cast": ("vit", "pictures", {"training": {**SHORT, "precision": "bf16", "clip": 1.0}}),
 }
 

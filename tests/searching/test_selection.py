@@ -96,10 +96,10 @@ def test_settings_that_are_not_given_suit_the_method_and_the_start() -> None:
         return training.optimizer, training.lr, training.lr_schedule, training.hard
 
     relaxed, edge = Relaxed(), EdgePopup()
-    assert found(relaxed, True) == ("sgd", 0.1, "cosine", 1.0)
+    assert found(relaxed, True) == ("sgd", 0.1, "cosine", 0.0)
     assert found(relaxed, True, hard=0.2) == ("sgd", 0.1, "cosine", 0.2)
     assert found(relaxed, True, optimizer="adam") == ("adam", 0.01, "linear", 0.4)
-    assert found(relaxed, True, lr=0.2, lr_schedule="linear") == ("sgd", 0.2, "linear", 1.0)
+    assert found(relaxed, True, lr=0.2, lr_schedule="linear") == ("sgd", 0.2, "linear", 0.0)
     assert found(edge, True) == ("sgd", 0.1, "cosine", 0.4)
     assert found(edge, True, optimizer="adam") == ("adam", 0.03, "linear", 0.4)
     for method in (relaxed, edge):
@@ -122,7 +122,9 @@ def test_a_phase_is_soft_then_annealed_then_hard() -> None:
     assert [phase.hard for phase in phases] == [False, True, True]
     assert all(phase.noise for phase in phases)
     first = phase_at(Training(hard=1.0), 0.0, 0)
-    assert (first.hard, first.noise) == (True, False)
+    assert (first.hard, first.noise, first.narrowed) == (True, False, None)
+    never = phase_at(Training(hard=0.0), 0.25, 0)
+    assert (never.hard, never.narrowed) == (False, 0.25)
     assert [(phase.step, phase.seed) for phase in phases] == [(0, 3), (1, 3), (2, 3)]
 
 

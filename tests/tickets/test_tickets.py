@@ -11,6 +11,8 @@ import torch
 
 from slt_compress.errors import TicketError
 from slt_compress.masks import Masks
+from slt_compress.sites.layouts import Blocks
+from slt_compress.sites.unit_gains import UnitGains
 from slt_compress.storage.files import write_safetensors
 from slt_compress.storage.probe import Probe
 from slt_compress.tickets import (
@@ -70,6 +72,75 @@ def contents(**changes):
 def path(tmp_path):
     write_ticket(tmp_path / "t", contents(), run={"seconds": 1.25})
     return tmp_path / "t"
+
+
+TRAINED = {
+    "gains": {"conv.weight": 0.1},
+    "masks": Masks({**MASKS, "fc.weight": torch.tensor([[1] * 5, [0] * 5], dtype=torch.bool)}),
+    "unit_gains": {
+        "fc.weight": UnitGains(
+            layout=Blocks(weight=(2, 5), matrix=(2, 5), block=(1, 5)), values=(-1.5, None)
+        )
+    },
+    "tuned": {"bn.weight": torch.tensor([1.0, -0.0])},
+}
+GOLDEN_TRAINED = {
+    "masks.safetensors": "aae944abcbcfebbc4c42b4b3ef9ec27b25df4939ab167a95a4742546f9c88762",
+    "ticket.json": "310c844d69469278bdd31a5aec074e241fad3b5423f6713a65c2d05bea4b974b",
+}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    write_ticket(tmp_path / "trained", contents(**TRAINED))
+    return tmp_path / "trained"
+
+
+def test_numbers_trained_beside_the_mask_come_back_and_are_version_3(trained):
+    ticket = read_ticket(trained)
+    assert ticket.version == 3
+    assert ticket.unit_gains == TRAINED["unit_gains"]
+    assert torch.equal(ticket.tuned["bn.weight"], TRAINED["tuned"]["bn.weight"])
+    assert ticket.tuned["bn.weight"].signbit().tolist() == [False, True]
+    assert ticket.counts.to_dict()["gains"] == 1
+    assert ticket.counts.to_dict()["tuned"] == 2
+    assert ticket.factors["fc.weight"].tolist() == [[-1.5] * 5, [1.0] * 5]
+    assert ticket.factors["conv.weight"] == 0.1
+    for name, digest in GOLDEN_TRAINED.items():
+        assert hashlib.sha256((trained / name).read_bytes()).hexdigest() == digest
+
+
+FC = "fc.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m["unit_gains"][FC].update(values=[-1.5]), "one number in fp32 per unit"),
+        (lambda m: m["unit_gains"][FC].update(values=[0.1, None]), "one number in fp32 per unit"),
+        (lambda m: m["unit_gains"][FC].update(values=[2, None]), "one number in fp32 per unit"),
+        (lambda m: m["unit_gains"][FC].update(values=[1e39, None]), "one number in fp32 per unit"),
+        (lambda m: m["unit_gains"][FC].update(values=[-1.5, 1.5]), "not those it keeps"),
+        (lambda m: m["unit_gains"][FC].update(values=[None, 1.5]), "not those it keeps"),
+        (lambda m: m["unit_gains"][FC].update(block=[0, 5]), "do not fit its shape"),
+        (lambda m: m["unit_gains"][FC].update(block=[3, 5]), "do not fit its shape"),
+        (lambda m: m["unit_gains"][FC].update(matrix=[2**40, 5]), "do not fit its shape"),
+        (lambda m: m["unit_gains"][FC].update(weight=[5, 2]), "of another shape or no site"),
+        (lambda m: m["unit_gains"].update(other=m["unit_gains"][FC]), "another shape or no site"),
+        (lambda m: m["unit_gains"].update({FC: 3}), "the unit gains of fc.weight are 3"),
+        (lambda m: m["gains"].update({FC: 2.0}), "a gain of its own and gains of its units"),
+        (lambda m: m["counts"].update(gains=2), "counts 2 gains"),
+        (lambda m: m["counts"].update(tuned=3), "counts 3 tuned numbers"),
+        (lambda m: m["counts"].update(tuned=-1), "counts -1 tuned"),
+        (lambda m: m.update(tuned=["bn.weight", "other"]), "lacks tuned/other"),
+        (lambda m: m.update(tuned=[]), "disagree"),
+        (lambda m: m.update(version=2), "disagree"),
+    ],
+)
+def test_damaged_numbers_are_refused(trained, change, words):
+    edit(trained, change)
+    with pytest.raises(TicketError, match=words):
+        read_ticket(trained)
 
 
 def edit(path, change):
