@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 RUN = """
-import json, sys, time
+import json, sys, tempfile, time
 import torch, transformers, accelerate, datasets, timm
 import slt_compress
 from slt_compress.searching import running, workloads
@@ -55,7 +55,7 @@ before, started = memory("VmRSS"), time.process_time()
 if kind == "adamw":
     tune()
 else:
-    slt_compress.search(folder, recipe=recipe, out=folder + "/ticket", fresh=True)
+    slt_compress.search(folder, recipe=recipe, out=tempfile.mkdtemp(dir=folder) + "/ticket")
 print(json.dumps({"processor": time.process_time() - started, "peak": memory("VmHWM") - before}))
 """
 

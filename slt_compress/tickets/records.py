@@ -215,6 +215,7 @@ def _parse_site(site: object, manifest: Manifest, *, signed: bool, permuted: boo
 
 def _parse_units(record: Mapping[str, object], manifest: Manifest) -> Units | None:
     units = record.get("units", {"kept": 1, "gated": 1})
-    if not isinstance(units, dict) or not all(is_count(units.get(k)) for k in ("kept", "gated")):
+    least = {"kept": 0, "gated": 1}  # a site may lose all of its units
+    if not isinstance(units, dict) or not all(is_count(units.get(k), n) for k, n in least.items()):
         raise manifest.damaged(f"it counts {str(units)[:40]} units")
     return Units(kept=units["kept"], gated=units["gated"]) if "units" in record else None

@@ -201,3 +201,14 @@ def test_a_target_that_contradicts_the_pattern_is_refused_before_the_search() ->
         slt_compress.search(
             "lenet-300-100", "digits", recipe=Recipe(pattern="2:4", target_sparsity=0.9)
         )
+
+
+def test_a_site_that_keeps_no_unit_is_in_the_ticket(tmp_path):
+    recipe = parse_recipe({
+        "init": "random", "dataset": "digits", "pattern": "neuron", "target_sparsity": 0.9975,
+        "training": {"steps": 2, "batch_size": 8}, "evaluation": {"limit": 8, "controls": "none"},
+    })  # fmt: skip
+    ticket = slt_compress.search("lenet-300-100", recipe=recipe, out=tmp_path / "t")
+    kept = sorted(ticket.masks.density_of(name) for name in ticket.masks)
+    assert kept[0] == 0 < kept[-1]
+    assert slt_compress.verify(ticket.path, in_process=True).ok
