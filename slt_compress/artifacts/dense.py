@@ -109,7 +109,7 @@ def _save_timm(folder: Path, checkpoint: Checkpoint, module: nn.Module) -> None:
         write_safetensors(folder / DENSE_WEIGHTS, module.state_dict())
         save_config_for_hf(
             module,
-            str(folder / CONFIG),
+            folder / CONFIG,
             model_config=labels,
             model_args=dict(checkpoint.config.get("model_args") or {}),
         )

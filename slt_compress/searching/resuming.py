@@ -43,7 +43,7 @@ class Progress:
 
     Attributes:
         notes: of the first scores, for the ticket.
-        dense: metrics of the dense network.
+        dense: metrics of the dense network; None before they are measured.
         scores: of a one-shot method; None while `state` holds those of a learned one.
         state: after the last saved step.
         buffers: of the module, where steps changed them.
@@ -53,7 +53,7 @@ class Progress:
     """
 
     notes: tuple[str, ...]
-    dense: Mapping[str, float]
+    dense: Mapping[str, float] | None = None
     scores: Mapping[str, Tensor] | None = None
     state: SearchState | None = None
     buffers: Mapping[str, Tensor]
@@ -237,7 +237,7 @@ def _manifest(progress: Progress) -> dict[str, Any]:
     """Everything of the progress that is not a tensor."""
     facts: dict[str, Any] = {
         "kind": KIND[0], "version": KIND[1], "notes": list(progress.notes),
-        "dense": dict(progress.dense), "history": list(progress.history), "state": None,
+        "dense": progress.dense and dict(progress.dense), "history": list(progress.history), "state": None,
     }  # fmt: skip
     state = progress.state
     if state is not None:

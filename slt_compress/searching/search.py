@@ -61,12 +61,9 @@ class Search(SearchSetup):
             scores, notes = self._start(weights, saved) if streamed is None else (streamed, ())
             with self._gated(scores if self.learned else None, accelerator) as gates:
                 measuring = Measuring.of(self, gates)
-                if saved is None:
-                    self.tell(Part("dense"))
-                    dense = measuring.measure(self.workload.test, None)
-                    saved = Progress(notes=notes, dense=dense, buffers={})
                 kept = None if self.learned or streamed is not None else scores
-                progress = replace(saved, scores=kept)
+                progress = replace(saved or Progress(notes=notes, buffers={}), scores=kept)
+                progress = self._compared(progress, measuring, folder)
                 if self.learned is not None:
                     seconds = progress.state.latest.seconds if progress.state else 0.0
                     loop = self.loop(gates, self.learned)
@@ -83,7 +80,7 @@ class Search(SearchSetup):
                         scores, more = polished(measuring, scores_of(last), weights)
                     last = {**last, **scores}
                     notes = (*notes, *more)
-                result = measuring.conclude(last, weights, dict(progress.dense), progress.history)
+                result = measuring.conclude(last, weights, dict(progress.dense or {}), progress.history)
                 mixed = precision_notes(self.module, self.training)
                 return replace(result, notes=(*notes, *result.notes, *mixed))
 
@@ -164,6 +161,17 @@ class Search(SearchSetup):
             tell=self.tell,
         )  # fmt: skip
 
+    def _compared(
+        self, progress: Progress, measuring: Measuring, folder: SearchFolder | None
+    ) -> Progress:
+        """The progress with the metrics of the dense network, measured where they are missing."""
+        if progress.dense is not None:
+            return progress
+        self.tell(Part("dense"))
+        with saved_at_the_end(None if progress.scores is None else folder, lambda: progress):
+            dense = measuring.measure(self.workload.test, None)
+        return replace(progress, dense=dense)
+
     def _learn(
         self,
         engine: Engine,
@@ -183,15 +191,26 @@ class Search(SearchSetup):
             changed = changed_buffers(self.module, gates.dense_buffers)
             return replace(progress, state=state, buffers=changed, history=tuple(history))
 
+        def selected() -> SearchState:
+            """The state after the measurement that is due, if one is."""
+            if not history or "held_out" in history[-1]:
+                return state
+            if not is_due(self.training, state.selected, state.latest.progress):
+                return state
+            passed = replace(state.selected, points=state.selected.points + 1)
+            with saved_at_the_end(folder, now):
+                after = replace(state, selected=passed)
+                after = _measured(after, measuring, history, folder)
+            self.tell(Part("search"))
+            return after
+
         self.tell(Part("search"))
+        state = selected()  # where the search was interrupted in the middle of it
         with stopping_between_steps() as steps:
             for drawn in () if self._ends(state) else draw(engine.loop.batches, state.position):
                 state = _step(engine, state, drawn, folder)
                 history.append(_record(state.latest))
-                if is_due(self.training, state.selected, state.latest.progress):
-                    passed = replace(state.selected, points=state.selected.points + 1)
-                    state = _measured(replace(state, selected=passed), measuring, history, folder)
-                    self.tell(Part("search"))
+                state = selected()
                 with saved_at_the_end(folder, now):
                     self.tell(state.latest)
                     if on_step is not None:
@@ -203,7 +222,8 @@ class Search(SearchSetup):
                 if folder is not None and folder.due():
                     folder.save(now())
         if self.training.selections > 0 and "held_out" not in history[-1]:
-            state = _measured(state, measuring, history, folder)
+            with saved_at_the_end(folder, now):
+                state = _measured(state, measuring, history, folder)
         state = final(state)
         return now()
 

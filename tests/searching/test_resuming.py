@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,14 @@ import slt_compress
 from slt_compress import Recipe, SltError, Training
 from slt_compress.errors import TicketError
 from slt_compress.gates import METHODS
+from slt_compress.searching import running
+from slt_compress.searching.conclusion import Measuring
 from slt_compress.searching.recipes import parse_recipe
 from slt_compress.searching.reserving import interrupted
 from slt_compress.searching.resuming import SearchFolder, search_folder
+from slt_compress.searching.search import Search, _saved_scores
 from slt_compress.searching.state import Step
+from slt_compress.searching.workloads import open_workload
 
 SHORT = {"steps": 9, "batch_size": 4, "selections": 3, "hard": 0.6}
 
@@ -48,9 +54,8 @@ def digests(ticket: Path) -> dict[str, str]:
 
 
 def search(source: Any, data: str, recipe: dict[str, Any], out: Path, **options: Any) -> Path:
-    return slt_compress.search(
-        source, data, recipe=parse_recipe(recipe), out=out, save_every=0.0, **options
-    ).path
+    options = {"save_every": 0.0, **options}
+    return slt_compress.search(source, data, recipe=parse_recipe(recipe), out=out, **options).path
 
 
 SIGNED = {"name": "relaxed", "signed": True}
@@ -116,6 +121,49 @@ def test_what_was_trained_is_kept_while_it_is_measured(
         patch.setattr("slt_compress.searching.search.first_scores", lambda *a, **k: 1 / 0)
         resumed = search(source, spec, recipe, out, on_step=steps.append)
     assert not steps
+    assert digests(resumed) == digests(search(source, spec, recipe, tmp_path / "whole"))
+
+
+def without_measuring(*arguments: Any) -> Any:
+    checkpoint, prepared, workload = open_workload(*arguments)
+    return checkpoint, prepared, replace(workload, measure=lambda *a, **k: 1 / 0)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_measurement_of_the_selection_that_is_cut_short_is_made_again(
+    at: int, checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C while a mask is measured, between the steps or after the last: no step is lost."""
+    recipe, source, spec = {"training": SHORT}, checkpoints["vit"], data_sets["pictures"]
+    measure, calls = Measuring.held_out_loss, iter(range(at + 1))
+
+    def cut_short(self: Measuring, scores: Mapping[str, torch.Tensor]) -> float:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return measure(self, scores)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Measuring, "held_out_loss", cut_short)
+        search(source, spec, recipe, tmp_path / "ticket", save_every=300.0)
+    steps: list[Step] = []
+    resumed = search(source, spec, recipe, tmp_path / "ticket", on_step=steps.append)
+    assert len(steps) < SHORT["steps"] / 2
+    assert digests(resumed) == digests(search(source, spec, recipe, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("method", ["wanda", "swaps"])
+def test_scores_of_one_shot_are_kept_while_the_dense_network_is_measured(
+    method: str, checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    recipe, source, spec = {"method": method}, checkpoints["vit"], data_sets["pictures"]
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(running, "open_workload", without_measuring)
+        search(source, spec, recipe, tmp_path / "ticket")
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_start", lambda self, weights, saved: _saved_scores(saved))
+        resumed = search(source, spec, recipe, tmp_path / "ticket")
     assert digests(resumed) == digests(search(source, spec, recipe, tmp_path / "whole"))
 
 
