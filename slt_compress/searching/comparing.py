@@ -173,8 +173,8 @@ def _locked(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(folder / FILE)
             held.enter_context(locked(folder))
+            remove_unfinished(folder / FILE)  # nobody else writes there now
         except BlockingIOError:
             raise TicketError(
                 f"another comparison is running in {folder}: wait for it, or choose another folder"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
@@ -15,13 +16,14 @@ from accelerate import Accelerator
 from slt_compress.anatomy.states import environment
 from slt_compress.checkpoints import Checkpoint, origin_record
 from slt_compress.data import SearchData
-from slt_compress.errors import TicketError
+from slt_compress.errors import SltError, TicketError
 from slt_compress.searching.accelerators import in_main
 from slt_compress.searching.batch_hashes import batch_hash
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.searching.recording import Target
 from slt_compress.searching.resuming import (
     ABOUT,
+    LOCK,
     SAVE_EVERY,
     SUFFIX,
     BusyError,
@@ -30,6 +32,8 @@ from slt_compress.searching.resuming import (
 )
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.storage.files import json_text, read_json, sha256_tensors
+from slt_compress.storage.locks import locked
+from slt_compress.tickets.places import MANIFEST
 
 
 @contextmanager
@@ -70,6 +74,23 @@ def _hold(held: ExitStack, target: Target, about: Mapping[str, Any], *, fresh: b
             continue
         return path.name
     raise TicketError(f"{target.parent} has no free name for {target.stem}")
+
+
+def forget_finished(target: Target) -> None:
+    """Remove the progress of a search that was killed after it had written its ticket.
+
+    It goes only if its recipe and weights are those of the ticket beside it.
+    """
+    ticket = target.parent / target.stem
+    left = ticket.with_name(ticket.name + SUFFIX)
+    if not (left / ABOUT).is_file() or not (ticket / MANIFEST).is_file():
+        return
+    with suppress(SltError, OSError):
+        about, written = read_json(left / ABOUT, SltError), read_json(ticket / MANIFEST, SltError)
+        hashed = dict(about.get("origin") or {}).get("weights_hash")
+        if (about.get("recipe"), hashed) == (written.get("recipe"), written.get("weights_hash")):
+            with locked(left / LOCK):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _candidates(target: Target) -> Iterator[Path]:

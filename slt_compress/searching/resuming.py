@@ -27,7 +27,7 @@ from slt_compress.storage.files import (
 
 SUFFIX = ".search"
 KIND = ("slt-search", 1)
-ABOUT, _STATE, _LOCK = "search.json", "state.safetensors", "lock"
+ABOUT, LOCK, _STATE = "search.json", "lock", "state.safetensors"
 SAVE_EVERY = 300.0
 
 History = tuple[Mapping[str, Any], ...]
@@ -168,7 +168,7 @@ def _locked(path: Path) -> Iterator[None]:
     lone = not path.parent.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        stream = (path / _LOCK).open("ab")
+        stream = (path / LOCK).open("ab")
     except OSError as cause:
         raise TicketError(f"cannot write {path}: {cause}") from cause
     with stream:
@@ -236,8 +236,8 @@ def _tensors(progress: Progress) -> dict[str, Tensor]:
 def _manifest(progress: Progress) -> dict[str, Any]:
     """Everything of the progress that is not a tensor."""
     facts: dict[str, Any] = {
-        "kind": KIND[0], "version": KIND[1], "notes": list(progress.notes),
-        "dense": progress.dense and dict(progress.dense), "history": list(progress.history), "state": None,
+        "kind": KIND[0], "version": KIND[1], "notes": list(progress.notes), "state": None,
+        "dense": progress.dense and dict(progress.dense), "history": list(progress.history),
     }  # fmt: skip
     state = progress.state
     if state is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from slt_compress.searching.progress_bars import heard
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.reconstruction import STEPS, Reconstruction
 from slt_compress.searching.recording import Target, record
-from slt_compress.searching.reserving import about_search, reserved
+from slt_compress.searching.reserving import about_search, forget_finished, reserved
 from slt_compress.searching.search import OnStep, Search
 from slt_compress.searching.settings import with_defaults
 from slt_compress.searching.setup import Workload
@@ -82,7 +83,7 @@ def _run(
     """`run` on the devices and processes of an accelerator."""
     started = time.monotonic()
     tell(Part("open"))
-    in_main(accelerator, target.check)
+    in_main(accelerator, partial(_check, target))
     with accelerator.main_process_first():  # which downloads, where there is anything to
         checkpoint, prepared, workload = open_workload(source, data, loss_fn, recipe)
     recipe = _with_defaults(recipe, method, random_init=checkpoint.init is not None)
@@ -131,6 +132,12 @@ def _search_of(
             )
     residence = Residence.of(checkpoint.module, checkpoint.streamed)
     return Reconstruction(**given, residence=residence)
+
+
+def _check(target: Target) -> None:
+    """Refuse a target that cannot be written, once what a finished search left there is gone."""
+    forget_finished(target)
+    target.check()
 
 
 def _with_defaults(recipe: Recipe, method: Method, *, random_init: bool) -> Recipe:

@@ -80,7 +80,9 @@ class Search(SearchSetup):
                         scores, more = polished(measuring, scores_of(last), weights)
                     last = {**last, **scores}
                     notes = (*notes, *more)
-                result = measuring.conclude(last, weights, dict(progress.dense or {}), progress.history)
+                result = measuring.conclude(
+                    last, weights, dict(progress.dense or {}), progress.history
+                )
                 mixed = precision_notes(self.module, self.training)
                 return replace(result, notes=(*notes, *result.notes, *mixed))
 

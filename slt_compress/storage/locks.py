@@ -46,10 +46,8 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
             if part.is_dir() and os.path.samestat(os.fstat(handle), part.stat()):
                 yield part
                 return
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
         finally:
+            shutil.rmtree(part, ignore_errors=True)  # gone where it was renamed
             os.close(handle)
 
 

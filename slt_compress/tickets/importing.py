@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from slt_compress.anatomy.states import environment, module_nbytes, shapes_of, site_weights
 from slt_compress.checkpoints import Checkpoint, origin_record, read_folder
 from slt_compress.checkpoints import open_checkpoint as open_folder
-from slt_compress.checkpoints.companions import copy_companions
 from slt_compress.errors import SourceError, TicketError
 from slt_compress.masks import Masks
 from slt_compress.sites.budget import Budget
 from slt_compress.sites.sites import find_sites
-from slt_compress.storage.files import atomic_folder, dtype_name, sha256_tensors, write_safetensors
+from slt_compress.storage.files import dtype_name, sha256_tensors
 from slt_compress.tickets import (
     Extra,
     SiteFacts,
@@ -33,6 +29,7 @@ from slt_compress.tickets import (
 )
 from slt_compress.tickets.card import derived_card
 from slt_compress.tickets.imported_masks import Spelled, imported_hashes, masks_of
+from slt_compress.tickets.unpacked_origin import unpacked_origin
 
 _PACKED = ("compressed", "bitmask", "row_offsets", "shape")
 _CONFIG_DROPPED = ("quantization_config", "compression_config", "sparsity_config")
@@ -66,17 +63,13 @@ def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str,
     config, tensors = read_folder(folder)
     _refuse_quantized(tensors, folder)
     plain, masks = unpacked(tensors, str(folder))
-    origin = folder
-    if plain is not tensors or any(key in config for key in _CONFIG_DROPPED):
-        origin = target.parent / f"{target.name}-origin"
-        _write_origin(origin, folder, config, plain)
     spelled = Spelled(tensors=plain, masks=masks, where=str(folder))
-    try:
+    if plain is tensors and not any(key in config for key in _CONFIG_DROPPED):
+        return _ticket_of(open_folder(folder), spelled, target, folder, recipe)
+    kept = {key: value for key, value in config.items() if key not in _CONFIG_DROPPED}
+    beside = target.parent / f"{target.name}-origin"
+    with unpacked_origin(beside, folder, kept, plain) as origin:
         return _ticket_of(open_folder(origin), spelled, target, folder, recipe)
-    except BaseException:
-        if origin is not folder:  # written just now, and of use to nobody without its ticket
-            shutil.rmtree(origin, ignore_errors=True)
-        raise
 
 
 def _refuse_quantized(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -163,20 +156,6 @@ def _from_bitmask(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, Tens
     if values.dim() not in (1, 2) or values.numel() != int(mask.count_nonzero()):
         raise SourceError(f"{where} has {tuple(values.shape)} values for its bitmask")
     return torch.zeros(sizes, dtype=values.dtype).masked_scatter_(mask, values.reshape(-1)), mask
-
-
-def _write_origin(
-    target: Path, source: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]
-) -> None:
-    """Write a plain checkpoint folder of the unpacked tensors."""
-    kept = {key: value for key, value in config.items() if key not in _CONFIG_DROPPED}
-    try:
-        with atomic_folder(target) as folder:
-            write_safetensors(folder / "model.safetensors", tensors)
-            (folder / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
-            copy_companions(source, folder)
-    except (OSError, SafetensorError) as cause:
-        raise TicketError(f"cannot write the unpacked weights to {target}: {cause}") from cause
 
 
 def _ticket_of(

@@ -143,9 +143,10 @@ def test_a_measurement_of_the_selection_that_is_cut_short_is_made_again(
             raise KeyboardInterrupt
         return measure(self, scores)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Measuring, "held_out_loss", cut_short)
-        search(source, spec, recipe, tmp_path / "ticket", save_every=300.0)
+        with pytest.raises(KeyboardInterrupt):
+            search(source, spec, recipe, tmp_path / "ticket", save_every=300.0)
     steps: list[Step] = []
     resumed = search(source, spec, recipe, tmp_path / "ticket", on_step=steps.append)
     assert len(steps) < SHORT["steps"] / 2
@@ -158,9 +159,10 @@ def test_scores_of_one_shot_are_kept_while_the_dense_network_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     recipe, source, spec = {"method": method}, checkpoints["vit"], data_sets["pictures"]
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch:
         patch.setattr(running, "open_workload", without_measuring)
-        search(source, spec, recipe, tmp_path / "ticket")
+        with pytest.raises(ZeroDivisionError):
+            search(source, spec, recipe, tmp_path / "ticket")
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_start", lambda self, weights, saved: _saved_scores(saved))
         resumed = search(source, spec, recipe, tmp_path / "ticket")
@@ -246,6 +248,26 @@ def test_a_search_that_diverged_keeps_nothing_to_go_on_from(tmp_path: Path) -> N
         slt_compress.search(module, data, loss_fn=growing, recipe=recipe, out=tmp_path / "t",
                             save_every=0.0)  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_search_left_beside_its_own_ticket_goes_with_the_next_command(
+    checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Killed between the ticket and the end: the next search that is refused there cleans up."""
+    source, spec, out = checkpoints["vit"], data_sets["pictures"], tmp_path / "ticket"
+    left = out.with_name("ticket.search")
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchFolder, "remove", lambda self: None)
+        search(source, spec, {"training": SHORT}, out)
+    assert (left / "state.safetensors").exists()
+    about = (left / "search.json").read_text()
+    (left / "search.json").write_text(about.replace('"steps": 9', '"steps": 8'))
+    for text, kept in ((about.replace('"steps": 9', '"steps": 8'), True), (about, False)):
+        (left / "search.json").write_text(text)  # that of another search is somebody's work
+        with pytest.raises(TicketError, match="is not empty"):
+            search(source, spec, {"training": SHORT}, out)
+        assert left.exists() is kept
 
 
 def test_the_folder_alone_says_what_to_repeat(

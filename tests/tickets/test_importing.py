@@ -14,6 +14,7 @@ import slt_compress
 from slt_compress.cli.app import main
 from slt_compress.errors import SltError, SourceError, TicketError
 from slt_compress.searching.recipes import Recipe
+from slt_compress.storage.locks import locked
 from slt_compress.tickets.importing import import_checkpoint, unpacked
 
 
@@ -109,6 +110,57 @@ def test_every_spelling_becomes_a_ticket(folder, tmp_path, spelling, capsys):
     if spelling == "torch":  # the origin has its dropped weights back
         origin = slt_compress.open_checkpoint(tmp_path / "ticket-origin").module
         assert any(bool((weight == 7.0).any()) for weight in origin.parameters())
+
+
+@pytest.fixture
+def masked(folder, tmp_path):
+    """A checkpoint in a spelling whose plain weights are written beside the ticket."""
+    shutil.copytree(folder, tmp_path / "masked")
+    tensors = as_torch(*pruned(load_file(folder / "model.safetensors")))
+    save_file(
+        {n: t.contiguous() for n, t in tensors.items()}, tmp_path / "masked/model.safetensors"
+    )
+    return tmp_path / "masked"
+
+
+def test_an_origin_without_its_ticket_is_used_again(masked, tmp_path, monkeypatch):
+    """Killed between the two: the same import goes on, and nothing of it is lost or replaced."""
+    out, origin = tmp_path / "t", tmp_path / "t-origin"
+    with monkeypatch.context() as patch:
+        patch.setattr("slt_compress.tickets.importing._ticket_of", lambda *a: 1 / 0)
+        patch.setattr("shutil.rmtree", lambda *a, **k: None)
+        with pytest.raises(ZeroDivisionError):
+            import_checkpoint(masked, out, recipe=Recipe().to_dict())
+    written = (origin / "model.safetensors").stat().st_mtime_ns
+    ticket = import_checkpoint(masked, out, recipe=Recipe().to_dict())
+    assert slt_compress.verify(ticket.path, in_process=True).ok
+    assert (origin / "model.safetensors").stat().st_mtime_ns == written
+    assert not list(tmp_path.glob(".*"))
+    shutil.rmtree(out)
+    with monkeypatch.context() as patch:  # a failure leaves what it did not write
+        patch.setattr("slt_compress.tickets.importing._ticket_of", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            import_checkpoint(masked, out, recipe=Recipe().to_dict())
+    assert (origin / "model.safetensors").exists()
+
+
+def test_an_origin_that_is_something_else_is_not_touched(masked, tmp_path):
+    (tmp_path / "t-origin").mkdir()
+    (tmp_path / "t-origin" / "config.json").write_text("{}")
+    with pytest.raises(TicketError, match="t-origin is not empty"):
+        import_checkpoint(masked, tmp_path / "t", recipe=Recipe().to_dict())
+    assert (tmp_path / "t-origin" / "config.json").read_text() == "{}"
+
+
+def test_two_imports_to_one_folder(masked, tmp_path):
+    import_checkpoint(masked, tmp_path / "t", recipe=Recipe().to_dict())
+    shutil.rmtree(tmp_path / "t")
+    with (
+        locked(tmp_path / "t-origin"),
+        pytest.raises(TicketError, match="another process is importing"),
+    ):
+        import_checkpoint(masked, tmp_path / "t", recipe=Recipe().to_dict())
+    assert (tmp_path / "t-origin" / "model.safetensors").exists()
 
 
 def test_what_is_no_pruned_checkpoint_is_refused(folder, tmp_path):
