@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from slt_compress.storage.bits import bits, same_bits
 from slt_compress.storage.files import dtype_name, sha256_tensors
 from slt_compress.storage.probe import Probe
 from slt_compress.tickets.provenance import Provenance
+
+_FP32 = 2.0**-23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,14 +201,26 @@ def _count(opened: Opened, known: Provenance, masks: Masks, unseen: Mapping[str,
     # A shrunk artifact counts what is left of a site, but the masks cover all of it.
     counted = bool(opened.entries) and opened.proof is None
     odd = [name for name in kept if counted and _recorded(opened, name) != kept[name]]
+    gained = _odd_gains(known, masks, kept)
     return Check(
         name="count",
-        ok=total == wanted == counts.kept and masks.total == counts.gated and not odd,
+        ok=total == wanted == counts.kept and masks.total == counts.gated and not odd + gained,
         detail=f"{total:,} of {masks.total:,} gated weights are kept, "
         f"the budget of {density:g} asks for {wanted:,}"
         + (f"; {zeros:,} of them are 0 at the origin" if zeros else "")
-        + (f"; {odd[0]} does not have its recorded count" if odd else ""),
+        + (f"; {odd[0]} does not have its recorded count" if odd else "")
+        + (f"; the gain of {gained[0]} is not 1 / sqrt of its density" if gained else ""),
     )
+
+
+def _odd_gains(known: Provenance, masks: Masks, kept: Mapping[str, int]) -> list[str]:
+    """The sites with a gain that is not 1 / sqrt(density) in fp32, which every search gives."""
+    return [
+        name
+        for name, gain in known.gains.items()
+        if kept.get(name, 0) == 0
+        or not isclose(gain, (masks[name].numel() / kept[name]) ** 0.5, rel_tol=_FP32)
+    ]
 
 
 def _weights(

@@ -187,3 +187,30 @@ def test_a_manifest_lists_plain_file_names(tmp_path, name):
     rewritten(tmp_path / "x", lambda manifest: manifest[BESIDE].update({name: "0" * 64}))
     with pytest.raises(ArtifactError, match="no plain file name"):
         read_artifact(tmp_path / "x", model=tiny()[0].module)
+
+
+@pytest.mark.parametrize("format", ["ticket", "mask", "bitmask", "dense"])
+def test_a_changed_gain_is_a_failed_check(tmp_path, format):
+    """Also without a probe whose logits would say it."""
+    recipe = parse_recipe({"target_sparsity": 0.9, "method": "magnitude", "init": "random",
+                           "dataset": "digits", "evaluation": {"limit": 20}})  # fmt: skip
+    folder = slt_compress.search("lenet-300-100", recipe=recipe, out=tmp_path / "ticket").path
+    if format != "ticket":
+        folder = slt_compress.export(folder, format=format, out=tmp_path / "x").path
+    assert slt_compress.verify(folder, in_process=True).ok
+
+    def change(manifest):
+        gains = manifest["gains"] if format == "ticket" else manifest["provenance"]["gains"]
+        name = min(gains)
+        gains[name] *= 1.001
+
+    if format in ("ticket", "dense"):
+        path = folder / ("ticket.json" if format == "ticket" else "slt.json")
+        manifest = json.loads(path.read_text())
+        change(manifest)
+        path.write_text(json.dumps(manifest))
+    else:
+        rewritten(folder, change)
+    (count,) = [c for c in slt_compress.verify(folder, in_process=True).checks if c.name == "count"]
+    assert not count.ok
+    assert "the gain of" in count.detail
