@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,13 +26,15 @@ class Hub:
 
     Ids in `gated` answer 401 for their files as the real hub does; any other id is unknown (404).
     `requests` lists every "METHOD path" that came in. What is pushed lands in a folder under
-    `uploads` and is served from there; without that, nothing can be pushed.
+    `uploads` and is served from there; without that, nothing can be pushed. With `is_full` no
+    commit is taken.
     """
 
     gated: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     repositories: dict[tuple[str, str], Path] = field(default_factory=dict)
     uploads: Path | None = None
+    is_full: bool = False
 
     def add_model(self, repo: str, folder: Path) -> None:
         """Serve `folder` as the model `repo`."""
@@ -59,6 +62,10 @@ class Hub:
         self._server.server_close()
         self._thread.join()
 
+    def ignore_errors(self) -> None:
+        """Say nothing of requests that fail on this side."""
+        self._server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+
     @property
     def url(self) -> str:
         """What HF_ENDPOINT has to be."""
@@ -81,17 +88,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
+        if len(body) < length:  # the client is gone
+            self.close_connection = True
+            return None
         parts = urlsplit(self.path)
         path = unquote(parts.path).lstrip("/")
         self.hub.requests.append(f"{self.command} /{path}")
         if path == "api/repos/create" and self.hub.uploads is not None:
             return self._create(json.loads(body))
+        if path == "api/repos/delete" and self.hub.uploads is not None:
+            return self._delete(json.loads(body))
         if path == "api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
-        for (kind, repo), folder in self.hub.repositories.items():
+        for (kind, repo), folder in tuple(self.hub.repositories.items()):
             place = f"datasets/{repo}" if kind == "dataset" else repo
             if match := re.fullmatch(rf"{re.escape(place)}/resolve/([^/]+)/(.+)", path):
                 return self._file(repo, folder, match[1], match[2])
@@ -140,8 +155,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.add_model(repo, folder)
         return self._json({"url": f"{self.hub.url}/{repo}", "id": repo, "name": repo})
 
+    def _delete(self, wanted: Mapping[str, Any]) -> None:
+        repo = f"{wanted['organization']}/{wanted['name']}"
+        folder = self.hub.repositories.pop(("model", repo), None)
+        if folder is None:
+            return self._refuse(404, "RepoNotFound", "Repository not found")
+        shutil.rmtree(folder)
+        return self._json({})
+
     def _commit(self, repo: str, folder: Path, body: bytes) -> None:
         """Write the files of a commit, each of which is a line of JSON."""
+        if self.hub.is_full:
+            return self._refuse(403, "Forbidden", "Your storage is full")
         for line in body.splitlines():
             entry = json.loads(line)
             if entry["key"] == "file":
@@ -149,7 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(base64.b64decode(entry["value"]["content"]))
         url = f"{self.hub.url}/{repo}/commit/{COMMIT}"
-        self._json({"commitUrl": url, "commitOid": COMMIT, "hookOutput": "", "success": True})
+        answer = {"commitUrl": url, "commitOid": COMMIT, "hookOutput": "", "success": True}
+        return self._json(answer)
 
     def _file(self, repo: str, folder: Path, revision: str, name: str) -> None:
         if repo in self.hub.gated:

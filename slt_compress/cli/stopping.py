@@ -51,6 +51,12 @@ class _Stopper:
         raise SystemExit(128 + self.heard)
 
 
+def is_stopping() -> bool:
+    """Whether a signal has begun to end this process."""
+    stopper = signal.getsignal(signal.SIGALRM)
+    return isinstance(stopper, _Stopper) and stopper.heard > 0
+
+
 @contextmanager
 def signals_heard(*, is_process: bool) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into one line and an exit code for the length of the block.
@@ -70,7 +76,7 @@ def signals_heard(*, is_process: bool) -> Iterator[None]:
         raise
     except BaseException as cause:
         # whatever a library made of the exception that was raised in the middle of it
-        if stopper.heard and not isinstance(cause, SystemExit):
+        if stopper.heard and not (isinstance(cause, SystemExit) and cause.code in (0, None)):
             sys.exit(128 + stopper.heard)
         raise
     finally:

@@ -195,14 +195,12 @@ class Search(SearchSetup):
 
         def selected() -> SearchState:
             """The state after the measurement that is due, if one is."""
-            if not history or "held_out" in history[-1]:
+            if not _is_unmeasured(history) or not is_due(
+                self.training, state.selected, state.latest.progress
+            ):
                 return state
-            if not is_due(self.training, state.selected, state.latest.progress):
-                return state
-            passed = replace(state.selected, points=state.selected.points + 1)
             with saved_at_the_end(folder, now):
-                after = replace(state, selected=passed)
-                after = _measured(after, measuring, history, folder)
+                after = _measured(_passed(state), measuring, history, folder)
             self.tell(Part("search"))
             return after
 
@@ -223,7 +221,7 @@ class Search(SearchSetup):
                     break
                 if folder is not None and folder.due():
                     folder.save(now())
-        if self.training.selections > 0 and "held_out" not in history[-1]:
+        if self.training.selections > 0 and _is_unmeasured(history):
             with saved_at_the_end(folder, now):
                 state = _measured(state, measuring, history, folder)
         state = final(state)
@@ -264,6 +262,16 @@ def _measured(
     if selected.scores is scores:
         selected = replace(selected, scores=set_aside(scores, folder.path if folder else None))
     return replace(state, selected=selected)
+
+
+def _is_unmeasured(history: History) -> bool:
+    """Whether a step was taken, and nothing measured since."""
+    return bool(history) and "held_out" not in history[-1]
+
+
+def _passed(state: SearchState) -> SearchState:
+    """The state once its next measurement is not due any more."""
+    return replace(state, selected=replace(state.selected, points=state.selected.points + 1))
 
 
 def _record(step: Step) -> dict[str, Any]:

@@ -44,15 +44,17 @@ class Child:
         *,
         limits: Mapping[int, int] | None = None,
         before: Callable[[], None] | None = None,
+        fresh: bool = False,
     ) -> None:
+        """A `fresh` one imports everything itself, as a user's command does."""
         folder.mkdir(parents=True, exist_ok=True)
         self._files = [folder.parent / f"{folder.name}.{os.urandom(4).hex()}.{n}" for n in "oe"]
         ready, started = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _run(folder, arguments, self._files, started, limits or {}, before)
+            _run(folder, arguments, self._files, started, limits or {}, before, fresh)
         os.close(started)
-        os.read(ready, 1)  # signal handlers are set
+        os.read(ready, 1)  # signal handlers are set, or another program runs
         os.close(ready)
         self._started = time.monotonic()
 
@@ -87,11 +89,16 @@ def _run(
     started: int,
     limits: Mapping[int, int],
     before: Callable[[], None] | None,
+    fresh: bool,
 ) -> None:
     """The child: never returns."""
     for number, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
+    if fresh:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-m", "slt_compress", *arguments])
     sys.argv = ["slt-compress", *arguments]
     code = 70
     try:
@@ -129,8 +136,12 @@ def preload() -> None:
     import slt_compress.api
     import slt_compress.cli.app
     import slt_compress.cli.console
+    import slt_compress.cli.pushing
     import slt_compress.cli.stopping
-    import slt_compress.exporting.folders  # noqa: F401
+    import slt_compress.exporting.folders
+    import slt_compress.exporting.pushing
+    import slt_compress.tickets.deriving
+    import slt_compress.tickets.importing  # noqa: F401
 
 
 def run(folder: Path, arguments: list[str], **options: object) -> Ended:

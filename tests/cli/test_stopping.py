@@ -54,6 +54,18 @@ with signals_heard(is_process=True):
     finally:
         print("cleaned up", flush=True)
 """
+TOLD = """
+import time
+from slt_compress.cli.failing import told_in_one_line
+from slt_compress.cli.stopping import signals_heard
+from slt_compress.errors import SltError
+with signals_heard(is_process=True), told_in_one_line():
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    except BaseException:
+        raise SltError("what we made of what a library made of it") from None
+"""
 
 
 def stopped(code, signum, times):
@@ -107,8 +119,9 @@ def test_a_second_signal_does_not_wait():
     assert err == "interrupted: nothing was left half-written\n"
 
 
-def test_an_error_that_a_library_made_of_a_signal_is_not_shown():
-    code, _, err = stopped(SWALLOWED, signal.SIGTERM, 1)
+@pytest.mark.parametrize("made", [SWALLOWED, TOLD], ids=["library", "own"])
+def test_an_error_that_a_library_made_of_a_signal_is_not_shown(made):
+    code, _, err = stopped(made, signal.SIGTERM, 1)
     assert (code, err) == (143, "interrupted: nothing was left half-written\n")
 
 
