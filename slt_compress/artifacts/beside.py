@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slt_compress.artifacts.formats import MASK_FORMAT
 from slt_compress.artifacts.manifest import (
+    CONFIG,
     DENSE_MANIFEST,
+    ONNX,
     ONNX_MODEL,
     PROBE,
     PROOF,
@@ -17,12 +20,13 @@ from slt_compress.artifacts.manifest import (
 )
 from slt_compress.checkpoints.companions import copy_companions, is_companion
 from slt_compress.errors import ArtifactError
-from slt_compress.storage.files import sha256_file, write_json
+from slt_compress.storage.files import read_json, sha256_file, write_json
 from slt_compress.storage.manifests import is_file_name
 
 BESIDE = "beside"
 UNPROBED = "unprobed"  # the key of an artifact whose ticket stores no inputs to compare outputs on
 CARD = "README.md"
+_MARKER = "quantization_config"  # the mark in config.json that only slt-compress reads the weights
 # What has a hash of its own in the manifest, is the manifest, or is the user's to edit.
 _HASHED_ELSEWHERE = ("*.safetensors", f"{ONNX_MODEL}*", SPARSE_INDEX, DENSE_MANIFEST, PROBE, PROOF,
                      CARD)  # fmt: skip
@@ -60,6 +64,24 @@ def check_beside(artifact: Artifact) -> None:
             raise ArtifactError(
                 f"{path} was changed or damaged: its hash differs from the manifest's"
             )
+    if CONFIG in manifest.object(BESIDE) and artifact.format not in ("dense", ONNX):
+        _expect_own_config(artifact)
+
+
+def _expect_own_config(artifact: Artifact) -> None:
+    """Compare the configs in the manifest, which no hash covers, with the hashed `config.json`.
+
+    Raises:
+        ArtifactError: one of them differs.
+    """
+    manifest = artifact.manifest
+    wanted = {**read_json(artifact.path / CONFIG, ArtifactError), _MARKER: None}
+    configs = [manifest.object("config")]
+    origin = artifact.provenance.get("origin") if isinstance(artifact.provenance, dict) else None
+    if artifact.format == MASK_FORMAT and isinstance(origin, dict):  # what its model is built from
+        configs.append(origin.get("config"))
+    if any(not isinstance(own, dict) or {**own, _MARKER: None} != wanted for own in configs):
+        raise manifest.damaged(f"the config in it is not that of {CONFIG}")
 
 
 def added_files(artifact: Artifact) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slt_compress.errors import SltError
 from slt_compress.storage.locks import part_name, unfinished_folder
-from slt_compress.storage.memory import is_low_memory
+from slt_compress.storage.memory import is_low_memory, is_out_of_files
 from slt_compress.storage.regular import expect_regular, open_regular
 
 MANIFEST_KEY = "slt"
@@ -249,6 +249,10 @@ def unreadable(path: Path, cause: Exception, error: type[SltError]) -> SltError:
         return error(f"{path} is not a regular file")
     if is_low_memory(cause):
         return error(f"there is not enough memory to read {path}, which may be intact")
+    if is_out_of_files(cause):
+        return error(
+            f"too many files are open to read {path}, which may be intact: raise `ulimit -n`"
+        )
     reason = " ".join(str(cause).split("\n")[0].split())[:200]
     return error(f"{path} is not an intact safetensors file ({reason}); fetch or write it again")
 

@@ -26,7 +26,8 @@ def limits(root: Path, chance: random.Random, hub: Loopback) -> Iterator[Record]
     while True:
         for name, command in made.items():
             for kind, prepare in places().items():
-                marker.unlink(missing_ok=True)
+                if marker.exists():
+                    marker.rmdir()
                 place = Place(root / "limited")
                 place.folder.mkdir()
                 try:
@@ -45,11 +46,13 @@ def _mark_trained(marker: Path) -> None:
     from slt_compress.searching.conclusion import Measuring
 
     conclude = Measuring.conclude
+    marker.parent.chmod(0o777)  # some runs are of another user
     handle = os.open(marker.parent, os.O_RDONLY)
 
     def marked(*arguments: Any, **named: Any) -> Any:
         # beside the limits that are tested: no new descriptor stays, no space is taken
-        os.mkdir(marker.name, dir_fd=handle) if not marker.exists() else None
+        if not marker.exists():
+            os.mkdir(marker.name, dir_fd=handle)
         return conclude(*arguments, **named)
 
     Measuring.conclude = marked  # type: ignore[method-assign]

@@ -140,6 +140,21 @@ def test_a_changed_setting_is_a_failed_check(folders, tmp_path, format, name, wh
     assert refused(tmp_path / "x")
 
 
+@pytest.mark.parametrize("format", ["bitmask", "mask"])
+def test_a_changed_setting_is_refused_by_load_too(folders, tmp_path, format):
+    """The config in a manifest, which no hash covers, has to be that of the hashed config.json."""
+    for where in ("config", "origin") if format == "mask" else ("config",):
+        shutil.copytree(folders[format], tmp_path / where)
+
+        def change(manifest, where=where):
+            known = {"config": manifest, "origin": manifest["provenance"]["origin"]}[where]
+            known["config"]["layer_norm_eps"] = 0.1
+
+        rewritten(tmp_path / where, change)
+        with pytest.raises(ArtifactError, match=r"the config in it is not that of config\.json"):
+            slt_compress.load(tmp_path / where)
+
+
 @pytest.mark.parametrize("name", sorted(SETTINGS))
 def test_a_changed_setting_of_a_ticket_is_a_failed_check(folders, tmp_path, name):
     shutil.copytree(folders["ticket"], tmp_path / "x")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz.running import run
+from fuzz.forked import run_forked
+from fuzz.running import Tally, opened
 from fuzz.targets import targets
 
-BAD = ("wrong", "traceback", "hang", "slow", "large")
+BAD = ("wrong", "traceback", "hang", "slow", "large", "killed")
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "pydantic", "pyyaml")
 
 
@@ -23,15 +24,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="how many mutations")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
-    parser.add_argument("--seconds", type=float, default=None, help="stop after this time")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="stop after this time")
     parser.add_argument("--only", default="", help="only targets whose name holds this text")
     parser.add_argument("--out", type=Path, default=None, help="write a JSON summary here")
+    parser.add_argument("--lines", type=Path, default=None, help="write a JSON line per batch here")
     asked = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [t for t in targets(Path(folder)) if asked.only in t.name]
-        until = None if asked.seconds is None else time.monotonic() + asked.seconds
-        tally = run(chosen, asked.count, asked.seed, until)
+        whole = opened(t for t in targets(Path(folder)) if asked.only in t.name)
+
+        def report(number: int, tally: Tally) -> None:
+            if asked.lines is not None:
+                record = {"number": number, "outcomes": tally.total, "bad": tally.bad}
+                with asked.lines.open("a") as stream:
+                    stream.write(json.dumps(record) + "\n")
+
+        until = time.monotonic() + asked.seconds
+        tally = run_forked(whole, asked.count, asked.seed, until, report)
     total = tally.total
     summary = {
         "campaign": "mutations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import resource
 import signal
@@ -11,10 +12,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from slt_compress.errors import SltError
+from slt_compress.storage.memory import is_low_memory
 
 from .targets import Target
 
@@ -35,6 +38,12 @@ class Tally:
         if detail is not None and known < _MARGIN:
             self.bad.append({"target": target, "outcome": outcome, **detail})
 
+    def merge(self, other: Tally) -> None:
+        """Add what another one counted."""
+        for name, counts in other.counts.items():
+            self.counts.setdefault(name, Counter()).update(counts)
+        self.bad += other.bad[: max(0, 60 - len(self.bad))]
+
     @property
     def total(self) -> Counter[str]:
         return sum(self.counts.values(), Counter())
@@ -42,6 +51,9 @@ class Tally:
 
 class _Hang(BaseException):
     pass
+
+
+Whole = tuple[Target, bytes, Any]
 
 
 def _alarm(signum: int, frame: FrameType | None) -> None:
@@ -54,28 +66,35 @@ def run(targets: Iterable[Target], count: int, seed: int, until: float | None = 
     Outcomes: `refused` (one sentence), `same` (what is read is what it was), `opened` (where what
     may be read is not compared), and the bad ones `wrong`, `traceback`, `hang`, `slow`, `large`.
     """
-    tally, whole = Tally(), []
-    for target in targets:
-        whole.append((target, target.file.read_bytes(), target.read()))
+    tally, whole = Tally(), opened(targets)
     before = signal.signal(signal.SIGALRM, _alarm)
     try:
         for number in range(count):
             if until is not None and time.monotonic() > until:
                 break
-            target, data, wanted = whole[number % len(whole)]
-            chance = random.Random(f"{seed}/{number}")
-            target.file.write_bytes(target.mutate(data, chance))
-            try:
-                _one(tally, target, wanted, number)
-            finally:
-                target.file.write_bytes(data)
+            mutate_and_read(tally, whole, number, seed)
     finally:
         signal.signal(signal.SIGALRM, before)
     return tally
 
 
+def opened(targets: Iterable[Target]) -> list[Whole]:
+    """Every target with its bytes, and what is read of it."""
+    return [(target, target.file.read_bytes(), target.read()) for target in targets]
+
+
+def mutate_and_read(tally: Tally, whole: list[Whole], number: int, seed: int) -> None:
+    """The mutation of a number, of the target whose turn it is; its file is whole afterwards."""
+    target, data, wanted = whole[number % len(whole)]
+    target.file.write_bytes(target.mutate(data, random.Random(f"{seed}/{number}")))
+    try:
+        _one(tally, target, wanted, number)
+    finally:
+        target.file.write_bytes(data)
+
+
 def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
-    started, memory = time.monotonic(), _peak()
+    memory, started = _peak_from_now(), time.monotonic()
     detail: dict[str, Any] | None = None
     signal.alarm(HANG)
     try:
@@ -86,7 +105,9 @@ def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
         detail = {"number": number} if outcome == "wrong" else None
     except SltError as error:
         outcome = "refused" if "\n" not in str(error) else "traceback"
-        detail = None if outcome == "refused" else {"number": number, "error": str(error)}
+        if is_low_memory(error):  # there was enough: it asked for more than there is
+            outcome = "large"
+        detail = None if outcome == "refused" else {"number": number, "error": str(error)[-300:]}
     except _Hang:
         outcome, detail = "hang", {"number": number}
     except (Exception, SystemExit) as error:
@@ -102,6 +123,17 @@ def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
     tally.add(target.name, outcome, detail)
 
 
+def _peak_from_now() -> int:
+    """Forget the peak memory of the process so far, where the system can; the peak, in MiB."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
 def _peak() -> int:
-    """Peak memory of the process so far, in MiB."""
+    """Peak memory of the process, in MiB."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(line for line in lines if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) // 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slt_compress.checkpoints import open_checkpoint
 from slt_compress.errors import SltError
@@ -19,6 +23,7 @@ from slt_compress.storage.files import (
     read_manifest,
     read_safetensors,
     sha256_file,
+    unreadable,
 )
 from slt_compress.storage.locks import locked, remove_unfinished, unfinished_folder
 from slt_compress.storage.memory import is_low_memory
@@ -58,6 +63,26 @@ def test_low_memory_by_whatever_name():
     assert is_low_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert is_low_memory(OSError(12, "Cannot allocate memory"))
     assert not is_low_memory(RuntimeError("shapes do not match"))
+
+
+def test_too_many_open_files_are_not_called_damage(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
+    cause = OSError(24, "Too many open files")
+    told = str(unreadable(tmp_path / "x.safetensors", cause, SltError))
+    assert "too many files are open" in told
+    assert "intact" in told
+    with limited(resource.RLIMIT_NOFILE, 3), pytest.raises(SltError, match="too many files are"):
+        read_safetensors(tmp_path / "x.safetensors", SltError)
+
+
+@contextmanager
+def limited(what, most):
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(what, before)
 
 
 HOLD = """
