@@ -15,6 +15,7 @@ from slt_compress.data.decoding import read_text
 from slt_compress.data.media_paths import with_own_paths
 from slt_compress.data.rows import concatenate
 from slt_compress.errors import DataError
+from slt_compress.storage.memory import is_low_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,7 +36,9 @@ def read_tables(paths: Iterable[Path], spec: str) -> pa.Table:
             )
         try:
             table = plain_table(reader(path))
-        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        except (pa.ArrowException, OSError, ValueError, RecursionError, MemoryError) as error:
+            if is_low_memory(error):
+                raise DataError(f"there is not enough memory to read {path}") from error
             said = str(error).splitlines() or [type(error).__name__]
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {said[0]}") from error
         tables.append(with_own_paths(table, path.parent, spec))

@@ -282,9 +282,10 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _difference(then: Any, now: Any, path: str = "") -> str:
     """The first key at which two JSON values differ, with both values."""
     if isinstance(then, dict) and isinstance(now, dict):
-        key = next(key for key in sorted({*then, *now}) if then.get(key) != now.get(key))
+        # not None, from which a key that is missing differs
+        key = min(key for key in {*then, *now} if then.get(key, ...) != now.get(key, ...))
         return _difference(then.get(key), now.get(key), f"{path}.{key}" if path else key)
-    return f"{path} was {then!r} and is {now!r}"
+    return f"{path[:80]} was {repr(then)[:80]} and is {repr(now)[:80]}"
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "pydantic", "pyyam
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000, help="how many mutations")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop after this time")
     parser.add_argument("--only", default="", help="only targets whose name holds this text")
@@ -40,11 +41,14 @@ def main() -> int:
                     stream.write(json.dumps(record) + "\n")
 
         until = time.monotonic() + asked.seconds
-        tally = run_forked(whole, asked.count, asked.seed, until, report)
+        tally = run_forked(
+            whole, range(asked.first, asked.first + asked.count), asked.seed, until, report
+        )
     total = tally.total
     summary = {
         "campaign": "mutations",
         "seed": asked.seed,
+        "first": asked.first,
         "run": total.total(),
         "bad": sum(total[outcome] for outcome in BAD),
         "outcomes": dict(sorted(total.items())),

@@ -17,17 +17,20 @@ _MORE = 2**33  # bytes of address space that a batch may take beside what it beg
 
 
 def run_forked(
-    whole: list[Whole], count: int, seed: int, until: float,
+    whole: list[Whole], numbers: range, seed: int, until: float,
     report: Callable[[int, Tally], None],
 ) -> Tally:  # fmt: skip
-    """`count` mutations, or as many as there is time for; `report` is told of every batch.
+    """The mutations of these numbers, or as many as there is time for.
+
+    `report` is told of every batch: the number after its last one, and what came of it.
 
     A mutation that kills its process is counted as `killed`; the next process goes on behind it.
     """
-    total, number = Tally(), 0
-    while number < count and time.monotonic() < until:
-        tally, after = _batch(whole, number, min(number + BATCH, count), seed)
-        if after < min(number + BATCH, count):  # it died of the mutation `after`
+    total, number = Tally(), numbers.start
+    while number < numbers.stop and time.monotonic() < until:
+        last = min(number + BATCH, numbers.stop)
+        tally, after = _batch(whole, number, last, seed)
+        if after < last:  # it died of the mutation `after`
             target, data, _ = whole[after % len(whole)]
             target.file.write_bytes(data)
             tally.add(target.name, "killed", {"number": after})

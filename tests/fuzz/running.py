@@ -19,7 +19,7 @@ from typing import Any
 from slt_compress.errors import SltError
 from slt_compress.storage.memory import is_low_memory
 
-from .targets import Target
+from .target import QUICK, Target
 
 SLOW, LARGE, HANG = 5.0, 100, 30  # seconds, MiB, seconds
 _MARGIN = 3  # bad ones of a kind that are kept in full
@@ -80,7 +80,8 @@ def run(targets: Iterable[Target], count: int, seed: int, until: float | None = 
 
 def opened(targets: Iterable[Target]) -> list[Whole]:
     """Every target with its bytes, and what is read of it."""
-    return [(target, target.file.read_bytes(), target.read()) for target in targets]
+    whole = [(target, target.file.read_bytes(), target.read()) for target in targets]
+    return [entry for turn in range(QUICK) for entry in whole if turn < entry[0].share]
 
 
 def mutate_and_read(tally: Tally, whole: list[Whole], number: int, seed: int) -> None:

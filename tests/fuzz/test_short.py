@@ -6,7 +6,8 @@ import random
 
 from fuzz import mutations
 from fuzz.running import Tally, _one, run
-from fuzz.targets import Target, targets
+from fuzz.target import Target
+from fuzz.targets import targets
 from slt_compress.errors import SltError
 
 BAD = {"wrong", "traceback", "hang", "slow", "large"}

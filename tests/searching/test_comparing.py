@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from slt_compress import api
 from slt_compress.cli.app import main
 from slt_compress.errors import RecipeError, SltError, SourceError
 from slt_compress.gates import Relaxed
-from slt_compress.searching.comparing import Comparison, Row, planned
+from slt_compress.searching.comparing import Comparison, Row, _difference, planned
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.searching.settings import Training
 from slt_compress.tickets import read_ticket
@@ -334,3 +335,12 @@ def test_the_metric_is_the_tasks_own(metrics, metric):
     assert (entry["metric"], entry["mean"]) == (metric, metrics[metric])
     assert (entry["seeds"], entry["std"]) == (1, None)
     assert comparison.failed
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), {}, "x" * 5000])
+def test_a_changed_setting_is_named_whatever_it_is(value: Any) -> None:
+    then = {"recipe": {"a": 1, "more": value}, "methods": {}}
+    told = _difference(then, {"recipe": {"a": 1}, "methods": {}})
+    assert told.startswith("recipe.more was ")
+    assert len(told) < 200
+    assert _difference({"recipe": {"a": 1}}, then).startswith(("methods was", "recipe.more was"))
