@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _LOGGERS = (
     "torch.fx.experimental.symbolic_shapes",
 )
 _INSIDE = "model"
+# The first torch that can free the sizes of arguments that only `**` takes.
+_NAMELESS = (2, 14)
 
 
 def require_onnx() -> None:
@@ -62,6 +65,16 @@ class _Called(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         return self._call(self.model, inputs)
 
+    def name_(self, names: Iterable[str]) -> None:
+        """Let the signature name the arguments, which `**` does not."""
+
+        def called(**inputs: Tensor) -> Tensor:
+            return self._call(self.model, inputs)
+
+        parameters = [Parameter(name, Parameter.KEYWORD_ONLY) for name in names]
+        called.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        self.forward = called  # type: ignore[method-assign]
+
 
 def trace(module: nn.Module, forward: Forward, inputs: Mapping[str, Tensor], axes: Axes) -> Any:
     """The module as torch's `ONNXProgram`, its weights under the names of its state dict.
@@ -75,12 +88,17 @@ def trace(module: nn.Module, forward: Forward, inputs: Mapping[str, Tensor], axe
     Raises:
         ArtifactError: torch's exporter fails; the message has its reason.
     """
-    named = {name: dict(axes.get(name, {})) for name in inputs}
+    named: Any = {name: dict(axes.get(name, {})) for name in inputs}
+    called = _Called(module, forward).eval()
+    if torch.__version__ < _NAMELESS:
+        called.name_(inputs)
+    else:
+        named = {"inputs": named}
     with _silent(), torch.no_grad():
         try:
             program: Any = torch.onnx.export(
-                _Called(module, forward).eval(), (), kwargs=dict(inputs), dynamo=True,
-                dynamic_shapes={"inputs": named}, output_names=[OUTPUT], optimize=False,
+                called, (), kwargs=dict(inputs), dynamo=True,
+                dynamic_shapes=named, output_names=[OUTPUT], optimize=False,
                 verbose=False,
             )  # fmt: skip
             _simplify_(program.model)
