@@ -76,7 +76,7 @@ def _expect_own_config(artifact: Artifact) -> None:
     """
     manifest = artifact.manifest
     wanted = {**read_json(artifact.path / CONFIG, ArtifactError), _MARKER: None}
-    configs = [manifest.object("config")]
+    configs: list[object] = [manifest.object("config")]
     origin = artifact.provenance.get("origin") if isinstance(artifact.provenance, dict) else None
     if artifact.format == MASK_FORMAT and isinstance(origin, dict):  # what its model is built from
         configs.append(origin.get("config"))

@@ -37,7 +37,7 @@ _LOGGERS = (
 )
 _INSIDE = "model"
 # The first torch that can free the sizes of arguments that only `**` takes.
-_NAMELESS = (2, 14)
+_NAMELESS = "2.14"
 
 
 def require_onnx() -> None:
