@@ -191,6 +191,19 @@ def test_tickets_and_exports_are_pushed(checkpoints: dict[str, Path], tmp_path: 
                 assert file.read_bytes() == (tmp_path / name / file.name).read_bytes()
         shell.run("export", "ticket", "-o", "dense", "--push-to-hub", "no name", code=2)
         assert not (tmp_path / "dense").exists()
+        # what the hub refuses leaves no repository, and the same command can be said again
+        hub.is_full = True
+        push = ("export", "ticket", "--format", "auto", "-o", "again", "--push-to-hub", "me/again")
+        _, err = shell.run(*push, code=1)
+        assert "could not be pushed" in err
+        assert not (tmp_path / "hub" / "me" / "again").exists()
+        shell.run(*push[:-1], "me/auto", code=1)  # one that has files stays
+        assert (tmp_path / "hub" / "me" / "auto" / "README.md").exists()
+        hub.is_full, before = False, len(hub.requests)
+        shell.run(*push)
+        commits = [request for request in hub.requests[before:] if "/commit/" in request]
+        assert commits == ["POST /api/models/me/again/commit/main"]
+        assert (tmp_path / "hub" / "me" / "again" / "README.md").exists()
     out, err = shell.run("export", "ticket", "-o", "dense", "--push-to-hub", "me/dense", code=1)
     assert out == ""
     assert "could not be pushed" in err
