@@ -184,10 +184,7 @@ class Search(SearchSetup):
     ) -> Progress:
         """Train to the end, or until the selection has seen enough."""
         gates, history = engine.loop.gates, list(progress.history)
-        state = engine.loop.first_state()
-        if progress.state is not None:
-            state = copied(progress.state, next(iter(state.scores.values())).device)
-            set_buffers(self.module, progress.buffers)
+        state = self._first_state(engine, progress)
 
         def now() -> Progress:
             changed = changed_buffers(self.module, gates.dense_buffers)
@@ -226,6 +223,14 @@ class Search(SearchSetup):
                 state = _measured(state, measuring, history, folder)
         state = final(state)
         return now()
+
+    def _first_state(self, engine: Engine, progress: Progress) -> SearchState:
+        """The state to begin with, or to go on from."""
+        state = engine.loop.first_state()
+        if progress.state is None:
+            return state
+        set_buffers(self.module, progress.buffers)
+        return copied(progress.state, next(iter(state.scores.values())).device)
 
     def _ends(self, state: SearchState) -> bool:
         return state.over or is_exhausted(self.training, state.selected)
