@@ -75,7 +75,7 @@ class Reconstruction(SearchSetup):
             )  # fmt: skip
             progress, masks = way.walk(saved, on_step or (lambda step: None), folder)
             result = measuring.conclude_masks(
-                masks, weights, dict(progress.dense), progress.history
+                masks, weights, dict(progress.dense or {}), progress.history
             )
             notes = (*progress.notes, *result.notes, *precision_notes(self.module, self.training))
             return replace(result, notes=notes)
