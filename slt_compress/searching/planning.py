@@ -165,11 +165,10 @@ def search_command(source: str | Path, recipe: Recipe) -> str:
         if (key in always and value is not None) or value != default.get(key):
             flag = FLAG_OF.get(key)
             text = ",".join(value) if isinstance(value, tuple) else str(value)
-            words += [flag, text] if flag else ["--set", f"{key}={_yaml(value)}"]
             if flag and value is True:
                 words += [flag]
             else:
-                words += [flag, str(value)] if flag else ["--set", f"{key}={_yaml(value)}"]
+                words += [flag, text] if flag else ["--set", f"{key}={_yaml(value)}"]
     return shlex.join(words)
 
 

@@ -206,6 +206,16 @@ def test_what_cannot_be_trained_is_refused_before_any_step(
         slt_compress.plan("lenet-300-100", recipe=recipe)
 
 
+def test_a_search_block_by_block_trains_nothing_beside_the_scores(
+    checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = short(tuning={"parameters": "norms"}, objective="reconstruct")
+    with pytest.raises(RecipeError, match="leave tuning out"):
+        slt_compress.search(
+            checkpoints["vit"], data_sets["pictures"], recipe=recipe, out=tmp_path / "ticket"
+        )
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"heads.*cannot be tuned; known: norms, biases"):
         short(tuning={"parameters": "heads"})
