@@ -13,8 +13,8 @@ WIDTH, HEIGHT, LEFT, TOP = 640, 300, 70, 30
 COLOURS = ("#b4530a", "#1d6fa5", "#2f7d32")
 STEPS = (
     ("frozen weights", "w, never changed"), ("a score per weight", "mu, trained"),
-    ("a gate per weight", "z = clamp(mu - tau + noise)"), ("an exact mask", "the highest scores"),
-    ("a ticket", "masks, evidence, probe"),
+    ("a gate per weight", "open or shut, with noise"), ("an exact mask", "the highest scores"),
+    ("a ticket", "masks and evidence"),
 )  # fmt: skip
 
 
@@ -33,7 +33,8 @@ def gate_figure() -> str:
 
     lines = [_text(LEFT - 10, bottom, "0", "end"), _text(LEFT - 10, TOP + 5, "1", "end"),
              _text((LEFT + right) / 2, HEIGHT - 12, "score less threshold, mu - tau"),
-             _text(LEFT, 18, "chance that the gate is open", "start")]  # fmt: skip
+             _text(LEFT, 18, "chance that the gate is open", "start"),
+             _text((LEFT + right) / 2, bottom + 18, "1/2", size=12)]  # fmt: skip
     lines.append(f'<path d="M{LEFT} {TOP}V{bottom}H{right}" fill="none" stroke="#666"/>')
     for row, (sigma, colour) in enumerate(zip((0.5, 0.25, 0.1), COLOURS, strict=True)):
         points = " ".join(place(i / 50 - 0.5, open_share(i / 50 - 0.5, sigma)) for i in range(101))
@@ -52,7 +53,7 @@ def path_figure() -> str:
         middle = each * (place + 0.5)
         lines.append(f'<rect x="{middle - wide / 2:.0f}" y="30" width="{wide}" height="46" rx="6" '
                      'fill="#f4f1ea" stroke="#666"/>')  # fmt: skip
-        lines.append(_text(middle, 50, name, size=12))
+        lines.append(_text(middle, 50, name, size=11))
         lines.append(_text(middle, 66, what, size=9, colour="#555"))
         if place:
             start = middle - each + wide / 2
