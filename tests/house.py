@@ -28,7 +28,7 @@ ROOMS = (
     "data artifacts tickets",
     "runtime",
     "evidence",
-    "searching exporting",
+    "searching exporting pages",
     "api",
     "__init__",
     "cli",

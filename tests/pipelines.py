@@ -20,7 +20,7 @@ RECIPE = parse_recipe({"target_sparsity": 0.8, "method": "magnitude", "training"
 
 REPORT = {
     "source", "sparsity", "metrics", "controls", "layers", "skipped", "sizes", "warnings",
-    "expectations", "recipe",
+    "expectations", "recipe", "search",
 }  # fmt: skip
 
 

@@ -30,16 +30,16 @@ PUBLIC = [
 
 # Each flag is a promise: a new one is a decision, and a lost one breaks somebody's script.
 FLAGS = {
-    "": "--version",
+    "": "--version --install-completion --show-completion",
     "search": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --gains "
     "--tune --objective --dataset --init --weights --revision --steps --epochs --batch-size --lr "
     "--seed --device --precision --accumulate --recompute --state --max-time --controls --recipe "
-    "--set -o --out --save-every --resume --fresh --push-to-hub --quiet --json",
+    "--set -o --out --save-every --resume --fresh --tracker --push-to-hub --quiet --json",
     "plan": "SOURCE --target-sparsity --method --pattern --permute --scope --inside --gains "
     "--tune --objective --dataset --init --weights --revision --steps --epochs --batch-size --lr "
     "--seed --device --precision --accumulate --recompute --state --max-time --controls --recipe "
-    "--set --json",
-    "report": "PATH --json",
+    "--set --full --json",
+    "report": "PATH --html --full --json",
     "export": "TICKET --format --shrink --fold -o --out --origin --values-dtype --max-shard-size "
     "--push-to-hub --json",
     "verify": "PATH --origin --json",
@@ -51,8 +51,10 @@ FLAGS = {
     "bench": "PATH --batch --origin --threads --rounds --json",
     "audit": "MODEL --ticket --origin --strict --json",
     "apply": "TICKET MODEL -o --out",
+    "doctor": "--json",
     "tickets": "",
-    "tickets diff": "FIRST SECOND --json",
+    "tickets diff": "FIRST SECOND --full --json",
+    "tickets list": "FOLDER --json",
     "tickets merge": "FIRST SECOND --op -o --out",
     "recipes": "",
     "recipes show": "NAME",

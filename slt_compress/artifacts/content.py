@@ -24,6 +24,7 @@ class Evidence:
         ticket_hash: hash of the ticket's manifest.
         provenance: what proves the weights: `origin`, `gains`, `weights_hash`, `budget`, `counts`.
         probe: inputs with the logits of the masked model.
+        loading: Markdown, becomes HOW_TO_LOAD.md; empty writes none.
     """
 
     report: Mapping[str, object]
@@ -31,6 +32,7 @@ class Evidence:
     ticket_hash: str
     provenance: Mapping[str, object]
     probe: Probe | None = None
+    loading: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

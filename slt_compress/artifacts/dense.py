@@ -10,7 +10,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.draft import Draft
 from slt_compress.artifacts.entries import entry_dicts
 from slt_compress.artifacts.manifest import CONFIG, DENSE_MANIFEST, DENSE_WEIGHTS
@@ -19,8 +18,8 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.storage.files import sha256_file, write_json, write_safetensors
 
-# Writes all other files of an artifact; gives their hashes.
-Beside = Callable[[], dict[str, str]]
+# Writes all other files of an artifact; gives what the manifest says of them.
+Beside = Callable[[], dict[str, dict[str, str]]]
 
 
 def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside) -> None:
@@ -35,7 +34,7 @@ def write_dense(folder: Path, manifest: Mapping[str, object], draft: Draft, besi
         write_json(folder / CONFIG, checkpoint.config)
     files = {file.name: sha256_file(file) for file in weight_files(folder)}
     entries = entry_dicts({name: draft.entry(name) for name in tensors})
-    whole = {**manifest, "entries": entries, "files": files, BESIDE: beside()}
+    whole = {**manifest, "entries": entries, "files": files, **beside()}
     write_json(folder / DENSE_MANIFEST, whole)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.content import Evidence
 from slt_compress.artifacts.entries import Entry, entry_dicts
 from slt_compress.artifacts.manifest import (
@@ -72,7 +71,7 @@ def write_shrunk(
         manifest |= write_probe(folder, evidence)
         write_safetensors(folder / PROOF, packed)
         write_json(folder / CONFIG, config)
-        manifest[BESIDE] = write_evidence(folder, checkpoint, evidence)
+        manifest |= write_evidence(folder, checkpoint, evidence)
         write_safetensors(folder / SPARSE_WEIGHTS, state.tensors, manifest)
     return describe_artifact(path)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from slt_compress.artifacts.beside import BESIDE, UNPROBED, write_beside
+from slt_compress.artifacts.beside import UNPROBED, write_beside
 from slt_compress.artifacts.content import ArtifactContent, Evidence
 from slt_compress.artifacts.dense import Beside, write_dense
 from slt_compress.artifacts.draft import Draft
@@ -106,12 +106,14 @@ def write_probe(folder: Path, evidence: Evidence) -> dict[str, Any]:
     return {"probe": sha256_file(folder / PROBE)}
 
 
-def write_evidence(folder: Path, checkpoint: Checkpoint, evidence: Evidence) -> dict[str, str]:
+def write_evidence(
+    folder: Path, checkpoint: Checkpoint, evidence: Evidence
+) -> dict[str, dict[str, str]]:
     """Write the report and the card, and copy the tokenizer and processor files.
 
-    Gives the hash of every file in the folder that is not weights, the config among them.
+    Gives what the manifest says of every file that is not weights, the config among them.
     """
-    return write_beside(folder, checkpoint.folder, evidence.report, evidence.card)
+    return write_beside(folder, checkpoint.folder, evidence.report, evidence.card, evidence.loading)
 
 
 def _write(folder: Path, manifest: Mapping[str, object], draft: Draft, beside: Beside) -> None:
@@ -146,7 +148,7 @@ def _write_sparse(
         entries[name] = replace(entries[name], format=codec.name)
         writer.add({part_key(name, part): value for part, value in components.items()})
     _write_config(folder, draft, SPARSE_INDEX if writer.is_sharded else SPARSE_WEIGHTS)
-    writer.close({**manifest, "entries": entry_dicts(entries), BESIDE: beside()})
+    writer.close({**manifest, "entries": entry_dicts(entries), **beside()})
 
 
 def _write_masks(
@@ -170,7 +172,7 @@ def _write_masks(
         "hash": sha256_tensors(components),
     }
     _write_config(folder, draft, SPARSE_WEIGHTS)
-    write_safetensors(folder / SPARSE_WEIGHTS, components, {**whole, BESIDE: beside()})
+    write_safetensors(folder / SPARSE_WEIGHTS, components, {**whole, **beside()})
 
 
 def _write_config(folder: Path, draft: Draft, weights: str) -> None:

@@ -34,6 +34,9 @@ _WANTED = (
     "feature_extractor*.json",
     "chat_template*",
     "generation_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
     "LICENSE*",
     "NOTICE*",
 )

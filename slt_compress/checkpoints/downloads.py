@@ -17,7 +17,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from slt_compress.checkpoints.guidance import no_checkpoint
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.sentence_files import MODULES, wanted_of
 from slt_compress.checkpoints.weight_files import INDEX, pick_weights, read_json_object, shard_names
 from slt_compress.errors import SourceError
 
@@ -57,9 +59,11 @@ def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path,
                 f"the hub gives no commit for {repo}, so its revision cannot be pinned"
             )
         names = frozenset(s.rfilename for s in info.siblings or ())
+        if "config.json" not in names:
+            raise SourceError(no_checkpoint(names, repo))
         wanted = [name for name in names if _is_plain(name)]
         if with_weights:
-            wanted += _weights(repo, info.sha, names)
+            wanted += _weights(repo, info.sha, names) + wanted_of(names)
         # By the user's name and not by the commit, so that the cache knows the name offline.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=sorted(wanted)))
         return folder, folder.name
@@ -77,6 +81,11 @@ def fetch_all(repo: str, revision: str | None) -> Path:
         folder = snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
+        if (Path(folder) / MODULES).is_file():
+            modules = ["[0-9]*_*/*.json", "[0-9]*_*/*.txt", "[0-9]*_*/*.safetensors"]
+            snapshot_download(
+                repo, revision=revision, allow_patterns=modules, ignore_patterns=["*/*/*"]
+            )
         return Path(folder)
 
 
@@ -98,8 +107,6 @@ def _is_plain(name: str) -> bool:
 
 
 def _weights(repo: str, commit: str, names: frozenset[str]) -> list[str]:
-    if "config.json" not in names:
-        raise SourceError(f"{repo} has no config.json, so it cannot be opened as a checkpoint")
     picked = pick_weights(names, repo)
     if picked != INDEX:
         return [picked]

@@ -16,6 +16,7 @@ from slt_compress.checkpoints.bounds import bounded_by, bounded_count
 from slt_compress.checkpoints.checkpoint import Architecture, Family, Init, Task
 from slt_compress.checkpoints.configs import as_dict, read_config
 from slt_compress.checkpoints.filling import initialise_
+from slt_compress.checkpoints.guidance import no_checkpoint
 from slt_compress.checkpoints.library_config import Config
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.weight_files import read_json_object
@@ -32,11 +33,12 @@ def describe_folder(folder: Path, task: Task | None) -> Architecture:
     if (folder / "ticket.json").is_file():
         raise SourceError(f"{folder} is a ticket; open it with slt_compress.load({str(folder)!r})")
     if not (folder / "config.json").is_file():
-        raise SourceError(f"{folder} has no config.json, so it cannot be opened as a checkpoint")
+        names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+        raise SourceError(no_checkpoint(names, str(folder)))
     config = read_json_object(folder / "config.json")
     _refuse_quantized(config, folder)
     if (folder / "adapter_config.json").is_file() and "model_type" not in config:
-        raise SourceError(f"{folder} holds an adapter; merge it into its base model first")
+        raise SourceError(no_checkpoint(["adapter_config.json"], str(folder)))
     if "model_type" in config:
         return transformers_models.describe_folder(folder, task)
     name = config.get("architecture")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slt_compress.checkpoints import families, reference_models, timm_models
 from slt_compress.checkpoints.checkpoint import TASKS, Architecture, Checkpoint, Init, Kind, Task
 from slt_compress.checkpoints.downloads import fetch
+from slt_compress.checkpoints.guidance import GGUF
 from slt_compress.checkpoints.initial import parse_scheme
 from slt_compress.checkpoints.reference import REFERENCE
 from slt_compress.checkpoints.timm_arguments import is_name
@@ -274,7 +275,8 @@ def _refuse_file(path: Path) -> str:
             f"{path} holds weights but no architecture: give the architecture as the source "
             f"and the file as --weights {path.name}"
         )
-    return f"{path} is a file; a source is a folder, a name or a hub id"
+    said = "is a file; a source is a folder, a name or a hub id"
+    return f"{path} {GGUF if path.suffix.lower() == '.gguf' else said}"
 
 
 def _find(place: Place, revision: str | None, task: Task | None, *, with_weights: bool) -> _Located:

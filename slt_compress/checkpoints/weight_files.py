@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from slt_compress.checkpoints.guidance import GGUF
 from slt_compress.errors import SourceError
 from slt_compress.storage.files import aligned
 from slt_compress.storage.memory import is_low_memory
@@ -87,6 +88,8 @@ def pick_weights(names: frozenset[str], where: str) -> str:
             f"{where} has its weights only as {pickled[0]}, in a format that can run code and that "
             f"slt-compress therefore never opens; {CONVERT}"
         )
+    if any(name.lower().endswith(".gguf") for name in names):
+        raise SourceError(f"{where} {GGUF}")
     raise SourceError(f"{where} has no weights: no {WEIGHTS} among its files")
 
 

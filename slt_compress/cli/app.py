@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,9 @@ from slt_compress import __version__
 from slt_compress.cli.apply_command import apply
 from slt_compress.cli.audit_command import audit
 from slt_compress.cli.bench_command import bench
+from slt_compress.cli.doctor_command import doctor
 from slt_compress.cli.failing import told_in_one_line
+from slt_compress.cli.help_pages import Command, Group
 from slt_compress.cli.json_output import print_json
 from slt_compress.cli.options import (
     METHOD_NAMES,
@@ -34,6 +37,7 @@ from slt_compress.cli.options import (
     Set,
     Source,
     SourceOrResume,
+    TrackerNames,
     ValuesDtype,
     is_main_process,
     listed,
@@ -44,25 +48,30 @@ from slt_compress.cli.own_modules import in_python
 from slt_compress.cli.plain_lines import say
 from slt_compress.cli.plan_command import plan
 from slt_compress.cli.pushing import exported_before, push_if_asked, searched_before
+from slt_compress.cli.quick_checks import check_sparsity, check_typed, one_of
 from slt_compress.cli.recipe_commands import recipes_app
-from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
+from slt_compress.cli.recipe_flags import Flags, literal_keys, recipe_flags, resolve, start_of
+from slt_compress.cli.report_command import report
 from slt_compress.cli.ticket_commands import import_command, tickets_app
 
 app = typer.Typer(
     name="slt-compress",
     help="Make neural networks smaller without touching a weight.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(plan)
+app.command(cls=Command)(plan)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(tickets_app, name="tickets")
-app.command("import")(import_command)
-app.command()(bench)
-app.command()(audit)
-app.command()(apply)
+app.command("import", cls=Command)(import_command)
+app.command(cls=Command)(report)
+app.command(cls=Command)(bench)
+app.command(cls=Command)(audit)
+app.command(cls=Command)(apply)
+app.command(cls=Command)(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -80,7 +89,7 @@ def _root(
     """Make neural networks smaller without touching a weight."""
 
 
-@app.command()
+@app.command(cls=Command)
 @recipe_flags("search")
 def search(
     *,
@@ -92,6 +101,7 @@ def search(
     save_every: SaveEvery = 300.0,
     resume: Resume = None,
     fresh: Fresh = False,
+    tracker: TrackerNames = None,
     push_to_hub: PushToHub = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -100,44 +110,26 @@ def search(
 
     The same command continues a search that was interrupted.
     """
+    check_typed(source, set_, flags)
     content = start_of(recipe)
     if resume is not None:
         source, content, out = resumed(resume, source, out)
     resolved = resolve(content, set_, flags)
     if source is None:
         raise typer.BadParameter("name a SOURCE, or --resume an interrupted search")
-    from slt_compress import api
-    from slt_compress.cli.console import search_progress
+    from slt_compress.cli.search_run import conclude, searched
 
     ticket = searched_before(out, push_to_hub, source, resolved)
     if ticket is None:
-        with search_progress(quiet=quiet or not is_main_process()) as on_step:
-            ticket = api.search(source, out=out, recipe=resolved, on_step=on_step,
-                                save_every=save_every, fresh=fresh)  # fmt: skip
-    if not is_main_process():
-        return
-    push_if_asked(ticket.path, push_to_hub, quiet=quiet)
-    if as_json:
-        print_json({"ticket": str(ticket.path), **api.report(ticket.path).to_dict()})
-    else:
-        say(ticket.path)
+        ticket = searched(
+            source, resolved, out, trackers=tracker or [], quiet=quiet, as_json=as_json,
+            save_every=save_every, fresh=fresh,
+        )  # fmt: skip
+    if is_main_process():
+        conclude(ticket.path, push_to_hub, quiet=quiet, as_json=as_json)
 
 
-@app.command()
-def report(path: Newest = None, as_json: Json = False) -> None:
-    """Show what a ticket or exported folder achieved, layer by layer."""
-    from slt_compress import api
-
-    made = api.report(path)
-    if as_json:
-        print_json(made.to_dict())
-        return
-    from slt_compress.cli.console import print_report
-
-    print_report(made)
-
-
-@app.command()
+@app.command(cls=Command)
 def export(
     ticket: Newest = None,
     format: Format = "dense",
@@ -174,12 +166,12 @@ def export(
     push_if_asked(path, push_to_hub)
     if as_json:
         print_json({"path": str(path), "format": artifact.format, "bytes": artifact.nbytes,
-                     "dense_bytes": artifact.dense_nbytes})  # fmt: skip
+                     "dense_bytes": artifact.dense_nbytes}, "artifact")  # fmt: skip
         return
     say(path)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) -> None:
     """Prove that a ticket or exported folder is the masked origin, bit for bit."""
     from slt_compress import api
@@ -187,7 +179,7 @@ def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) ->
     with in_python("verify"):
         verification = api.verify(path, origin=origin, in_process=True)
     if as_json:
-        print_json(verification.to_dict())
+        print_json(verification.to_dict(), "verification")
     else:
         from slt_compress.cli.console import print_verification
 
@@ -196,7 +188,7 @@ def verify(path: Newest = None, origin: Origin = None, as_json: Json = False) ->
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     path: Newest = None,
     dataset: Dataset = None,
@@ -213,14 +205,14 @@ def evaluate(
     with in_python("evaluate"):
         measured = api.evaluate(path, origin=origin, recipe=resolved)
     if as_json:
-        print_json(measured)
+        print_json(measured, "evaluation")
         return
     from slt_compress.cli.console import print_metrics
 
     print_metrics(measured)
 
 
-@app.command()
+@app.command(cls=Command)
 @recipe_flags("compare")
 def compare(
     source: Source,
@@ -244,24 +236,29 @@ def compare(
 ) -> None:
     """Search with several methods, with equal steps, seeds and data, and compare the results."""
     names = listed(methods, "--methods")
+    for name in names:
+        one_of(name, literal_keys("gates/__init__.py", "METHODS"), "method.name", "--methods")
+    check_typed(source, set_, flags)
+    targets = [] if target_sparsity is None else numbers(target_sparsity, "--target-sparsity")
+    for target in targets:
+        check_sparsity(target, "--target-sparsity")
     content = start_of(recipe)
     resolved = resolve(content, set_, flags)
-    targets = [resolved.sparsity]
-    if target_sparsity is not None:
-        targets = numbers(target_sparsity, "--target-sparsity")
+    targets = targets or [resolved.sparsity]
     for name in names:
         for target in targets:
             resolve(content, set_, {**flags, "method.name": name, "target_sparsity": target})
     from slt_compress import api
-    from slt_compress.cli.console import compare_progress, print_comparison
+    from slt_compress.cli.console import print_comparison
+    from slt_compress.cli.watching import watched_rows
 
-    with compare_progress(quiet=quiet) as (on_step, on_row):
+    with watched_rows(quiet=quiet, as_json=as_json) as (tell, on_row):
         comparison = api.compare(
             source, methods=names, sparsities=targets, seeds=seeds, out=out, recipe=resolved,
-            on_step=on_step, on_row=on_row,
+            progress=tell, on_row=on_row,
         )  # fmt: skip
     if as_json:
-        print_json(comparison.to_dict())
+        print_json(comparison.to_dict(), "comparison")
     else:
         print_comparison(comparison)
     if comparison.failed:
@@ -276,5 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that spin while they wait multiply the run time on shared cores. OpenMP reads this
     # when torch is imported, which no command has done yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with told_in_one_line():
-        app(args=arguments, prog_name="slt-compress", standalone_mode=True)
+    words = sys.argv[1:] if arguments is None else arguments
+    with told_in_one_line(as_json="--json" in words):
+        code = app(args=arguments, prog_name="slt-compress", standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)

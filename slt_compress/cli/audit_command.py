@@ -40,7 +40,7 @@ def audit(
 
     found = audit_model(model, newest(Path("tickets")) if ticket is None else ticket, origin=origin)
     if as_json:
-        print_json(found.to_dict())
+        print_json(found.to_dict(), "audit")
     else:
         _print(found)
     if strict and not found.holds:

@@ -41,7 +41,7 @@ def bench(
     with in_python("bench"):
         measured = bench_path(folder, batches=batches, origin=origin, rounds=rounds)
     if as_json:
-        print_json(measured.to_dict())
+        print_json(measured.to_dict(), "bench")
     else:
         _print(measured)
 

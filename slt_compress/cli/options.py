@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from slt_compress.cli.recipe_flags import literal_keys, option
+from slt_compress.storage.similar import did_you_mean
 
 # Names for the help, read without importing their modules, which import torch.
 METHOD_NAMES = ", ".join(literal_keys("gates/__init__.py", "METHODS"))
@@ -32,10 +33,21 @@ Resume = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Start over, even if OUT.search holds saved progress.")
 ]
+TrackerNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="NAME",
+        help="Log to tensorboard, wandb, mlflow, … as accelerate does; may be repeated.",
+    ),
+]
 Newest = Annotated[
     Path | None, typer.Argument(metavar="PATH", help="Default: the newest ticket in tickets/.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Full = Annotated[
+    bool, typer.Option("--full", help="Show every layer, parameter and table by itself.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress on stderr.")]
 Origin = Annotated[
     str | None, typer.Option(help="Read the origin's weights from this folder, file or hub id.")
@@ -51,10 +63,11 @@ Set = Annotated[
 
 def _format(value: str) -> str:
     """Refuse an unknown format."""
-    from slt_compress.artifacts.formats import EXPORTS
-
-    if value not in EXPORTS:
-        raise typer.BadParameter(f"unknown format {value!r}; known: {', '.join(EXPORTS)}")
+    known = (*literal_keys("artifacts/formats/__init__.py", "FORMATS"), "onnx")
+    if len(known) > 1 and value not in known:
+        raise typer.BadParameter(
+            f"unknown format {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}"
+        )
     return value
 
 

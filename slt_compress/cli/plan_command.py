@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from slt_compress.cli.json_output import print_json
-from slt_compress.cli.options import Json, RecipeName, Set, Source
+from slt_compress.cli.options import Full, Json, RecipeName, Set, Source
+from slt_compress.cli.quick_checks import check_typed
 from slt_compress.cli.recipe_flags import Flags, recipe_flags, resolve, start_of
 
 
@@ -17,20 +18,22 @@ def plan(
     flags: Flags,
     recipe: RecipeName = None,
     set_: Set = None,
+    full: Full = False,
     as_json: Json = False,
 ) -> None:
     """Show what a search would gate, need and produce; weights are loaded only to time it."""
+    check_typed(source, set_, flags)
     with _no_collecting():
         resolved = resolve(start_of(recipe), set_, flags)
         from slt_compress import api
 
         made = api.plan(source, recipe=resolved)
         if as_json:
-            print_json(made.to_dict())
+            print_json(made.to_dict(), "plan")
             return
         from slt_compress.cli.console import print_plan
 
-        print_plan(made)
+        print_plan(made, full=full, precision=resolved.training.precision)
 
 
 @contextmanager

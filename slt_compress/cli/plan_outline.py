@@ -11,13 +11,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.tree import Tree
 
-from slt_compress.cli.screen import Text, stacked
+from slt_compress.cli.screen import Text
+from slt_compress.cli.subjects import hanging, line_of
+from slt_compress.evidence.telling import RUNTIMES, skipped_lines, smallest_format
 from slt_compress.searching.planning import Plan
+from slt_compress.storage.quantities import bytes_in_words, seconds_in_words
 
 _TIMES = "×"  # noqa: RUF001
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-# How many skipped parameters are named per reason.
-_LISTED = 3
 
 
 @dataclass(slots=True)
@@ -43,26 +43,61 @@ class Branch:
         return own, tuple((n, b.count, b.shape()) for n, b in self.below.items())
 
 
-def outline(plan: Plan) -> Iterator[RenderableType]:
-    """The parts of a plan as a person reads it."""
+def outline(
+    plan: Plan, *, width: int = 120, full: bool = False, precision: str = "no"
+) -> Iterator[RenderableType]:
+    """The parts of a plan as a person reads it: the answers first, the tables if `full`."""
+
+    def line(subject: str, text: str, style: str = "") -> Text:
+        return hanging(line_of(subject, text), width, style)
+
+    yield line("source", f"{plan.source['source']} ({plan.source['task']})")
+    for warning in plan.warnings:
+        yield line("note", warning, "yellow")
+    yield line("sites", _gated(plan))
+    yield line("memory", _needed(plan, precision))
+    yield line("bytes", _smallest(plan.sizes))
+    yield line("time", _time(plan))
     yield _tree(plan)
-    yield _skipped(plan.skipped)
+    yield from _skipped(plan.skipped, width, full=full)
+    if full:
+        yield _memory(plan)
+        yield _sizes(plan.sizes)
+        for text in plan.expectations:
+            yield line("expect", text)
+    else:
+        yield line("expect", RUNTIMES)
+        yield line("", "all of memory, bytes and runtimes: --full")
+    yield line("next", plan.command)
+
+
+def _gated(plan: Plan) -> str:
     sparsity = plan.sparsity
     kept = sparsity["gated"] - round(sparsity["target"] * sparsity["gated"])
-    yield stacked(
+    return (
         f"{sparsity['gated']:,} weights at {len(plan.sites)} sites would be gated, "
-        f"{sparsity['gated'] / sparsity['parameters']:.1%} of {sparsity['parameters']:,} "
-        f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}",
-        *_trained(sparsity),
-        "",
+        f"{100 * sparsity['gated'] / sparsity['parameters']:.1f} % of {sparsity['parameters']:,} "
+        f"parameters; {kept:,} would be kept at a sparsity of {sparsity['target']:g}"
+        + "".join(f"; {text}" for text in _trained(sparsity))
     )
-    yield _memory(plan)
-    yield _sizes(plan.sizes)
-    yield Text(f"time: {_time(plan)}")
-    for label, lines in (("note", plan.warnings), ("expect", plan.expectations)):
-        for line in lines:
-            yield Text(f"{label}: {line}")
-    yield stacked("", plan.command)
+
+
+def _needed(plan: Plan, precision: str) -> str:
+    """What a search of this precision needs with the first optimizer, which needs the most."""
+    precision = precision if precision in plan.memory else next(iter(plan.memory))
+    rows = plan.memory[precision]
+    optimizer, parts = next(iter(rows.items()))
+    how = "" if optimizer == "none" else f", with {optimizer} and precision {precision}"
+    return f"about {bytes_in_words(parts['total'])} besides activations{how}"
+
+
+def _smallest(sizes: Mapping[str, int]) -> str:
+    best = smallest_format(sizes)
+    share = 100 * sizes[best] / sizes["dense"]
+    return (
+        f"{bytes_in_words(sizes['dense'])} dense → {bytes_in_words(sizes[best])} as {best} "
+        f"({share:.1f} %)"
+    )
 
 
 def _trained(sparsity: Mapping[str, Any]) -> Iterator[str]:
@@ -70,14 +105,14 @@ def _trained(sparsity: Mapping[str, Any]) -> Iterator[str]:
     gains, tuned = sparsity.get("gains", 0), sparsity.get("tuned", 0)
     if gains or tuned:
         yield (
-            f"tuned: {gains:,} gains of kept units and {tuned:,} norms and biases would be trained "
+            f"{gains:,} gains of kept units and {tuned:,} norms and biases would be trained "
             f"beside the mask, {(gains + tuned) / sparsity['parameters']:.2%} of all parameters"
         )
 
 
 def _tree(plan: Plan) -> Tree:
     root = branches(plan.sites)
-    tree = Tree(Text(f"{plan.source['source']} ({plan.source['task']})"))
+    tree = Tree(Text("sites", "bold"))
     _grow(tree, root)
     return tree
 
@@ -128,16 +163,9 @@ def _grow(tree: Tree, branch: Branch) -> None:
         _grow(tree.add(label), child)
 
 
-def _skipped(skipped: Mapping[str, str]) -> Table:
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in skipped.items():
-        by_reason.setdefault(reason.partition(": the same tensor")[0], []).append(name)
-    table = Table("not gated because", "parameters", "for example", title="Skipped")
-    for reason, names in by_reason.items():
-        listed = ", ".join(names[:_LISTED])
-        more = ", …" if len(names) > _LISTED else ""
-        table.add_row(reason, f"{len(names):,}", listed + more)
-    return table
+def _skipped(skipped: Mapping[str, str], width: int, *, full: bool) -> Iterator[RenderableType]:
+    for subject, text in skipped_lines(skipped, full=full):
+        yield hanging(line_of(subject, text), width)
 
 
 def _memory(plan: Plan) -> Table:
@@ -150,7 +178,7 @@ def _memory(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for precision, rows in plan.memory.items():
         for optimizer, parts in rows.items():
-            sizes = (_bytes(parts[name]) if name in parts else "" for name in columns)
+            sizes = (bytes_in_words(parts[name]) if name in parts else "" for name in columns)
             table.add_row(f"{precision}, {optimizer}", *sizes)
     return table
 
@@ -158,7 +186,7 @@ def _memory(plan: Plan) -> Table:
 def _sizes(sizes: Mapping[str, int]) -> Table:
     table = Table("format", "bytes", "of dense", title="Expected bytes of the model's tensors")
     for name, size in sizes.items():
-        table.add_row(name, f"{size:,}", f"{size / sizes['dense']:.1%}")
+        table.add_row(name, f"{size:,}", f"{100 * size / sizes['dense']:.1f} %")
     return table
 
 
@@ -168,13 +196,5 @@ def _time(plan: Plan) -> str:
         return forecast.note
     total = ""
     if forecast.seconds is not None:
-        total = f", {forecast.seconds / 60:.1f} min for {forecast.steps:,} steps"
+        total = f", {seconds_in_words(forecast.seconds)} for {forecast.steps:,} steps"
     return f"about {forecast.seconds_per_step:.2f} s per step{total} ({forecast.note})"
-
-
-def _bytes(size: float) -> str:
-    for unit in _UNITS[:-1]:
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} {_UNITS[-1]}"

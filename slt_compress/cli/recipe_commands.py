@@ -6,7 +6,11 @@ from typing import Annotated
 
 import typer
 
-recipes_app = typer.Typer(help="List or print the recipes that come with the package.")
+from slt_compress.cli.help_pages import Command, Group
+from slt_compress.cli.plain_lines import say, write
+from slt_compress.storage.similar import did_you_mean
+
+recipes_app = typer.Typer(cls=Group, help="List or print the recipes that come with the package.")
 
 
 @recipes_app.callback(invoke_without_command=True)
@@ -17,10 +21,10 @@ def _list_recipes(context: typer.Context) -> None:
 
         for name, path in shipped_recipes().items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
-            print(f"{name:24} {first.lstrip('# ')}")
+            say(f"{name:24} {first.lstrip('# ')}")
 
 
-@recipes_app.command("show")
+@recipes_app.command("show", cls=Command)
 def _show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
 ) -> None:
@@ -29,5 +33,7 @@ def _show_recipe(
 
     known = shipped_recipes()
     if name not in known:
-        raise typer.BadParameter(f"no recipe {name!r}; known: {', '.join(known)}")
-    print(known[name].read_text(encoding="utf-8"), end="")
+        raise typer.BadParameter(
+            f"no recipe {name!r}; known: {', '.join(known)}{did_you_mean(name, known)}"
+        )
+    write(known[name].read_text(encoding="utf-8"))

@@ -66,7 +66,10 @@ def option(flag: str) -> Any:
 
 def _option(row: RecipeKey) -> Any:
     names = ", ".join(literal_keys(*row.names_of)) if row.names_of else ""
-    return typer.Option(row.flag, metavar=row.metavar, help=row.help.format(names=names))
+    return typer.Option(
+        row.flag, metavar=row.metavar, help=row.help.format(names=names),
+        rich_help_panel=row.panel,
+    )  # fmt: skip
 
 
 def literal_keys(file: str, table: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.style import StyleType
 from rich.text import Text as _Text
 
+from slt_compress.cli.plain_lines import ReaderGoneError
 from slt_compress.storage.outside import visible
 
 
@@ -34,6 +35,10 @@ class Screen(Console):
         """The text as it is."""
         kwargs.update(markup=False, emoji=False)
         return super().render_str(visible(text), **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to whoever runs the command: a reader that has seen enough is no error."""
+        raise ReaderGoneError
 
 
 def stacked(*texts: Text | str) -> Text:

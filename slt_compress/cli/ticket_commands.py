@@ -7,38 +7,59 @@ from typing import Annotated
 
 import typer
 
+from slt_compress.cli.help_pages import Command, Group
 from slt_compress.cli.json_output import print_json
-from slt_compress.cli.options import Json
+from slt_compress.cli.options import Full, Json
 from slt_compress.cli.plain_lines import say
 
-tickets_app = typer.Typer(help="Compare and combine tickets of the same weights.",
+tickets_app = typer.Typer(cls=Group, help="List, compare and combine tickets.",
                           no_args_is_help=True)  # fmt: skip
 First = Annotated[Path, typer.Argument(metavar="A", help="A ticket.")]
 Second = Annotated[Path, typer.Argument(metavar="B", help="Another ticket of the same weights.")]
 
 
-@tickets_app.command("diff")
-def _diff(first: First, second: Second, as_json: Json = False) -> None:
+@tickets_app.command("diff", cls=Command)
+def _diff(first: First, second: Second, full: Full = False, as_json: Json = False) -> None:
     """Compare two masks: overlap (share of A) and intersection over union."""
     from slt_compress.tickets.deriving import difference
 
     result = difference(first, second)
     if as_json:
-        print_json(result.to_dict())
+        print_json(result.to_dict(), "difference")
         return
-    from rich.table import Table
+    from slt_compress.cli.console import standard_output
+    from slt_compress.cli.ticket_tables import difference_table
 
-    from slt_compress.cli.screen import Screen
-
-    table = Table("layer", "A", "B", "both", "overlap", "IoU", title="Kept by A, by B and by both")
-    for layer in result.layers:
-        counts = [f"{count:,}" for count in (*layer.kept, layer.both)]
-        table.add_row(layer.name, *counts, f"{layer.overlap:.2%}", f"{layer.iou:.2%}")
-    Screen().print(table)
-    say(f"overlap: {result.overlap:.4%} of A; intersection over union: {result.iou:.4%}")
+    screen = standard_output()
+    say(
+        f"overlap: {100 * result.overlap:.2f} % of A; intersection over union: "
+        f"{100 * result.iou:.2f} %"
+    )
+    screen.print(difference_table(result, screen.width, full=full))
 
 
-@tickets_app.command("merge")
+@tickets_app.command("list", cls=Command)
+def _list(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of tickets.")] = Path(
+        "tickets"
+    ),
+    as_json: Json = False,
+) -> None:
+    """List the tickets in a folder, the newest first."""
+    from slt_compress.tickets.listing import list_tickets
+
+    listed = list_tickets(folder)
+    if as_json:
+        print_json({"tickets": [entry.to_dict() for entry in listed]}, "tickets")
+        return
+    from slt_compress.cli.console import standard_output
+    from slt_compress.cli.ticket_tables import ticket_table
+
+    screen = standard_output()
+    screen.print(ticket_table(listed, screen.width))
+
+
+@tickets_app.command("merge", cls=Command)
 def _merge(
     first: First,
     second: Second,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.data.hub_errors import UnreadableError
 from slt_compress.data.rows import Rows, as_rows
 from slt_compress.errors import DataError
 
@@ -69,10 +70,10 @@ def read_hub(
     except DataError:
         raise
     except Exception as error:  # network, hub and library errors share no base class
-        raise DataError(_hub_sentence(spec, error)) from error
+        raise UnreadableError(spec, _why(error)) from error
 
 
-def _hub_sentence(spec: str, error: Exception) -> str:
+def _why(error: Exception) -> str:
     import datasets
     import huggingface_hub.errors as hub
 
@@ -89,10 +90,7 @@ def _hub_sentence(spec: str, error: Exception) -> str:
         why = "there is no such path, and no such data set on the hub"
     else:
         why = said
-    return (
-        f"data set {spec} cannot be read: {why} (--dataset takes digits, an image folder, "
-        "parquet, csv, jsonl or txt, or a hub id NAME[:CONFIG])"
-    )
+    return why
 
 
 def _said(error: Exception) -> str:

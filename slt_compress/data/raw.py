@@ -26,7 +26,6 @@ from slt_compress.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from slt_compress.checkpoints import Task
     from slt_compress.data.options import DataOptions
     from slt_compress.data.rows import Positions, Rows
 
@@ -80,19 +79,6 @@ class RawData:
     options: DataOptions
     notes: tuple[str, ...] = ()
     several: bool = False
-
-
-def default_spec(task: Task) -> str:
-    """The data set that is used when none is named, on the Hugging Face hub.
-
-    Raises:
-        DataError: the task has no default.
-    """
-    if task == "image-classification":
-        return IMAGE_DEFAULT
-    if task in {"causal-lm", "masked-lm", "seq2seq", "image-text-to-text"}:
-        return TEXT_DEFAULT
-    raise DataError(f"there is no default data set for {task}; name one with --dataset SPEC")
 
 
 def open_data(spec: str, options: DataOptions) -> RawData:

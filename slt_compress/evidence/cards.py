@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from slt_compress.artifacts.onnx_file import OnnxInput
 from slt_compress.evidence.reporting import Report
 from slt_compress.storage.outside import code_span, markdown
-from slt_compress.tickets.card import flip_note, front_matter, metric_table, own_loading, title_of
+from slt_compress.tickets.card import (
+    flip_note,
+    front_matter,
+    measured_on,
+    metric_table,
+    own_loading,
+    title_of,
+)
 
 
 def artifact_card(
@@ -23,7 +30,7 @@ def artifact_card(
     exactly = f", rounded to {rounded_to}." if rounded_to else ", bit for bit."
     sparsity = report.sparsity
     lines = [
-        front_matter(origin),
+        front_matter(origin, report.metrics, report.search),
         f"# {title_of(origin)}, {sparsity['achieved']:.2%} sparse",
         "",
         f"{sparsity['kept']:,} of {sparsity['gated']:,} gated weights are kept; the model has "
@@ -32,12 +39,14 @@ def artifact_card(
         "",
         *_tuned_note(report),
         *flip_note(sparsity.get("flips", 0), sparsity["kept"]),
+        *measured_on(report.search),
         *metric_table(report.metrics),
         "",
         "## How to load it",
         "",
         *how_to_load(format, origin, folder),
         "",
+        *_no_weights(format, origin)[2:],
         "`slt-compress verify` on this folder proves the statements above; `report.json` holds "
         "the sparsity of every layer.",
         "",
@@ -123,6 +132,39 @@ def how_to_load(format: str, origin: Mapping[str, object], folder: str) -> list[
     else:
         code = own_loading(folder, origin)
     return ["```python", *code, "```"]
+
+
+def loading_guide(format: str, origin: Mapping[str, object]) -> str:
+    """Markdown for HOW_TO_LOAD.md: the code, and what it means where a library finds no weights.
+
+    It is equal for equal exports, whatever their folders are called.
+    """
+    lines = ["# How to load this folder", "", *how_to_load(format, origin, "path/to/this/folder")]
+    return "\n".join([*lines, "", *_no_weights(format, origin)])
+
+
+def _no_weights(format: str, origin: Mapping[str, object]) -> list[str]:
+    """What other libraries say of a folder that only slt-compress reads."""
+    if format == "dense" or format == "onnx":
+        return []
+    said = _SAID.get(str(origin.get("family")), "No other library can open them.")
+    return [
+        "## If a library says that there is no model.safetensors",
+        "",
+        f"The weights are in the format `{format}` of slt-compress (`pip install slt-compress`), "
+        f"in files of another name, so that no library fills in random weights instead. {said} For "
+        "a folder that opens without slt-compress, export the ticket with `slt-compress export "
+        "TICKET --format dense`.",
+        "",
+    ]
+
+
+_SAID = {
+    "transformers": "Without it transformers ends with an `OSError` (no file named "
+    "model.safetensors) or says that the quantization type is unknown; after `import slt_compress` "
+    "its own `from_pretrained` works.",
+    "timm": "timm itself cannot open them.",
+}
 
 
 def onnx_inputs(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from slt_compress.evidence.verdicts import is_chance
+from slt_compress.storage.manifests import is_count
 from slt_compress.tickets import SiteRecord, Ticket
 
 # How many layers with empty rows are named one by one.
@@ -25,6 +27,7 @@ def caveats(ticket: Ticket) -> list[str]:
     if len(empty) > _LISTED:
         warnings.append(f"{len(empty) - _LISTED} more layers have empty rows")
     warnings += _without_effect(ticket)
+    warnings += _at_chance(ticket)
     init = ticket.origin.get("init")
     if isinstance(init, dict) and init.get("scheme") in _EQUAL_MAGNITUDES:
         warnings.append(
@@ -44,6 +47,21 @@ def _empty_rows(ticket: Ticket) -> list[str]:
         if 0 < dead < len(rows):
             sentences.append(f"{name}: {dead} of {len(rows)} rows (first dimension) are empty")
     return sentences
+
+
+def _at_chance(ticket: Ticket) -> list[str]:
+    """A sentence where the masked model does no better than guessing."""
+    data, classes = ticket.extra.data or {}, ticket.origin.get("num_classes")
+    splits, accuracy = data.get("splits"), (ticket.metrics.get("hard") or {}).get("accuracy")
+    examples = splits.get("test") if isinstance(splits, dict) else None
+    if accuracy is None or not is_count(classes, least=2) or not is_count(examples):
+        return []
+    if not is_chance(accuracy, classes, examples):
+        return []
+    return [
+        f"the masked model is right in {accuracy:.1%} of {examples:,} examples, which is no better "
+        f"than guessing among {classes} classes"
+    ]
 
 
 def _without_effect(ticket: Ticket) -> list[str]:

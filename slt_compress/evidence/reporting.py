@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -12,6 +12,8 @@ from slt_compress.artifacts.formats import FORMATS, find_pattern
 from slt_compress.errors import SltError, TicketError
 from slt_compress.evidence.caveats import caveats, place
 from slt_compress.evidence.expectations import expectations
+from slt_compress.evidence.search_facts import SearchFacts, check_search, search_facts
+from slt_compress.evidence.verdicts import Verdict, verdict_of
 from slt_compress.storage.manifests import Manifest, as_shape, is_count, is_finite
 from slt_compress.tickets import Counts, Metrics, SiteRecord, Ticket, parse_metrics
 from slt_compress.tickets.provenance import provenance_of
@@ -85,6 +87,7 @@ class Report:
         warnings: what a reader should know before trusting the rest.
         expectations: what this sparsity gains, and where.
         recipe: the resolved recipe.
+        search: see `SearchFacts`; empty for what was not searched, or exported before this key.
     """
 
     source: Mapping[str, object]
@@ -97,6 +100,16 @@ class Report:
     warnings: tuple[str, ...]
     expectations: tuple[str, ...]
     recipe: Mapping[str, object]
+    search: SearchFacts = field(default_factory=lambda: SearchFacts())
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the mask costs, in one metric; None where nothing was measured."""
+        task = self.source.get("task")
+        return verdict_of(
+            self.metrics, self.controls, examples=self.search.get("examples", {}).get("test"),
+            task=task if isinstance(task, str) else None,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mappings and lists, ready for JSON."""
@@ -121,6 +134,7 @@ class Report:
         lists = {
             key: _checked_list(manifest, key) for key in ("layers", "warnings", "expectations")
         }
+        check_search(manifest)
         known = {entry.name for entry in fields(cls)}
         values: dict[str, Any] = {key: value for key, value in content.items() if key in known}
         return cls(**{**values, **lists})
@@ -179,6 +193,7 @@ def make_report(ticket: Ticket) -> Report:
             expectations(sizes, provenance.pattern, permuted=bool(provenance.orders))
         ),
         "recipe": ticket.recipe,
+        "search": search_facts(ticket),
     }
     return Report.from_dict(content, ticket.path, TicketError)
 

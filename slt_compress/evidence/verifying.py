@@ -82,9 +82,17 @@ def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verificatio
     try:
         checks = tuple(Check(**check) for check in json.loads(done.stdout)["checks"])
     except (ValueError, KeyError, TypeError):
-        message = done.stderr.strip().rpartition("error: ")[2]
-        raise SltError(message or f"verify ended with code {done.returncode}") from None
+        raise SltError(_said(done.stderr) or f"verify ended with code {done.returncode}") from None
     return Verification(path=path, checks=checks)
+
+
+def _said(stderr: str) -> str:
+    """The message of the error in the last line of JSON, or that line as it is."""
+    last = (stderr.strip().splitlines() or [""])[-1]
+    try:
+        return str(json.loads(last)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return last
 
 
 def _logits(opened: Opened, known: Provenance, probe: Probe | None) -> Check:

@@ -20,7 +20,7 @@ from slt_compress.artifacts import (
 from slt_compress.artifacts.formats import VALUES_DTYPES
 from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError
-from slt_compress.evidence.cards import artifact_card, in_chans_warning
+from slt_compress.evidence.cards import artifact_card, in_chans_warning, loading_guide
 from slt_compress.evidence.reporting import make_report
 from slt_compress.exporting.streaming import rounded_weight, stream_ticket
 from slt_compress.runtime.opening import Opened, open_path
@@ -73,7 +73,7 @@ def export_ticket(
     evidence = Evidence(
         report=report.to_dict(), ticket_hash=ticket.hash, provenance=provenance.to_dict(),
         card=artifact_card(report, format, ticket.origin, target.name, rounded_to=values_dtype),
-        probe=probe,
+        probe=probe, loading=loading_guide(format, ticket.origin),
     )  # fmt: skip
     folder_of_origin = exported_folder(ticket.origin, checkpoint, ticket.recipe)
     checkpoint = replace(checkpoint, folder=folder_of_origin)

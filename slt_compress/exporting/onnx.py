@@ -27,11 +27,10 @@ from slt_compress.artifacts import (
     write_evidence,
     write_probe,
 )
-from slt_compress.artifacts.beside import BESIDE
 from slt_compress.artifacts.onnx_file import require_onnx
 from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.errors import ArtifactError, TicketError
-from slt_compress.evidence.cards import artifact_card, onnx_inputs
+from slt_compress.evidence.cards import artifact_card, loading_guide, onnx_inputs
 from slt_compress.evidence.reporting import make_report
 from slt_compress.exporting.onnx_conversion import Converted, convert
 from slt_compress.masks import Masks, count_kept
@@ -140,7 +139,7 @@ def _write(part: Path, opened: Opened, ticket: Ticket, made: Converted, name: st
     write_json(part / CONFIG, checkpoint.config)
     folder_of_origin = exported_folder(ticket.origin, checkpoint, ticket.recipe)
     beside = write_evidence(part, replace(checkpoint, folder=folder_of_origin), evidence)
-    write_json(part / DENSE_MANIFEST, {**manifest, BESIDE: beside})
+    write_json(part / DENSE_MANIFEST, {**manifest, **beside})
 
 
 def _evidence(
@@ -155,6 +154,7 @@ def _evidence(
         ticket_hash=ticket.hash,
         provenance=provenance_of(ticket).to_dict(),
         probe=made.probe,
+        loading=loading_guide(ONNX, ticket.origin),
     )
 
 

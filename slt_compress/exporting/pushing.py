@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from slt_compress.checkpoints.companions import is_own_file
 from slt_compress.checkpoints.quiet import quiet
+from slt_compress.checkpoints.sentence_files import module_files
 from slt_compress.errors import SltError
 
 _PRIVATE = ("run.json",)  # paths and machine
@@ -18,6 +19,8 @@ _EMPTY = {".gitattributes"}  # what the hub itself puts into a new repository
 
 def upload_list(folder: Path) -> list[Path]:
     """The files that `push` uploads: all at the root of a folder but `run.json` and hidden ones.
+
+    Those of the modules of sentence-transformers lie in folders, and go up too.
 
     Raises:
         SltError: one of them is a link that leaves the folder.
@@ -29,7 +32,7 @@ def upload_list(folder: Path) -> list[Path]:
         if not is_own_file(file, folder):
             raise SltError(f"{file} is not a file of {folder}: nothing was pushed; remove it")
         files.append(file)
-    return files
+    return files + [folder / path for path in module_files(folder)]
 
 
 def push(folder: Path, repo: str) -> str:
@@ -48,7 +51,9 @@ def push(folder: Path, repo: str) -> str:
             api.create_commit(
                 repo_id=repo, commit_message=f"Upload {folder.name} with slt-compress",
                 operations=[
-                    CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=file)
+                    CommitOperationAdd(
+                        path_in_repo=file.relative_to(folder).as_posix(), path_or_fileobj=file
+                    )
                     for file in files
                 ],
             )  # fmt: skip

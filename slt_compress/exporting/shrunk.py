@@ -23,7 +23,7 @@ from slt_compress.artifacts.shrinking import Shrinking, shrink
 from slt_compress.checkpoints.downloaded import exported_folder
 from slt_compress.checkpoints.tasks import Forward
 from slt_compress.errors import ArtifactError, TicketError
-from slt_compress.evidence.cards import artifact_card
+from slt_compress.evidence.cards import artifact_card, loading_guide
 from slt_compress.evidence.reporting import make_report
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import stored_probe
@@ -96,6 +96,7 @@ def _evidence(
         ticket_hash=ticket.hash,
         provenance=provenance_of(ticket).to_dict(),
         probe=probe,
+        loading=loading_guide(SHRUNK, ticket.origin),
     )
 
 

@@ -18,7 +18,7 @@ from slt_compress.evidence.sampling import FirstRows
 from slt_compress.gates import Learned, Magnitude
 from slt_compress.gates.gating import Gates, scores_of
 from slt_compress.masks import Masks
-from slt_compress.searching.events import Part, Watched, unheard
+from slt_compress.searching.events import Part, Result, Watched, unheard
 from slt_compress.searching.settings import phase_at
 from slt_compress.searching.setup import SearchSetup
 from slt_compress.searching.threads import threads
@@ -127,12 +127,14 @@ class Measuring:
         release()
         if "magnitude" in controls:
             controls["magnitude"] = controls["magnitude"] or hard
+        metrics = {"dense": dense, "hard": hard, "soft": soft}
+        setup.tell(Result(metrics, 1.0 - masks.density))
         return SearchResult(
             plan=setup.plan, scores=scores, masks=masks, gains=by_site, unit_gains=by_unit,
             tuned={n: p.detach().cpu().clone() for n, p in self.gates.tuned.items()},
             buffers=buffers,
             weights=weights, history=history,
-            metrics={"dense": dense, "hard": hard, "soft": soft},
+            metrics=metrics,
             controls=controls, probe=probe, notes=notes,
         )  # fmt: skip
 

@@ -62,7 +62,15 @@ class HeldOut:
     loss: float
 
 
-Event = Part | Advanced | HeldOut | Step
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The mask is made and measured: metrics by model, and the share of weights it removes."""
+
+    metrics: Mapping[str, Mapping[str, float] | None]
+    sparsity: float
+
+
+Event = Part | Advanced | HeldOut | Step | Result
 OnEvent = Callable[[Event], None]
 
 

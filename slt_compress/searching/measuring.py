@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from slt_compress.data import default_spec, open_data, prepare
+from slt_compress.data import default_data, open_data, open_default, prepare
 from slt_compress.runtime.opening import as_origin, open_path, origin_of
 from slt_compress.searching.recipes import Recipe
 from slt_compress.searching.workloads import checkpoint_workload
@@ -23,9 +23,13 @@ def measure_path(
     """
     opened = open_path(folder, origin=origin)
     checkpoint = opened.checkpoint
-    spec = data or recipe.dataset or default_spec(checkpoint.task)
+    spec = data or recipe.dataset
+    if spec is None:
+        raw = open_default(default_data(checkpoint), checkpoint, recipe.data)
+    else:
+        raw = open_data(spec, recipe.data)
     prepared = prepare(
-        open_data(spec, recipe.data), checkpoint, batch_size=recipe.training.batch_size,
+        raw, checkpoint, batch_size=recipe.training.batch_size,
         seed=recipe.training.seed, limit=recipe.evaluation.limit,
     )  # fmt: skip
     workload = checkpoint_workload(checkpoint, prepared, replace(recipe.objective, name="distill"))

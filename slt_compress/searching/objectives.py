@@ -53,6 +53,13 @@ class ObjectiveOptions:
                 )
 
 
+def objective_name(options: ObjectiveOptions, *, random_init: bool) -> ObjectiveName:
+    """The objective that `auto` stands for, or the one that is named."""
+    if options.name != "auto":
+        return options.name
+    return "task" if random_init else "distill"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of one batch: the loss to minimise and, if there is one, a metric to watch."""

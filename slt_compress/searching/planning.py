@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def make_plan(
         forecast=Forecast(note="not measured"),
         warnings=tuple(warnings),
         expectations=expectations(sizes, recipe.pattern, permuted=recipe.permute),
-        command=search_command(checkpoint.source, recipe),
+        command=search_command(checkpoint.source, _searchable(checkpoint, recipe)),
     )  # fmt: skip
 
 
@@ -151,6 +151,12 @@ def _weights(module: nn.Module, sites: SitePlan) -> dict[str, Tensor]:
     return {
         site.name: getattr(module.get_submodule(site.module), site.param) for site in sites.sites
     }
+
+
+def _searchable(checkpoint: Checkpoint, recipe: Recipe) -> Recipe:
+    """The recipe, with a random init for an architecture that has no weights to search."""
+    bare = checkpoint.folder is None and bool(missing_weights(checkpoint))
+    return replace(recipe, init="random") if bare and recipe.init is None else recipe
 
 
 def search_command(source: str | Path, recipe: Recipe) -> str:

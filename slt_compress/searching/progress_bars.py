@@ -45,7 +45,7 @@ class _Shown:
             self._held_out = f", held-out {event.loss:.4f}"
         elif isinstance(event, Advanced):
             self._at(event.done, event.total)
-        else:
+        elif isinstance(event, Step):
             bar.set_postfix_str(_figures(event) + self._held_out, refresh=False)
             self._at(event.index + 1, event.total)
 

@@ -24,6 +24,9 @@ class RecipeKey:
         commands: the commands that take the flag.
         metavar: how `--help` shows the value; None shows the type.
         names_of: file in the package and name of the literal table whose keys are the values.
+        choices: all values, where they are few.
+        panel: the group that `--help` shows the flag in.
+        above_zero: whether a number has to be above 0 and finite.
     """
 
     key: str
@@ -33,34 +36,39 @@ class RecipeKey:
     commands: tuple[str, ...] = ("search", "plan", "compare")
     metavar: str | None = None
     names_of: tuple[str, str] | None = None
+    choices: tuple[str, ...] = ()
+    panel: str = "How it is trained"
+    above_zero: bool = False
 
 
+_MASK, _FROM = "The mask", "The model and its data"
 _ONE = ("search", "plan")  # the commands about a single search
 
 # In the order in which `--help` lists them.
 RECIPE_KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(
-        key="target_sparsity", flag="--target-sparsity", type=float, commands=_ONE,
+        key="target_sparsity", panel=_MASK, flag="--target-sparsity", type=float, commands=_ONE,
         help="Share of the gated weights to remove, in [0, 1).",
     ),
     RecipeKey(
-        key="method.name", flag="--method", type=str, commands=_ONE,
+        key="method.name", panel=_MASK, flag="--method", type=str, commands=_ONE,
         help="One of: {names}.", names_of=("gates/__init__.py", "METHODS"),
     ),
     RecipeKey(
-        key="pattern", flag="--pattern", type=str, commands=_ONE,
+        key="pattern", panel=_MASK, flag="--pattern", type=str, commands=_ONE,
         help="unstructured, N:M (such as 2:4), block:RxC, neuron, channel or head.",
     ),
     RecipeKey(
-        key="permute", flag="--permute", type=bool, commands=_ONE,
+        key="permute", panel=_MASK, flag="--permute", type=bool, commands=_ONE,
         help="Form the groups of N:M of inputs that suit each other, not of neighbours.",
     ),
     RecipeKey(
-        key="scope", flag="--scope", type=str, commands=_ONE,
+        key="scope", panel=_MASK, flag="--scope", type=str, commands=_ONE,
         help="Which layers compete: global (all), type (similar ones) or layer (each on its own).",
+        choices=("global", "type", "layer"),
     ),
     RecipeKey(
-        key="inside", flag="--inside", type=str, commands=_ONE, metavar="TICKET",
+        key="inside", panel=_MASK, flag="--inside", type=str, commands=_ONE, metavar="TICKET",
         help="Search only the weights that this ticket kept.",
     ),
     RecipeKey(
@@ -74,38 +82,45 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(
         key="objective.name", flag="--objective", type=str, commands=_ONE,
         help="auto, task, distill, lm or reconstruct (block by block).",
+        choices=("auto", "task", "distill", "lm", "reconstruct"),
     ),
     RecipeKey(
         key="training.seed", flag="--seed", type=int, commands=("compare",),
         help="The first seed.",
     ),
     RecipeKey(
-        key="dataset", flag="--dataset", type=str,
+        key="dataset", panel=_FROM, flag="--dataset", type=str,
         help="digits, a hub id (name or name:config), a file or a folder.",
     ),
     RecipeKey(
-        key="init", flag="--init", type=str,
+        key="init", panel=_FROM, flag="--init", type=str,
         help="Search a random network: random (signed-constant), kaiming-normal, "
         "kaiming-uniform, uniform:A or default (the library's own).",
     ),
     RecipeKey(
-        key="weights", flag="--weights", type=str,
+        key="weights", panel=_FROM, flag="--weights", type=str,
         help="Load the weights from this .safetensors file.",
     ),
     RecipeKey(
-        key="revision", flag="--revision", type=str,
+        key="revision", panel=_FROM, flag="--revision", type=str,
         help="Commit, tag or branch of a hub id.",
     ),
-    RecipeKey(key="training.steps", flag="--steps", type=int, help="Number of optimizer steps."),
     RecipeKey(
-        key="training.epochs", flag="--epochs", type=float,
+        key="training.steps", flag="--steps", type=int, above_zero=True,
+        help="Number of optimizer steps.",
+    ),
+    RecipeKey(
+        key="training.epochs", flag="--epochs", type=float, above_zero=True,
         help="Number of passes over the training split.",
     ),
     RecipeKey(
-        key="training.batch_size", flag="--batch-size", type=int,
+        key="training.batch_size", flag="--batch-size", type=int, above_zero=True,
         help="Number of examples in a batch.",
     ),
-    RecipeKey(key="training.lr", flag="--lr", type=float, help="Learning rate of the scores."),
+    RecipeKey(
+        key="training.lr", flag="--lr", type=float, above_zero=True,
+        help="Learning rate of the scores.",
+    ),
     RecipeKey(
         key="training.seed", flag="--seed", type=int, commands=_ONE,
         help="Seed of everything random.",
@@ -113,27 +128,30 @@ RECIPE_KEYS: tuple[RecipeKey, ...] = (
     RecipeKey(key="training.device", flag="--device", type=str, help="cpu, cuda, …"),
     RecipeKey(
         key="training.precision", flag="--precision", type=str, commands=_ONE,
-        help="no, bf16 or fp16.",
+        help="no, bf16 or fp16.", choices=("no", "bf16", "fp16"),
     ),
     RecipeKey(
-        key="training.accumulate", flag="--accumulate", type=int, commands=_ONE,
+        key="training.accumulate", flag="--accumulate", type=int, commands=_ONE, above_zero=True,
         help="Put a batch through the network in so many parts, one after another.",
     ),
     RecipeKey(
         key="training.recompute", flag="--recompute", type=str, commands=_ONE,
         help="none, or blocks: they run again in the backward pass, which saves memory.",
+        choices=("none", "blocks"),
     ),
     RecipeKey(
         key="training.state", flag="--state", type=str, commands=_ONE,
         help="fp32, or bf16: moments and running mean in half the memory.",
+        choices=("fp32", "bf16"),
     ),
     RecipeKey(
-        key="training.max_time", flag="--max-time", type=float, commands=_ONE,
+        key="training.max_time", flag="--max-time", type=float, commands=_ONE, above_zero=True,
         help="Longest time to search, in seconds.",
     ),
     RecipeKey(
-        key="evaluation.controls", flag="--controls", type=str,
+        key="evaluation.controls", panel=_FROM, flag="--controls", type=str,
         help="none, fast (as many test examples as give 1 percentage point) or full.",
+        choices=("none", "fast", "full"),
     ),
 )  # fmt: skip
 

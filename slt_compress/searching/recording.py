@@ -150,6 +150,7 @@ def _content(
             permuted=recipe.permute,
             gains=count_gains(result.unit_gains),
             tuned=sum(tensor.numel() for tensor in result.tuned.values()),
+            data=_data_facts(prepared),
         ),
     )
 

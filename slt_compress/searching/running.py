@@ -18,6 +18,7 @@ from slt_compress.checkpoints import Checkpoint
 from slt_compress.errors import RecipeError
 from slt_compress.gates import Learned, Method
 from slt_compress.searching.accelerators import accelerator_for, in_main
+from slt_compress.searching.announcing import announce_search
 from slt_compress.searching.events import OnEvent, Part
 from slt_compress.searching.inside import sites_of
 from slt_compress.searching.preflight import check_module, ordinary_mode
@@ -94,6 +95,7 @@ def _run(
         folder,
     ):
         target.check()  # another search may have written there before this one had the lock
+        announce_search(one, checkpoint, recipe, target.path())
         with fitting_threads(one.module, recipe.training.batch_size) as outside:
             result = replace(one, probe_threads=outside).run(on_step, folder, accelerator)
         tell(Part("write"))

@@ -16,10 +16,18 @@ from slt_compress.anatomy.states import evaluating
 from slt_compress.checkpoints import Checkpoint, open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.hollow import open_hollow
 from slt_compress.checkpoints.tasks import LANGUAGE_TASKS, Head, to_device
-from slt_compress.data import RawData, SearchData, default_spec, modalities_of, open_data, prepare
+from slt_compress.data import (
+    RawData,
+    SearchData,
+    default_data,
+    modalities_of,
+    open_data,
+    open_default,
+    prepare,
+)
 from slt_compress.errors import DataError, RecipeError, SltError
 from slt_compress.evidence.metrics import Metrics, evaluate
-from slt_compress.searching.announcing import announce
+from slt_compress.searching.announcing import announce_default, announce_opened
 from slt_compress.searching.fit_checks import check_fits, head_options
 from slt_compress.searching.loss_checks import GuardedLoss
 from slt_compress.searching.objectives import (
@@ -27,6 +35,7 @@ from slt_compress.searching.objectives import (
     ObjectiveOptions,
     Outcome,
     distill_objective,
+    objective_name,
     own_objective,
     task_objective,
 )
@@ -53,7 +62,7 @@ def open_workload(
     if data is not None and not isinstance(data, str):
         raise SltError("your own batches need a module of your own: give the name of a data set")
     checkpoint, prepared = open_source(source, recipe)
-    announce(prepared)
+    announce_opened(checkpoint, prepared)
     check_fits(checkpoint, prepared, frozen=recipe.training.batchnorm == "frozen")
     return checkpoint, prepared, checkpoint_workload(checkpoint, prepared, recipe.objective)
 
@@ -72,7 +81,9 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     )  # fmt: skip
     modalities_of(sketch)
     raw: RawData | None = None
-    if recipe.dataset is not None:
+    if recipe.dataset is None:
+        announce_default(default_data(sketch), sketch.task)
+    else:
         raw = open_data(recipe.dataset, recipe.data)
     given: dict[str, Any] = {
         "revision": recipe.revision, "weights": recipe.weights, "init": recipe.init,
@@ -83,7 +94,7 @@ def open_source(source: str | Path, recipe: Recipe) -> tuple[Checkpoint, SearchD
     checkpoint = open_hollow(source, **given) if _by_blocks(recipe) else None
     checkpoint = checkpoint or open_checkpoint(source, **given)
     if raw is None:
-        raw = open_data(default_spec(checkpoint.task), recipe.data)
+        raw = open_default(default_data(checkpoint), checkpoint, recipe.data)
     prepared = prepare(
         raw, checkpoint, batch_size=training.batch_size, seed=training.seed,
         limit=recipe.evaluation.limit,
@@ -169,11 +180,9 @@ def _measure(
 
 def _objective(checkpoint: Checkpoint, data: SearchData, options: ObjectiveOptions) -> Objective:
     forward, task = checkpoint.forward, checkpoint.task
-    name = options.name
+    name = objective_name(options, random_init=checkpoint.init is not None)
     if name == "reconstruct":  # blocks have losses of their own
         return Objective(_no_loss)
-    if name == "auto":
-        name = "task" if checkpoint.init is not None else "distill"
     if name == "lm" and task not in LANGUAGE_TASKS:
         raise RecipeError(
             f"the objective 'lm' needs a language model ({', '.join(LANGUAGE_TASKS)}), but "

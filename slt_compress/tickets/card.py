@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,15 +24,18 @@ def ticket_card(
     permuted: bool = False,
     gains: int = 0,
     tuned: int = 0,
+    data: Mapping[str, object] | None = None,
 ) -> str:
     """Markdown for a ticket, beside whose masks so many numbers were trained.
 
-    `permuted`: the pattern holds in stored orders of inputs.
+    `permuted`: the pattern holds in stored orders of inputs. `data` is what the ticket records of
+    the data set.
     """
     in_pattern = f" in the pattern {code_span(pattern)}" if pattern != "unstructured" else ""
     in_pattern += " in stored orders of inputs" if permuted else ""
+    facts = described_data(data)
     lines = [
-        front_matter(origin),
+        front_matter(origin, metrics, facts),
         f"# {title_of(origin)}: a ticket",
         "",
         f"{masks.kept:,} of {masks.total:,} gated weights are kept "
@@ -39,6 +43,7 @@ def ticket_card(
         + trained_note(gains, tuned),
         "",
         *flip_note(masks.flipped, masks.kept),
+        *measured_on(facts),
         *metric_table(metrics),
         "",
         "```python",
@@ -89,8 +94,68 @@ def own_loading(folder: str, origin: Mapping[str, object]) -> list[str]:
     return ["import slt_compress", "", f"model = slt_compress.load({json.dumps(folder)}{own})"]
 
 
-def front_matter(origin: Mapping[str, object]) -> str:
-    """The YAML that the hub reads from the top of a card."""
+def described_data(data: Mapping[str, object] | None) -> dict[str, object]:
+    """Data set, split and examples that a ticket was measured on, as a report has them."""
+    if data is None:
+        return {}
+    return {"dataset": data.get("spec"), "test": data.get("test"), "examples": data.get("splits")}
+
+
+def measured_on(facts: Mapping[str, object]) -> list[str]:
+    """A line with the data set that metrics are of, where it is known."""
+    if not facts.get("dataset"):
+        return []
+    examples = facts.get("examples")
+    count = examples.get("test") if isinstance(examples, Mapping) else None
+    number = f"{count:,} examples of " if isinstance(count, int) else ""
+    split = f" ({markdown(facts['test'])})" if facts.get("test") else ""
+    return [f"Measured on {number}{code_span(_public(facts['dataset']))}{split}.", ""]
+
+
+def _public(spec: object) -> str:
+    """A data set as a card names it: of a local path only the last part."""
+    text = str(spec)
+    local = Path(text).expanduser().exists() or text.startswith((".", "/", "~"))
+    return text.rstrip("/").rpartition("/")[2] if local else text
+
+
+def _model_index(
+    origin: Mapping[str, object], metrics: Metrics, facts: Mapping[str, object]
+) -> list[dict[str, Any]]:
+    """The metrics of the masked model, in the form that the hub reads."""
+    hard, spec = metrics.get("hard"), facts.get("dataset")
+    if not hard or not spec:
+        return []
+    name = _public(spec)
+    dataset: dict[str, Any] = {"name": name, "type": name.partition(":")[0]}
+    if ":" in name:
+        dataset["config"] = name.partition(":")[2]
+    if facts.get("test"):
+        dataset["split"] = str(facts["test"])
+    result = {
+        "task": {"type": _PIPELINES.get(str(origin.get("task")), str(origin.get("task")))},
+        "dataset": dataset,
+        "metrics": [{"type": key, "value": value} for key, value in sorted(hard.items())],
+    }
+    title = str(origin.get("source")).rstrip("/").rpartition("/")[2]
+    return [{"name": f"{title}, masked", "results": [result]}]
+
+
+# What the hub calls tasks, where it has another name.
+_PIPELINES = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "seq2seq": "text2text-generation",
+    "features": "feature-extraction",
+}
+
+
+def front_matter(
+    origin: Mapping[str, object],
+    metrics: Metrics | None = None,
+    facts: Mapping[str, object] | None = None,
+) -> str:
+    """The YAML that the hub reads from the top of a card, with the metrics where there are any."""
     content: dict[str, Any] = {"tags": ["slt-compress", "sparse"]}
     if origin.get("kind") == "hub":
         content["base_model"] = origin.get("source")
@@ -98,6 +163,9 @@ def front_matter(origin: Mapping[str, object]) -> str:
         content["license"] = origin["license"]
     if origin.get("family") in ("transformers", "timm"):
         content["library_name"] = origin["family"]
+    index = _model_index(origin, metrics or {}, facts or {})
+    if index:
+        content["model-index"] = index
     return "---\n" + yaml.safe_dump(content, sort_keys=True) + "---"
 
 

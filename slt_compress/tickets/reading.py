@@ -112,7 +112,7 @@ def read_ticket(path: str | Path, *, lazily: bool = False) -> Ticket:
         TicketError: the folder is not a ticket, is from a newer version, incomplete or damaged.
     """
     folder = Path(path)
-    manifest, digest = _open_manifest(folder)
+    manifest, digest = open_manifest(folder)
     for name in manifest.object("files"):
         manifest.checked_file(name)
     file = manifest.checked_file(MASKS)
@@ -194,15 +194,19 @@ def ticket_hash(path: str | Path) -> str:
     Raises:
         TicketError: the folder is not a ticket.
     """
-    return _open_manifest(Path(path))[1]
+    return open_manifest(Path(path))[1]
 
 
 def _manifest_of(ticket: Ticket | str | Path) -> Manifest:
-    return ticket.manifest if isinstance(ticket, Ticket) else _open_manifest(Path(ticket))[0]
+    return ticket.manifest if isinstance(ticket, Ticket) else open_manifest(Path(ticket))[0]
 
 
-def _open_manifest(folder: Path) -> tuple[Manifest, str]:
-    """The manifest of a ticket and its hash."""
+def open_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest of a ticket, of which nothing but kind and version is checked, and its hash.
+
+    Raises:
+        TicketError: the folder is no ticket, or from a newer version.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         raise TicketError(f"{folder} is not a ticket: it has no {MANIFEST}")

@@ -20,9 +20,9 @@ from data_sets import (
 )
 
 import slt_compress
-from slt_compress.checkpoints import sketch_checkpoint
+from slt_compress.checkpoints import open_checkpoint, sketch_checkpoint
 from slt_compress.checkpoints.reference import REFERENCE
-from slt_compress.data import DataOptions, default_spec, modalities_of, open_data, prepare
+from slt_compress.data import DataOptions, default_data, modalities_of, open_data, prepare
 from slt_compress.data.labels import match_names
 from slt_compress.errors import DataError
 
@@ -204,11 +204,26 @@ def test_options_out_of_range(options: dict[str, Any]) -> None:
         DataOptions(**options)
 
 
-def test_default_specs() -> None:
-    assert default_spec("image-classification") == "timm/mini-imagenet"
-    assert default_spec("causal-lm") == "Salesforce/wikitext:wikitext-2-raw-v1"
-    with pytest.raises(DataError, match=r"no default data set for features.*--dataset"):
-        default_spec("features")
+DEFAULTS = {
+    "vit": "timm/mini-imagenet",
+    "convnext": "timm/mini-imagenet",
+    "gpt2": "Salesforce/wikitext:wikitext-2-raw-v1",
+    "bert": "Salesforce/wikitext:wikitext-2-raw-v1",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_default_for_what_a_model_reads(checkpoints: dict[str, Path], name: str) -> None:
+    default = default_data(open_checkpoint(checkpoints[name]))
+    assert default.spec == DEFAULTS[name]
+    assert "B" in default.download
+
+
+def test_a_random_network_cannot_learn_labels_that_a_default_lacks(
+    checkpoints: dict[str, Path],
+) -> None:
+    with pytest.raises(DataError, match=r"no default data set with labels.*--dataset"):
+        default_data(open_checkpoint(checkpoints["bert"], init="random"))
 
 
 MATCHES = [

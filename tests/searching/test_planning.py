@@ -94,7 +94,8 @@ def test_the_json_has_the_promised_keys(
     capsys: pytest.CaptureFixture[str], configs: dict[str, Path]
 ) -> None:
     found = plan_json(capsys, configs["vit"], "--target-sparsity", "0.5")
-    assert found.keys() == KEYS
+    assert found.keys() == KEYS | {"schema"}
+    assert found["schema"] == "plan-1"
     assert found["sparsity"].keys() == {"target", "gated", "parameters"}
     assert all(site.keys() == {"name", "shape", "kind"} for site in found["sites"])
     assert found["command"] == f"slt-compress search {configs['vit']} --target-sparsity 0.5"

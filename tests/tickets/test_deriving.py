@@ -39,7 +39,7 @@ def test_difference(tickets, capsys):
     main_ok(["tickets", "diff", str(tickets[0].path), str(tickets[1].path), "--json"])
     assert json.loads(capsys.readouterr().out)["iou"] == found.iou
     main_ok(["tickets", "diff", str(tickets[0].path), str(tickets[0].path)])
-    assert "100.0000%" in capsys.readouterr().out
+    assert "100.00 %" in capsys.readouterr().out
 
 
 def main_ok(arguments):
