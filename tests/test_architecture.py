@@ -48,7 +48,7 @@ FLAGS = {
     "--weights --revision --steps --epochs --batch-size --lr --device --controls --recipe --set "
     "-o --out --quiet --json",
     "import": "PATH -o --out",
-    "bench": "PATH --batch --origin --threads --rounds --json",
+    "bench": "PATH --batch --origin --threads --rounds --against --json",
     "audit": "MODEL --ticket --origin --strict --json",
     "apply": "TICKET MODEL -o --out",
     "doctor": "--json",

@@ -29,7 +29,7 @@ from slt_compress.artifacts.manifest import (
     LoadedArtifact,
 )
 from slt_compress.artifacts.shrunk import cut_down_, whole_shapes
-from slt_compress.artifacts.state import State, fill_, own_shapes
+from slt_compress.artifacts.state import State, fill_, hollow_, own_shapes
 from slt_compress.artifacts.stored_sizes import expect_stored_sizes
 from slt_compress.artifacts.weight_files import check_weights, weight_files
 from slt_compress.checkpoints import TASKS, Checkpoint, Family, Task, build_module, open_checkpoint
@@ -229,6 +229,7 @@ def _read_state(artifact: Artifact, module: nn.Module) -> tuple[State, Masks | N
     folder, manifest, entries = artifact.path, artifact.manifest, artifact.entries
     ties = checked_ties(artifact)
     _expect_shapes(folder, entries, own_shapes(module, entries))
+    hollow_(module, entries)
     if artifact.format == "dense":
         parts = split(read_safetensors(folder / DENSE_WEIGHTS, ArtifactError), entries, manifest)
     else:

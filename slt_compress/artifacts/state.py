@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,15 @@ def own_shapes(module: nn.Module, names: Mapping[str, object]) -> dict[str, tupl
             continue
         flatten_(owner, leaf)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def hollow_(module: nn.Module, names: Container[str]) -> None:
+    """Take the memory of parameters that `fill_` replaces, so that it is not needed twice."""
+    for path, owner in module.named_modules():
+        for leaf, parameter in list(owner._parameters.items()):
+            if parameter is not None and f"{path}.{leaf}".removeprefix(".") in names:
+                shell = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+                owner._parameters[leaf] = shell
 
 
 def fill_(module: nn.Module, state: State) -> None:

@@ -125,10 +125,11 @@ class SparseForward:
 
     def _rebuilt(self) -> nn.Parameter:
         """The dense weight from the kernel; from now on its edits are seen."""
-        matrix = next(iter(self.kernels.values())).dense()
-        matrix = matrix.t().contiguous() if is_conv1d(self.layer) else matrix
-        weight = nn.Parameter(matrix.reshape(self._shape), requires_grad=False)
-        self._seen["weight"] = (weight.detach(), weight._version)
+        with torch.inference_mode(False):  # edits of a tensor made in it cannot be seen
+            matrix = next(iter(self.kernels.values())).dense()
+            matrix = matrix.t().contiguous() if is_conv1d(self.layer) else matrix
+            weight = nn.Parameter(matrix.reshape(self._shape), requires_grad=False)
+            self._seen["weight"] = (weight.detach(), weight._version)
         self._once.say(weight)
         return weight
 

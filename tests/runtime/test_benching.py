@@ -13,9 +13,13 @@ import slt_compress
 from slt_compress.checkpoints.tasks import forward_of
 from slt_compress.cli.app import main
 from slt_compress.errors import DataError, SltError
+from slt_compress.runtime import benching, kernel_plan, rivals
 from slt_compress.runtime.benching import bench_path
+from slt_compress.runtime.kernels import can_compile
 from slt_compress.runtime.opening import Opened, open_path
 from slt_compress.runtime.probes import example_inputs
+from slt_compress.runtime.resting import resting
+from slt_compress.storage.files import write_safetensors
 
 NAMES = ["origin", "dense", "sparse", "auto"]
 
@@ -83,6 +87,56 @@ def test_the_module_is_left_dense_and_an_origin_that_is_gone_is_a_note(ticket, t
         assert [row.runtime for row in again.rows] == NAMES
     finally:
         shutil.move(gone, origin)
+
+
+def test_rivals_are_measured_on_the_same_inputs(ticket, capsys, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(row, path, inputs, *, threads, origin):
+        asked.append((row, path == ticket.path, inputs.is_file(), threads, origin))
+        return {"load_seconds": 1.0, "resting_bytes": 2, "peak_bytes": 3}
+
+    monkeypatch.setattr(benching, "resting", noted)
+    monkeypatch.setattr(kernel_plan, "SECONDS", 0.1)
+    monkeypatch.setenv("SLT_COMPRESS_CACHE", str(tmp_path))
+    code, out, err = run(
+        capsys, str(ticket.path), "--batch", "1,3", "--rounds", "2", "--against", "onnxruntime",
+        "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    lower = ["auto bf16", "auto int8"] if can_compile() else []
+    names = [*NAMES, *lower, "onnxruntime"]
+    assert [row["runtime"] for row in found["rows"]] == names * 2
+    assert {row["runtime"] for row in found["rows"] if row["peak_bytes"] is None} == {"onnxruntime"}
+    served = {row["runtime"]: row for row in found["served"]}
+    assert list(served) == [row for row, *_ in asked] == names[1:]
+    assert all(seen[1:] == (seen[0] != "onnxruntime", True, 1, None) for seen in asked)
+    assert served["dense"]["error"] == 0.0
+    assert served["sparse"]["error"] < 1e-4
+    assert served["onnxruntime"]["error"] < 1e-4
+    assert served["auto"]["load_seconds"] == 1.0
+    assert "onnxruntime" in found["machine"]
+    assert not any("forward" in vars(layer) for layer in open_path(ticket.path).module.modules())
+
+
+def test_serving_is_measured_in_a_process_of_its_own(ticket, tmp_path):
+    write_safetensors(tmp_path / "inputs", example_inputs(open_path(ticket.path), 1))
+    facts = resting("sparse", ticket.path, tmp_path / "inputs", threads=1, origin=None)
+    assert facts["load_seconds"] > 0
+    assert facts["peak_bytes"] >= facts["resting_bytes"]
+    with pytest.raises(SltError, match="could not be measured in a process of its own"):
+        resting("sparse", tmp_path / "none", tmp_path / "inputs", threads=1, origin=None)
+
+
+def test_rivals_that_cannot_be_measured_are_one_sentence(ticket, capsys, monkeypatch):
+    code, _, err = run(capsys, str(ticket.path), "--against", "tensorrt")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "unknown rival 'tensorrt'; known: onnxruntime, openvino" in err
+    monkeypatch.setattr(rivals, "find_spec", lambda name: None)
+    code, _, err = run(capsys, str(ticket.path), "--against", "openvino")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "pip install 'slt-compress[bench]'" in err
 
 
 @pytest.mark.parametrize("batch", ["0", "x", "1,,2", "-1", "1.5", "", "1,0", "9999999"])

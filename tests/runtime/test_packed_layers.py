@@ -92,6 +92,16 @@ def test_whatever_reads_the_weight_gets_all_of_it(kind, read):
     assert same_bits(read(layer).detach(), weight)
 
 
+def test_a_weight_that_is_read_in_inference_mode_is_an_ordinary_one():
+    layer, weight = packed()
+    with torch.inference_mode():
+        assert torch.equal(layer.weight, weight)
+    assert not layer.weight.is_inference()
+    found = layer(torch.ones(5, 300))
+    layer.weight.add_(1)
+    assert not torch.allclose(layer(torch.ones(5, 300)), found)
+
+
 def test_a_kept_weight_of_minus_zero_comes_back():
     layer = thinned(nn.Linear(100, 100))
     layer.weight[3, 4] = -0.0
