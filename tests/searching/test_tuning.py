@@ -12,6 +12,7 @@ import torch
 import slt_compress
 from slt_compress.artifacts.formats import FORMATS
 from slt_compress.errors import RecipeError, TicketError
+from slt_compress.evidence.audit import audit_model
 from slt_compress.searching.recipes import Recipe, parse_recipe
 from slt_compress.storage.files import read_safetensors, write_safetensors
 from slt_compress.tickets import Ticket
@@ -147,6 +148,35 @@ def test_a_shrunk_model_is_proved(
     out = slt_compress.export(ticket.path, shrink=True, out=tmp_path / "small").path
     names = [check.name for check in proofs(out)]
     assert {"gains", "tuned"} <= set(names)
+
+
+def test_tuned_parameters_follow_folded_orders(
+    checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path
+) -> None:
+    recipe = short(
+        pattern="2:4", permute=True, tuning={"parameters": ["norms", "biases"], "lr": 0.01}
+    )
+    ticket = slt_compress.search(
+        checkpoints["bert"], data_sets["reviews"], recipe=recipe, out=tmp_path / "ticket"
+    )
+    assert ticket.version == 4
+    assert ticket.orders
+    for fold in (False, True):
+        out = slt_compress.export(ticket.path, fold=fold, out=tmp_path / str(fold)).path
+        assert "tuned" in [check.name for check in proofs(out)]
+
+
+def test_an_audit_knows_the_gains(
+    checkpoints: dict[str, Path], data_sets: dict[str, str], tmp_path: Path
+) -> None:
+    name, data, keys = CASES["head"]
+    ticket = slt_compress.search(
+        checkpoints[name], data_sets[data], recipe=short(**keys), out=tmp_path / "ticket"
+    )
+    out = slt_compress.export(ticket.path, out=tmp_path / "dense").path
+    found = audit_model(out, ticket.path)
+    assert found.holds
+    assert found.to_dict()["totals"]["kept_changed"] == 0
 
 
 def test_a_base_takes_it_on_and_off(
