@@ -22,7 +22,8 @@ from timm.models import save_for_hf
 import slt_compress
 from slt_compress.artifacts import read_artifact
 from slt_compress.checkpoints.opening import sketch_checkpoint
-from slt_compress.cli.console import print_report
+from slt_compress.cli.console import standard_output
+from slt_compress.cli.report_view import print_report
 from slt_compress.errors import SltError
 from slt_compress.evidence.verifying import verify_folder
 from slt_compress.runtime.opening import open_path
@@ -71,7 +72,7 @@ def _all(root: Path) -> Iterator[Target]:
 def _ticket(folder: Path) -> Iterator[Target]:
     def read() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            print_report(slt_compress.report(folder))
+            print_report(standard_output(), slt_compress.report(folder), folder, None, full=True)
         read_history(folder)
         open_path(folder)
 
@@ -123,7 +124,9 @@ def _exports(root: Path, ticket: Path) -> Iterator[Target]:
 
         def report(folder: Path = folder) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
-                print_report(slt_compress.report(folder))
+                print_report(
+                    standard_output(), slt_compress.report(folder), folder, None, full=True
+                )
 
         dense = format == "dense"
         file = folder / ("slt.json" if dense else "weights.slt.safetensors")
