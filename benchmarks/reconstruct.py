@@ -55,7 +55,7 @@ print(json.dumps({**answer, "seconds": round(time.monotonic() - started, 1),
                   "peak": memory()["VmHWM"] - (0 if recipe == "whole" else before),
                   "imports": before}))
 """
-EQUAL = {"vocab_size": 64, "hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8,
+EQUAL = {"vocab_size": 64, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 8,
          "num_key_value_heads": 8}  # fmt: skip
 LARGE = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
          "num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 24}  # fmt: skip
