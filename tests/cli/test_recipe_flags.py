@@ -21,7 +21,7 @@ NET = ["lenet-300-100", "--init", "random", "--dataset", "digits"]
 # A value that differs from the default: one per type, and one of the accepted names where the
 # recipe accepts only some.
 TYPICAL: dict[type[Any], Any] = {str: "some/text", int: 7, float: 0.75, bool: True}
-NAMES = {
+NAMES = {"--gains": "unit", "--tune": "norms", 
     "--controls": "full", "--recompute": "blocks", "--state": "bf16", "--method": "gumbel",
     "--pattern": "block:2x2", "--scope": "layer", "--objective": "task", "--init": "random",
     "--precision": "bf16",
@@ -113,7 +113,7 @@ def test_every_flag_reaches_its_key(
     monkeypatch.setattr(api, command, verb)
     with pytest.raises(StopError):
         app([command, "net", *words_of(row)], standalone_mode=False)
-    assert value_at(seen[0], row.key) == value_of(row)
+    assert value_at(seen[0], row.key) in (value_of(row), (value_of(row),))
 
 
 def test_a_plan_repeats_its_flags_in_the_command() -> None:

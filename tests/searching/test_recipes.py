@@ -130,7 +130,7 @@ def test_methods_go_by_their_names(name: str) -> None:
         ({"training": {"precision": "int8"}}, r"training\.precision: .*'no', 'bf16' or 'fp16'"),
         ({"training": 5}, r"training: .*, not 5"),
         ({"training": {"lr": "fast", "steps": "many"}}, r"and 1 more"),
-        ({"objective": {"name": "reconstruct"}}, r"objective\.name: .*'task'"),
+        ({"objective": {"name": "rebuild"}}, r"objective\.name: .*'task'"),
         ({"objective": {"label_smoothing": 2}}, r"objective\.label_smoothing is a share"),
         ({"targets": {"include": 3}}, r"targets\.include: .*, not 3"),
         ({"scope": "row"}, r"scope: .*'global', 'type' or 'layer'"),
