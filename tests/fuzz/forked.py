@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .running import Tally, Whole, _alarm, mutate_and_read
+from .running import Tally, Whole, alarms, mutate_and_read
 
 BATCH = 500
 _MORE = 2**33  # bytes of address space that a batch may take beside what it begins with
@@ -63,15 +62,15 @@ def _child(whole: list[Whole], numbers: range, seed: int, sink: int) -> None:
     """The child: never returns. It tells what came of every mutation in a line of its own."""
     code = 1
     try:
-        signal.signal(signal.SIGALRM, _alarm)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + _MORE, used + _MORE))
-        for number in numbers:
-            tally = Tally()
-            mutate_and_read(tally, whole, number, seed)
-            ((name, counts),) = tally.counts.items()
-            bad = tally.bad[0] if tally.bad else None
-            os.write(sink, (json.dumps([[name, next(iter(counts)), bad]]) + "\n").encode())
+        with alarms():
+            for number in numbers:
+                tally = Tally()
+                mutate_and_read(tally, whole, number, seed)
+                ((name, counts),) = tally.counts.items()
+                bad = tally.bad[0] if tally.bad else None
+                os.write(sink, (json.dumps([[name, next(iter(counts)), bad]]) + "\n").encode())
         code = 0
     finally:
         os._exit(code)

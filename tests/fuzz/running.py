@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,9 @@ from slt_compress.storage.memory import is_low_memory
 
 from .target import QUICK, Target
 
-SLOW, LARGE, HANG = 5.0, 100, 30  # seconds, MiB, seconds
+# Seconds of CPU, MiB, seconds of CPU: on the wall clock, a busy machine looks like a hang.
+SLOW, LARGE, HANG = 5.0, 100, 30.0
+STILL = 300.0  # seconds on the wall clock, for a read that waits and uses no CPU
 _MARGIN = 3  # bad ones of a kind that are kept in full
 
 
@@ -60,6 +62,24 @@ def _alarm(signum: int, frame: FrameType | None) -> None:
     raise _Hang
 
 
+@contextlib.contextmanager
+def alarms() -> Iterator[None]:
+    """What ends a mutation that hangs, be it busy or waiting; the handlers of before afterwards."""
+    kinds = (signal.SIGPROF, signal.SIGALRM)
+    before = [signal.signal(kind, _alarm) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _set_alarms(busy: float, still: float) -> None:
+    """Raise `_Hang` after so many seconds of CPU, or on the wall clock; 0 takes an alarm away."""
+    signal.setitimer(signal.ITIMER_PROF, busy)
+    signal.setitimer(signal.ITIMER_REAL, still)
+
+
 def run(targets: Iterable[Target], count: int, seed: int, until: float | None = None) -> Tally:
     """`count` mutations in turn over all targets, or as many as there is time for.
 
@@ -67,14 +87,11 @@ def run(targets: Iterable[Target], count: int, seed: int, until: float | None = 
     may be read is not compared), and the bad ones `wrong`, `traceback`, `hang`, `slow`, `large`.
     """
     tally, whole = Tally(), opened(targets)
-    before = signal.signal(signal.SIGALRM, _alarm)
-    try:
+    with alarms():
         for number in range(count):
             if until is not None and time.monotonic() > until:
                 break
             mutate_and_read(tally, whole, number, seed)
-    finally:
-        signal.signal(signal.SIGALRM, before)
     return tally
 
 
@@ -95,9 +112,9 @@ def mutate_and_read(tally: Tally, whole: list[Whole], number: int, seed: int) ->
 
 
 def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
-    memory, started = _peak_from_now(), time.monotonic()
+    memory, started = _peak_from_now(), time.process_time()
     detail: dict[str, Any] | None = None
-    signal.alarm(HANG)
+    _set_alarms(HANG, STILL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,8 +132,8 @@ def _one(tally: Tally, target: Target, wanted: Any, number: int) -> None:
         lines = traceback.format_exception(error)
         outcome, detail = "traceback", {"number": number, "error": "".join(lines[-3:])[-700:]}
     finally:
-        signal.alarm(0)
-    seconds, grown = time.monotonic() - started, _peak() - memory
+        _set_alarms(0, 0)
+    seconds, grown = time.process_time() - started, _peak() - memory
     if outcome in ("refused", "same", "opened") and seconds > SLOW:
         outcome, detail = "slow", {"number": number, "seconds": round(seconds, 1)}
     elif outcome == "refused" and grown > LARGE:
