@@ -35,6 +35,7 @@ _SUFFIXES = (
     ".bpe",
 )  # configs, vocabularies, tokenizers, templates
 _PATTERN_CHARACTERS = set("*?[]")
+_TEXTS = ("README", "LICENSE", "LICENCE", "HOW_TO_LOAD")  # how files for people begin
 
 
 def fetch(repo: str, revision: str | None, *, with_weights: bool) -> tuple[Path, str]:
@@ -77,7 +78,7 @@ def fetch_all(repo: str, revision: str | None) -> Path:
     """
     with quiet(), _explained(repo, revision):
         suffixes = (*_SUFFIXES, ".jsonl", ".safetensors")
-        patterns = ["README*", "LICENSE*", *(f"*{suffix}" for suffix in suffixes)]
+        patterns = [*(f"{text}*" for text in _TEXTS), *(f"*{suffix}" for suffix in suffixes)]
         folder = snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
@@ -103,7 +104,7 @@ def _is_plain(name: str) -> bool:
     """Whether a file at the root of a repository is small, useful and not a program."""
     if "/" in name or set(name) & _PATTERN_CHARACTERS:
         return False
-    return name.endswith(_SUFFIXES) or name.upper().startswith(("README", "LICENSE", "LICENCE"))
+    return name.endswith(_SUFFIXES) or name.upper().startswith(_TEXTS)
 
 
 def _weights(repo: str, commit: str, names: frozenset[str]) -> list[str]:

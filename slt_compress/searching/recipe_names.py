@@ -19,6 +19,7 @@ SECTIONS: Mapping[str, tuple[str, str]] = MappingProxyType({
     "targets": ("sites/sites.py", "Targets"),
     "objective": ("searching/objectives.py", "ObjectiveOptions"),
     "training": ("searching/settings.py", "Training"),
+    "tuning": ("searching/tuning.py", "Tuning"),
     "evaluation": ("searching/recipes.py", "EvaluationOptions"),
 })  # fmt: skip
 # What may have any keys below it.
