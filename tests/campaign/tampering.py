@@ -72,7 +72,8 @@ def _tampered(file: Path, chance: random.Random) -> tuple[str, bool]:
     """Change a file; what was done, and whether `verify` has to notice it in any case."""
     data = file.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little") if file.suffix == ".safetensors" else len(data)
-    is_root = file.name in ROOTS or b'"slt-artifact"' in data[:start]
+    # the quotes around the word are escaped in the header of a file
+    is_root = file.name in ROOTS or b"slt-artifact" in data[:start]
     match chance.randrange(5):
         case 0 if file.name in ROOTS:
             return _argument(file, json.loads(data), chance), True
