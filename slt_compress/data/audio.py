@@ -16,6 +16,7 @@ from slt_compress.checkpoints.quiet import quiet
 from slt_compress.data.processors import has_processor, opening
 from slt_compress.data.splits import Ready, accepted_of, cut, label_tensor, match_of
 from slt_compress.errors import DataError
+from slt_compress.storage.regular import regular
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ def open_sound(stored: object, rate: int, seconds: float, spec: str) -> Sound:
     value: dict[str, Any] = stored if isinstance(stored, dict) else {}
     source = value.get("bytes")
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if source else value["path"]) as file:
+        with soundfile.SoundFile(io.BytesIO(source) if source else regular(value["path"])) as file:
             given = int(file.samplerate)
             samples = file.read(int(seconds * given) + 1, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError, KeyError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ from slt_compress.data.augment import Augment, timm_transform
 from slt_compress.data.image_pipelines import Pipeline, pipeline_of
 from slt_compress.data.splits import Ready, cut, label_tensor, match_of
 from slt_compress.errors import DataError
+from slt_compress.storage.regular import regular
 
 if TYPE_CHECKING:
     from slt_compress.checkpoints import Checkpoint
@@ -106,7 +107,7 @@ def open_image(stored: object, spec: str) -> Image.Image:
     value: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored, "path": None}
     source = value.get("bytes")
     try:
-        place = io.BytesIO(source) if source is not None else value["path"]
+        place = io.BytesIO(source) if source is not None else regular(value["path"])
         with Image.open(place, formats=formats) as image:
             image.load()
             mode, upright = image.mode, ImageOps.exif_transpose(image)

@@ -25,6 +25,10 @@ def read_path(path: Path, spec: str) -> tuple[dict[str, Rows], tuple[str, ...]]:
     """
     if path.is_file():
         return {"train": as_rows(read_tables([path], spec))}, ()
+    if not path.is_dir():
+        raise DataError(
+            f"{spec} is a pipe, a socket or a device; save what it gives in a file, and name that"
+        )
     listing = list_folder(path, spec)
     if listing is None:
         raise DataError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from slt_compress.checkpoints.companions import is_own_file
 from slt_compress.data.labels import sorted_names
 from slt_compress.data.options import STORED
 from slt_compress.data.rows import Rows, as_rows
@@ -108,7 +109,7 @@ def _with_metadata(listing: Listing, spec: str) -> tuple[dict[str, Rows], tuple[
     """The rows of the metadata tables, with the files that they name; other files are left out."""
     splits, named, notes = {}, set[str](), []
     for split, tables in listing.metadata.items():
-        parts = [_linked(read_tables([table], spec), table, listing.kind, spec) for table in tables]
+        parts = [_linked(read_tables([table], spec), table, listing, spec) for table in tables]
         if parts:
             whole = pa.concat_tables(parts, promote_options="permissive")
             splits[split] = as_rows(
@@ -124,8 +125,9 @@ def _with_metadata(listing: Listing, spec: str) -> tuple[dict[str, Rows], tuple[
     return splits, tuple(notes)
 
 
-def _linked(table: pa.Table, path: Path, kind: str, spec: str) -> pa.Table:
+def _linked(table: pa.Table, path: Path, listing: Listing, spec: str) -> pa.Table:
     """A metadata table with a column of files in place of their names."""
+    kind = listing.kind
     column = next((n for n in ("file_name", f"{kind}_file_name") if n in table.column_names), None)
     if column is None:
         raise DataError(
@@ -133,16 +135,25 @@ def _linked(table: pa.Table, path: Path, kind: str, spec: str) -> pa.Table:
             f"its columns are {', '.join(table.column_names)}"
         )
     names = table.column(column).to_pylist()
-    stored = [None if n is None else {"bytes": None, "path": _inside(path, n, spec)} for n in names]
+    stored = [
+        None if name is None else {"bytes": None, "path": _inside(path, name, listing.root, spec)}
+        for name in names
+    ]
     index = table.column_names.index(column)
     return table.set_column(index, kind, pa.array(stored, _STORED))
 
 
-def _inside(table: Path, name: object, spec: str) -> str:
-    """The file of this name in the folder of a table, and nowhere else."""
+def _inside(table: Path, name: object, root: Path, spec: str) -> str:
+    """The file of this name in the folder of a table, and nowhere else, be it through a link."""
     relative = os.path.normpath(str(name)).replace("\\", "/")
     if "://" in str(name) or os.path.isabs(relative) or relative.split("/")[0] == "..":
         raise DataError(
             f"{spec}: {table.name} names the file {str(name)[:80]!r}, not one inside its folder"
         )
-    return str(table.parent / relative)
+    file = table.parent / relative
+    if file.is_file() and not is_own_file(file, root):
+        raise DataError(
+            f"{spec}: {table.name} names the file {str(name)[:80]!r}, a link that leaves the "
+            "folder: copy the file there"
+        )
+    return str(file)

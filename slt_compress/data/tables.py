@@ -16,6 +16,7 @@ from slt_compress.data.media_paths import with_own_paths
 from slt_compress.data.rows import concatenate
 from slt_compress.errors import DataError
 from slt_compress.storage.memory import is_low_memory
+from slt_compress.storage.regular import expect_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,7 @@ def read_tables(paths: Iterable[Path], spec: str) -> pa.Table:
                 f"{path} is not a data file that can be read; use {', '.join(sorted(READERS))}"
             )
         try:
+            expect_regular(path)
             table = plain_table(reader(path))
         except (pa.ArrowException, OSError, ValueError, RecursionError, MemoryError) as error:
             if is_low_memory(error):

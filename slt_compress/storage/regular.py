@@ -35,6 +35,16 @@ def expect_regular(path: Path) -> None:
     open_regular(path).close()
 
 
+def regular(path: str) -> str:
+    """The path of a regular file as it is, for a library that opens the file itself.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    expect_regular(Path(path))
+    return path
+
+
 def read_regular_text(path: Path, limit: int, errors: str = "strict") -> str:
     """The first `limit` bytes of a regular file, as UTF-8 text.
 

@@ -232,6 +232,20 @@ def test_a_metadata_table_names_no_file_outside_its_folder(tmp_path: Path, name:
         open_data(str(tmp_path), PLAIN)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_metadata_table_names_no_link_out_of_its_folder(tmp_path: Path, leaves: bool) -> None:
+    root = tmp_path / "set"
+    put(root, "0.png", "1.png")
+    put(tmp_path, "mine.png")
+    (root / "2.png").symlink_to(tmp_path / "mine.png" if leaves else root / "1.png")
+    (root / "metadata.csv").write_text("file_name,caption\n0.png,x\n2.png,y\n")
+    if leaves:
+        with pytest.raises(DataError, match=r"'2\.png', a link that leaves the folder"):
+            open_data(str(root), PLAIN)
+    else:
+        assert open_data(str(root), PLAIN).columns.texts == ("caption",)
+
+
 # ---------------------------------------------------------------- what is inside a file
 
 
