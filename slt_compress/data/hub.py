@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from slt_compress.checkpoints.quiet import quiet
 from slt_compress.data.hub_errors import UnreadableError
+from slt_compress.data.media_paths import with_own_paths
 from slt_compress.data.rows import Rows, as_rows
+from slt_compress.data.saved_files import expect_own_files
 from slt_compress.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,16 +35,18 @@ def read_saved(path: Path, spec: str) -> dict[str, Rows]:
     """Splits of a folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote.
 
     Raises:
-        DataError: the folder is damaged.
+        DataError: the folder is damaged, or names or holds what is no file of its own.
     """
     import datasets
 
+    expect_own_files(path, spec)
     try:
         found = datasets.load_from_disk(str(path))
         splits = found if isinstance(found, dict) else {"train": found}
-        return {str(name): _rows(split) for name, split in splits.items()}
+        tables = {str(name): _table(split) for name, split in splits.items()}
     except Exception as error:  # the library raises anything, from KeyError to ArrowInvalid
         raise DataError(f"{spec} cannot be read as a saved data set: {_said(error)}") from error
+    return {name: as_rows(with_own_paths(table, path, spec)) for name, table in tables.items()}
 
 
 def read_hub(
@@ -98,11 +102,15 @@ def _said(error: Exception) -> str:
 
 
 def _rows(dataset: Any) -> Rows:
+    return as_rows(_table(dataset))
+
+
+def _table(dataset: Any) -> pa.Table:
     """The Arrow table behind a `datasets.Dataset`, with its features in the metadata."""
     if dataset._indices is not None:
         dataset = dataset.flatten_indices(keep_in_memory=True)
     table: pa.Table = dataset.data.table
-    return as_rows(table.replace_schema_metadata(dataset.features.arrow_schema.metadata))
+    return table.replace_schema_metadata(dataset.features.arrow_schema.metadata)
 
 
 def _streamed(
