@@ -118,6 +118,8 @@ class Training:
                 raise RecipeError(
                     f"training.{name} must not be negative, not {getattr(self, name)}"
                 )
+        if not 0 <= self.seed < 2**63:  # what a ticket may record
+            raise RecipeError(f"training.seed must be in [0, 2**63), not {self.seed}")
 
     @property
     def rounded(self) -> float:

@@ -449,6 +449,8 @@ def test_the_dense_network_teaches_in_eval_mode_with_its_own_statistics() -> Non
         ({"ramp": 1.1}, r"training\.ramp is a share in \[0, 1\], not 1\.1"),
         ({"hard": -0.1}, r"training\.hard"),
         ({"selections": -1}, r"training\.selections"),
+        ({"seed": -1}, r"training\.seed must be in \[0, 2\*\*63\), not -1"),
+        ({"seed": 2**63}, r"training\.seed"),
     ],
 )
 def test_settings_that_make_no_search_are_refused(options: dict[str, Any], message: str) -> None:
