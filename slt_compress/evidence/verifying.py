@@ -13,7 +13,13 @@ from torch import nn
 from slt_compress.anatomy.states import environment
 from slt_compress.artifacts import ONNX, Artifact
 from slt_compress.artifacts.shrinking import TOLERANCE, tolerance_of
-from slt_compress.errors import ArtifactError, SltError, TicketError
+from slt_compress.errors import (
+    ArtifactError,
+    OwnModuleError,
+    PythonOnlyError,
+    SltError,
+    TicketError,
+)
 from slt_compress.evidence.checks import Check, Verification, against_origin, failed
 from slt_compress.evidence.completeness import files_check, without_probe
 from slt_compress.evidence.fold_checks import folds_held
@@ -82,17 +88,21 @@ def verify_apart(path: Path, *, origin: str | Path | None = None) -> Verificatio
     try:
         checks = tuple(Check(**check) for check in json.loads(done.stdout)["checks"])
     except (ValueError, KeyError, TypeError):
-        raise SltError(_said(done.stderr) or f"verify ended with code {done.returncode}") from None
+        kind, reason = _said(done.stderr)
+        if kind == PythonOnlyError.__name__:  # said for people at a command line
+            raise OwnModuleError(path) from None
+        raise SltError(reason or f"verify ended with code {done.returncode}") from None
     return Verification(path=path, checks=checks)
 
 
-def _said(stderr: str) -> str:
-    """The message of the error in the last line of JSON, or that line as it is."""
+def _said(stderr: str) -> tuple[str, str]:
+    """Kind and message of the error in the last line of JSON, or that line as it is."""
     last = (stderr.strip().splitlines() or [""])[-1]
     try:
-        return str(json.loads(last)["error"]["message"])
+        error = json.loads(last)["error"]
+        return str(error["kind"]), str(error["message"])
     except (ValueError, KeyError, TypeError):
-        return last
+        return "", last
 
 
 def _logits(opened: Opened, known: Provenance, probe: Probe | None) -> Check:

@@ -16,6 +16,7 @@ from slt_compress.errors import DataError, RecipeError, SltError, SourceError, T
 from slt_compress.gates import METHODS, Method
 from slt_compress.searching.overrides import merged
 from slt_compress.searching.recipes import Recipe, method_section, parse_recipe
+from slt_compress.searching.reserving import forget_finished
 from slt_compress.storage.files import json_text, parse_json, read_json, write_json
 from slt_compress.storage.locks import locked, remove_unfinished
 from slt_compress.tickets import Ticket, free_path
@@ -208,7 +209,9 @@ def _compare_all(
     for number, (key, recipe) in enumerate(zip(keys, recipes, strict=True), 1):
         if key in rows and rows[key].hard is not None:
             continue
-        path = free_path(folder, "-".join(map(str, key)))
+        name = "-".join(map(str, key))
+        forget_finished(folder / name)  # killed between its ticket and its row
+        path = free_path(folder, name)
         rows[key] = _row(key, recipe, path, search)
         write()
         if on_row is not None:

@@ -23,7 +23,12 @@ class GuardedLoss:
     """
 
     def __init__(self, loss_fn: LossFn, module: nn.Module) -> None:
-        self._loss_fn = loss_fn
+        if not callable(loss_fn):
+            raise SltError(
+                f"loss_fn is {_told(loss_fn)} and no function: it is called as "
+                "loss_fn(module, batch), and has to return the loss"
+            )
+        self._loss_fn, self._module = loss_fn, module
         # the parameters themselves: gates give them other names and leave them what they are
         self._weights = dict(module.named_parameters())
         self._hash = sha256_tensors(self._weights)
@@ -53,10 +58,13 @@ class GuardedLoss:
         Raises:
             SltError: they are others.
         """
-        if sha256_tensors(self._weights) != self._hash:
+        there = {id(parameter) for parameter in self._module.parameters()}
+        whole = all(id(parameter) in there for parameter in self._weights.values())
+        if not whole or sha256_tensors(self._weights) != self._hash:
             raise SltError(
                 "loss_fn changes the weights of the module; a search keeps them frozen, so let "
-                "loss_fn only compute a loss (no optimizer step, no in-place change)"
+                "loss_fn only compute a loss (no optimizer step, no in-place change, "
+                "no other layer in the place of one)"
             )
 
 

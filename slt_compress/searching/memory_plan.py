@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slt_compress.anatomy.blocks import block_names
 from slt_compress.anatomy.recomputing import may_recompute
@@ -98,10 +98,10 @@ def _gradients(
 
 
 def _effective(module: nn.Module, sites: SitePlan, training: Training, cast: int) -> int:
-    weights: dict[str, Tensor] = {
-        site.name: getattr(module.get_submodule(site.module), site.param) for site in sites.sites
+    sizes = {
+        site.name: site.numel * (_element_size(module.get_submodule(site.module)) + cast)
+        for site in sites.sites
     }
-    sizes = {n: w.numel() * (w.element_size() + cast) for n, w in weights.items()}
     if training.recompute == "none":
         return sum(sizes.values())
     inside = {
@@ -109,6 +109,11 @@ def _effective(module: nn.Module, sites: SitePlan, training: Training, cast: int
         for block in block_names(module)
     }
     return sum(sizes.values()) - sum(inside.values()) + max(inside.values(), default=0)
+
+
+def _element_size(layer: nn.Module) -> int:
+    """Bytes of a weight, by the layer's parameters: to read a parametrized weight may change it."""
+    return next((p.element_size() for p in layer.parameters()), torch.float32.itemsize)
 
 
 def smaller_trainings(training: Training) -> tuple[Training, ...]:

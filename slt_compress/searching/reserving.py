@@ -76,12 +76,11 @@ def _hold(held: ExitStack, target: Target, about: Mapping[str, Any], *, fresh: b
     raise TicketError(f"{target.parent} has no free name for {target.stem}")
 
 
-def forget_finished(target: Target) -> None:
+def forget_finished(ticket: Path) -> None:
     """Remove the progress of a search that was killed after it had written its ticket.
 
     It goes only if its recipe and weights are those of the ticket beside it.
     """
-    ticket = target.parent / target.stem
     left = ticket.with_name(ticket.name + SUFFIX)
     if not (left / ABOUT).is_file() or not (ticket / MANIFEST).is_file():
         return

@@ -138,7 +138,7 @@ def _search_of(
 
 def _check(target: Target) -> None:
     """Refuse a target that cannot be written, once what a finished search left there is gone."""
-    forget_finished(target)
+    forget_finished(target.parent / target.stem)
     target.check()
 
 

@@ -89,7 +89,7 @@ def test_a_search_says_it_before_its_first_step(
         slt_compress.search(model, str(table), recipe=recipe, out=tmp_path / "ticket",
                             on_step=lambda step: told.append(len(caplog.records)))  # fmt: skip
     assert told[0] >= 2
-    assert "reads column text" in caplog.records[0].getMessage()
+    assert any("reads column text" in record.getMessage() for record in caplog.records)
     assert any("has no column of labels" in record.getMessage() for record in caplog.records)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -85,7 +84,7 @@ def row(method="relaxed", sparsity=0.9, seed=0, error=None, **hard):
 def test_every_row_is_a_search(capsys):
     arguments = ["--methods", "edge-popup,magnitude", "--target-sparsity", "0.5,0.9"]
     content = compared(capsys, *arguments, "--seeds", "2", "--seed", "3")
-    assert set(content) == {"rows", "summary"}
+    assert set(content) == {"rows", "schema", "summary"}
     rows = content["rows"]
     assert keys(rows) == [
         (method, sparsity, seed)
@@ -146,7 +145,10 @@ def test_progress_is_a_line_for_each_search_on_stderr(capsys, searched):
         main([*LENET, "--methods", "relaxed,random", "--seeds", "1", "--json"])
     out, err = capsys.readouterr()
     assert len(json.loads(out)["rows"]) == 2
-    assert re.fullmatch(r"\[1/2\] relaxed at 0.9, seed 0: accuracy 0.9000, .*s\)\n\[2/2\].*\n", err)
+    events = [json.loads(line) for line in err.splitlines()]
+    assert {event["event"] for event in events} == {"row"}
+    assert events[0]["text"].startswith("[1/2] relaxed at 0.9, seed 0: accuracy 0.9000, ")
+    assert events[1]["text"].startswith("[2/2] random at 0.9, seed 0: ")
 
 
 def test_what_was_finished_is_not_searched_again(capsys, searched, monkeypatch):

@@ -81,12 +81,23 @@ def late(module, batch):
     return module(batch).square().mean()
 
 
-@pytest.mark.parametrize("loss_fn", [in_place, by_data, late])
+def replacing(module, batch):
+    module[2] = nn.Linear(8, 2)
+    return module(batch).square().mean()
+
+
+@pytest.mark.parametrize("loss_fn", [in_place, by_data, late, replacing])
 def test_a_loss_that_changes_weights_is_noticed(loss_fn, tmp_path):
     late.calls = 0
     with pytest.raises(SltError, match="loss_fn changes the weights"):
         searched(loss_fn, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_what_cannot_be_called_is_a_sentence(tmp_path):
+    with pytest.raises(SltError, match=r"^loss_fn is a str and no function"):
+        searched("mse", tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
