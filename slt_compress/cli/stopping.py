@@ -15,6 +15,7 @@ from slt_compress.searching.interrupting import Interrupted, ask_to_stop
 _LINE = b"interrupted: nothing was left half-written\n"
 _WAIT = b"stopping after this step, to save the progress; once more stops at once\n"
 _SAVED = "interrupted: the same command goes on from here, or slt-compress search --resume {}\n"
+_HEAVY = ("torch", "slt_compress.api")  # what a command imports before it does anything
 # Seconds that cleaning up may take before a further signal is heard again.
 _PATIENCE = 5
 
@@ -42,6 +43,8 @@ class _Stopper:
             self.heard, self._at = signum, time.monotonic()
             with suppress(OSError):
                 os.write(2, _LINE)  # `print` may be in the middle of a line of its own
+            if _is_starting():
+                os._exit(128 + signum)
             # what is raised in a destructor or a callback is lost: it is then raised once more
             signal.alarm(_PATIENCE)
         elif signum != signal.SIGALRM and waited < _PATIENCE:
@@ -49,6 +52,15 @@ class _Stopper:
         elif waited > 3 * _PATIENCE:
             os._exit(128 + self.heard)
         raise SystemExit(128 + self.heard)
+
+
+def _is_starting() -> bool:
+    """Whether the heavy imports are not over: nothing is there to clean up yet.
+
+    An exception in the middle of torch's C++ start can abort the process instead of ending it.
+    """
+    specs = [getattr(sys.modules.get(name), "__spec__", None) for name in _HEAVY]
+    return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 def is_stopping() -> bool:

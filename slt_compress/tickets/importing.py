@@ -68,7 +68,7 @@ def import_checkpoint(path: str | Path, out: str | Path, *, recipe: Mapping[str,
         return _ticket_of(open_folder(folder), spelled, target, folder, recipe)
     kept = {key: value for key, value in config.items() if key not in _CONFIG_DROPPED}
     beside = target.parent / f"{target.name}-origin"
-    with unpacked_origin(beside, folder, kept, plain) as origin:
+    with unpacked_origin(beside, target, folder, kept, plain) as origin:
         return _ticket_of(open_folder(origin), spelled, target, folder, recipe)
 
 

@@ -15,16 +15,22 @@ from slt_compress.checkpoints.companions import copy_companions
 from slt_compress.errors import TicketError
 from slt_compress.storage.files import atomic_folder, sha256_file, write_safetensors
 from slt_compress.storage.locks import locked, unfinished_folder
+from slt_compress.tickets.places import MANIFEST
 
 
 @contextmanager
 def unpacked_origin(
-    target: Path, source: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]
+    target: Path,
+    ticket: Path,
+    source: Path,
+    config: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[Path]:
     """The folder `target` with a plain checkpoint of the tensors, locked for the block.
 
     A folder that an import left there when it was killed before its ticket was written is used
-    again, if it has the same bytes. One that is written here goes again if the block fails.
+    again, if it has the same bytes. One that is written here goes again if the block fails, unless
+    `ticket` is there by then: an interrupt can come right after it was written.
 
     Raises:
         TicketError: something else is there, another process is importing to it, or it cannot be
@@ -54,7 +60,7 @@ def unpacked_origin(
         try:
             yield target
         except BaseException:
-            if written:  # of use to nobody without its ticket
+            if written and not (ticket / MANIFEST).is_file():  # of use to nobody without its ticket
                 shutil.rmtree(target, ignore_errors=True)
             raise
 

@@ -147,3 +147,27 @@ def test_what_the_machine_refuses_is_a_line(capsys, error, line):
 def test_a_fault_of_our_own_is_not_hidden():
     with pytest.raises(RuntimeError, match="a fault"), told_in_one_line():
         raise RuntimeError("a fault")
+
+
+STARTING = """
+import sys
+from slt_compress.cli.stopping import signals_heard
+sys.path.insert(0, {folder!r})
+with signals_heard(is_process=True):
+    import torch
+"""
+IMPORTED = """
+import os, time
+print("ready", flush=True)
+try:
+    time.sleep(30)
+except BaseException:
+    os.abort()  # as an exception in the middle of a library's C++ can do
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_the_imports_raises_nothing_there(signum, tmp_path):
+    (tmp_path / "torch.py").write_text(IMPORTED)
+    code, _, err = stopped(STARTING.format(folder=str(tmp_path)), signum, 1)
+    assert (code, err) == (128 + signum, "interrupted: nothing was left half-written\n")

@@ -15,6 +15,7 @@ from slt_compress.cli.app import main
 from slt_compress.errors import SltError, SourceError, TicketError
 from slt_compress.searching.recipes import Recipe
 from slt_compress.storage.locks import locked
+from slt_compress.tickets import importing
 from slt_compress.tickets.importing import import_checkpoint, unpacked
 
 
@@ -142,6 +143,20 @@ def test_an_origin_without_its_ticket_is_used_again(masked, tmp_path, monkeypatc
         with pytest.raises(ZeroDivisionError):
             import_checkpoint(masked, out, recipe=Recipe().to_dict())
     assert (origin / "model.safetensors").exists()
+
+
+def test_an_interrupt_after_the_ticket_leaves_both(masked, tmp_path, monkeypatch):
+    out = tmp_path / "t"
+
+    def interrupted(*arguments, **options):
+        ticket_of(*arguments, **options)
+        raise SystemExit(130)
+
+    ticket_of = importing._ticket_of
+    monkeypatch.setattr(importing, "_ticket_of", interrupted)
+    with pytest.raises(SystemExit):
+        import_checkpoint(masked, out, recipe=Recipe().to_dict())
+    assert slt_compress.verify(out, in_process=True).ok
 
 
 def test_an_origin_that_is_something_else_is_not_touched(masked, tmp_path):
