@@ -16,7 +16,10 @@ def constraints(text: str) -> list[str]:
     extras = project.get("optional-dependencies", {}).values()
     found = {}
     for requirement in (*project["dependencies"], *(entry for group in extras for entry in group)):
-        name, version = re.fullmatch(r"([\w-]+)>=([\w.]+)", requirement).groups()
+        match = re.fullmatch(r"([\w-]+)(?:\[[\w,-]+\])?>=([\w.]+)", requirement)
+        if match is None:
+            raise SystemExit(f"{requirement} is not name>=version")
+        name, version = match.groups()
         if found.setdefault(name, version) != version:
             raise SystemExit(f"{name} has two lower bounds, {found[name]} and {version}")
     return [f"{name}=={version}" for name, version in sorted(found.items())]

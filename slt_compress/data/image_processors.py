@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -48,7 +49,8 @@ class ImageProcessor:
         self._how: dict[str, Any] = {}
         if self.channels != 3:
             how = {"do_convert_rgb": False, "image_mean": self.mean, "image_std": self.std}
-            self._how = how
+            # transformers 5.17 guesses where the channels are, and knows of 1 and 3 only
+            self._how = {**how, "input_data_format": "channels_first"}
         wanted = self._wanted(checkpoint, built, own)
         self.size = wanted or own or _USUAL
         self.note = ""
@@ -62,7 +64,8 @@ class ImageProcessor:
         if self._forced is not None:
             height, width = self._forced
             ready = [im.resize((width, height), Image.Resampling.BILINEAR) for im in ready]
-        pixels: Tensor = self._call(images=ready, return_tensors="pt", **self._how)["pixel_values"]
+        read = ready if self.channels == 3 else [_channels_first(image) for image in ready]
+        pixels: Tensor = self._call(images=read, return_tensors="pt", **self._how)["pixel_values"]
         return pixels
 
     def _of_channels(self, name: str) -> tuple[float, ...]:
@@ -96,6 +99,12 @@ class ImageProcessor:
             self._forced = size
             how = {"do_resize": False, "do_center_crop": False}
         self._how = {**self._how, **how}
+
+
+def _channels_first(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels as uint8 [C, H, W]."""
+    height, width = image.height, image.width
+    return np.asarray(image, dtype=np.uint8).reshape(height, width, -1).transpose(2, 0, 1).copy()
 
 
 def _accepts(checkpoint: Checkpoint, shape: tuple[int, ...]) -> bool:

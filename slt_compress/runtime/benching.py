@@ -263,7 +263,9 @@ def _row(runtime: str, batch: int, seconds: Sequence[float], peak: int | None) -
 def _peak(side: Side, prepare: Callable[[], Any], run: Callable[[], Any]) -> int:
     """Bytes of a module on a runtime, plus the most that torch allocates during a run."""
     prepare()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # torch 2.11 warns at every first profile that does not keep events across cycles
+    watched = [ProfilerActivity.CPU]
+    with profile(activities=watched, profile_memory=True, acc_events=True) as profiler:
         run()
     results: Any = profiler.profiler
     events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
