@@ -13,11 +13,11 @@ _MARKS = re.compile(r"[\s_\-./:]+")
 def similar(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like `name`, by letters and digits; None if none is like it.
 
-    A name that is the last part of one known name, such as `lr` of `training.lr`, means that one.
+    The last part of known names, such as `lr` of `training.lr`, means the first of them.
     """
     names = list(known)
     ends = [entry for entry in names if entry.rpartition(".")[2] == name.rpartition(".")[2]]
-    if len(ends) == 1 and ends[0] != name:
+    if ends and name not in ends and (len(ends) == 1 or "." not in name):
         return ends[0]
     wanted, best = _bare(name), (0.0, "")
     for entry in names:
