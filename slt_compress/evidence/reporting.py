@@ -150,7 +150,8 @@ def _checked_list(manifest: Manifest, key: str) -> tuple[Any, ...]:
         sparsity = layer.get("sparsity")
         share = is_finite(sparsity) and 0 <= sparsity <= 1
         named = isinstance(layer.get("name"), str) and as_shape(layer.get("shape")) is not None
-        if not named or not share or not all(is_count(count, least=0) for count in counts):
+        counted = all(is_count(count, least=0) for count in counts)
+        if not named or not share or not counted or layer["kept"] > layer["total"]:
             raise manifest.damaged(f"one of its layers is {str(layer)[:80]}")
     return tuple(entries)
 
@@ -163,8 +164,11 @@ def _check_figures(manifest: Manifest) -> None:
     counted = [sparsity.get(key, 0) for key in ("flips", "gains", "tuned", "tuned_parameters")]
     counted += [sparsity.get(key) for key in _FIGURES]
     units = sparsity.get("units", {"kept": 0, "gated": 0})
-    whole = isinstance(units, dict) and all(
-        is_count(units.get(key), least=0) for key in ("kept", "gated")
+    whole = all(
+        isinstance(part, dict)
+        and all(is_count(part.get(key), least=0) for key in ("kept", "gated"))
+        and part["kept"] <= part["gated"]
+        for part in (units, sparsity)
     )
     if not whole or not all(is_finite(figure) for figure in counted):
         raise manifest.damaged(f"its sparsity is {str(sparsity)[:60]}")

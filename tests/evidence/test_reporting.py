@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +77,21 @@ def test_the_promised_size_is_that_of_the_tensors(report: Report) -> None:
 def test_a_report_comes_back_from_its_own_json(report: Report, tmp_path: Path) -> None:
     again = type(report).from_dict(report.to_dict(), tmp_path, slt_compress.SltError)
     assert again == report
+
+
+def more_than_all(content: Any, part: str) -> Any:
+    """A report that keeps more than there is, which a table would draw as wide as it says."""
+    if part == "layer":
+        content["layers"][0]["kept"] = 10**12
+    elif part == "model":
+        content["sparsity"]["kept"] = content["sparsity"]["gated"] + 1
+    else:
+        content["sparsity"]["units"] = {"kept": 3, "gated": 2}
+    return content
+
+
+@pytest.mark.parametrize("part", ["layer", "model", "units"])
+def test_nothing_keeps_more_than_there_is(report: Report, part: str, tmp_path: Path) -> None:
+    content = more_than_all(report.to_dict(), part)
+    with pytest.raises(slt_compress.SltError, match="damaged"):
+        Report.from_dict(content, tmp_path, slt_compress.SltError)
