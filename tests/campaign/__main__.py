@@ -82,7 +82,7 @@ def _end(record: dict[str, Any]) -> str:
     """How a run ended, for the counts of the summary."""
     if "finished" in record:
         return "killed, finished" if record["finished"] else "killed"
-    return f"code {record['code']}" if "code" in record else str(record.get("codes", "refused"))
+    return f"code {record['code']}" if "code" in record else str(record.get("codes", record.get("end", "refused")))
 
 
 if __name__ == "__main__":

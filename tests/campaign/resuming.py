@@ -52,7 +52,8 @@ def resumes(root: Path, chance: random.Random, hub: Loopback) -> Iterator[Record
                 bad.append("another ticket")
             bad += [f"litter: {left}" for left in litter(folder, progress=True)]
             shutil.rmtree(folder)
-            yield {"command": name, "at": [round(at, 3) for at in moments], "bad": bad}
+            end = "another ticket" if bad else "the same bytes"
+            yield {"command": name, "at": [round(at, 3) for at in moments], "end": end, "bad": bad}
 
 
 def _digests(ticket: Path) -> dict[str, str]:
