@@ -82,7 +82,11 @@ def _end(record: dict[str, Any]) -> str:
     """How a run ended, for the counts of the summary."""
     if "finished" in record:
         return "killed, finished" if record["finished"] else "killed"
-    return f"code {record['code']}" if "code" in record else str(record.get("codes", record.get("end", "refused")))
+    return (
+        f"code {record['code']}"
+        if "code" in record
+        else str(record.get("codes", record.get("end", "refused")))
+    )
 
 
 if __name__ == "__main__":
