@@ -359,6 +359,9 @@ def test_reversible_layers_give_gradients_to_every_score() -> None:
     assert not module.get_input_embeddings()._forward_hooks
 
 
+# dynamo of torch 2.11 makes an object of torch's Function, and steps around generators
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
 # torch's own tracer looks at the .grad of what it resumes with
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_compiled_module_reads_every_new_sample_and_mask() -> None:
