@@ -258,6 +258,8 @@ def test_onnx_weights_elsewhere_are_not_followed(case, tmp_path):
     assert "another one" in audit.verdict
 
 
+# torch 2.11 warns of its own exporter
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 def test_a_file_that_onnxruntime_padded_says_so(tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
@@ -280,6 +282,8 @@ def test_a_file_that_onnxruntime_padded_says_so(tmp_path):
     assert "convolutions are padded" in open_stored(tmp_path / "by_hand.onnx").notes[0]
 
 
+# torch 2.11 warns of its own exporter
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*:FutureWarning")
 def test_tied_weights_that_a_file_holds_twice_are_named(tmp_path):
     onnx = pytest.importorskip("onnx")
 
