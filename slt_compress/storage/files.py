@@ -209,8 +209,8 @@ def read_manifest(path: Path, error: type[SltError]) -> dict[str, Any] | None:
 def _part(path: Path) -> Iterator[Path]:
     """Yield an empty file beside `path` that replaces it at the end and is removed on failure."""
     part = part_name(path)
-    part.open("xb").close()
     try:
+        part.open("xb").close()  # inside, as an interrupt can come right after it
         yield part
         _sync(part)
         part.replace(path)

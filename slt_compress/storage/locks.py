@@ -37,10 +37,10 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
     """
     remove_unfinished(path)
     while True:
-        part = part_name(path)
-        part.mkdir()
-        handle = os.open(part, os.O_RDONLY)
+        part, handle = part_name(path), None
         try:
+            part.mkdir()  # inside, as an interrupt can come right after it
+            handle = os.open(part, os.O_RDONLY)
             # a process that cleans up may have taken it for one that was left
             fcntl.flock(handle, fcntl.LOCK_EX)
             if part.is_dir() and os.path.samestat(os.fstat(handle), part.stat()):
@@ -48,7 +48,8 @@ def unfinished_folder(path: Path) -> Iterator[Path]:
                 return
         finally:
             shutil.rmtree(part, ignore_errors=True)  # gone where it was renamed
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
 
 
 def remove_unfinished(path: Path) -> None:

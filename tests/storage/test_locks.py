@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from slt_compress.storage.files import (
     read_safetensors,
     sha256_file,
     unreadable,
+    write_json,
 )
 from slt_compress.storage.locks import locked, remove_unfinished, unfinished_folder
 from slt_compress.storage.memory import is_low_memory
@@ -123,6 +125,33 @@ def test_what_a_dead_process_left_goes_and_what_a_live_one_has_stays(tmp_path):
 def test_an_unfinished_folder_is_gone_after_an_error(tmp_path):
     with pytest.raises(KeyError), unfinished_folder(tmp_path / "t"):
         raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_folder(path: Path) -> None:
+    with atomic_folder(path):
+        pass
+
+
+WRITES = {"mkdir": write_folder, "open": lambda path: write_json(path, {})}
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_an_interrupt_right_after_something_is_made_leaves_nothing(tmp_path, monkeypatch, call):
+    made = getattr(Path, call)
+
+    def interrupted(self, *arguments, **options):
+        stream = made(self, *arguments, **options)
+        if ".part-" in self.name:
+            if stream is not None:
+                stream.close()
+            raise SystemExit(143)
+        return stream
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, interrupted)
+        with pytest.raises(SystemExit):
+            WRITES[call](tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
 
 
