@@ -28,6 +28,7 @@ def ticket(checkpoints, data_sets, tmp_path_factory):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SLT_COMPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kernel_choice, "MARGIN", 1000.0)  # every layer takes a kernel
+    monkeypatch.setattr(kernel_choice, "CLEAR", 1000.0)
     monkeypatch.setattr(example_runs, "SLOWER", 1000.0)
 
 

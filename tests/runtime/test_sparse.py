@@ -390,6 +390,7 @@ def test_runs_time_interleaved_go_to_and_fro():
 
 def test_a_model_that_is_not_faster_as_a_whole_stays_dense(monkeypatch, tickets):
     monkeypatch.setattr(kernel_choice, "MARGIN", 1000.0)  # every layer takes a kernel
+    monkeypatch.setattr(kernel_choice, "CLEAR", 1000.0)
     monkeypatch.setattr(example_runs, "SLOWER", 1000.0)
     module = slt_compress.load(tickets["vit"], runtime="auto")
     assert any("forward" in vars(layer) for layer in module.modules())
