@@ -26,8 +26,9 @@ class _Stopper:
     In the steps of a search it waits for the end of the step, and the second one ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_process: bool) -> None:
         self.heard = 0
+        self._is_process = is_process
         self._asked = False
         self._at = 0.0
 
@@ -43,7 +44,7 @@ class _Stopper:
             self.heard, self._at = signum, time.monotonic()
             with suppress(OSError):
                 os.write(2, _LINE)  # `print` may be in the middle of a line of its own
-            if _is_starting():
+            if self._is_process and _is_starting():
                 os._exit(128 + signum)
             # what is raised in a destructor or a callback is lost: it is then raised once more
             signal.alarm(_PATIENCE)
@@ -77,7 +78,7 @@ def signals_heard(*, is_process: bool) -> Iterator[None]:
         is_process: whether the block is all that this process does: signals that come when it is
             over are then ignored, as nothing is left that they could stop.
     """
-    stopper = _Stopper()
+    stopper = _Stopper(is_process=is_process)
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, stopper) for signum in (*heard, signal.SIGALRM)}
     try:
