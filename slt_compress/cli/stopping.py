@@ -78,7 +78,14 @@ def signals_heard(*, is_process: bool) -> Iterator[None]:
         is_process: whether the block is all that this process does: signals that come when it is
             over are then ignored, as nothing is left that they could stop.
     """
-    stopper = _Stopper(is_process=is_process)
+    stopper, unraisable = _Stopper(is_process=is_process), sys.unraisablehook
+
+    def tell(lost: sys.UnraisableHookArgs) -> None:
+        """What Python tells of an exception in a callback, but for that of a signal."""
+        if not (stopper.heard and isinstance(lost.exc_value, SystemExit)):
+            unraisable(lost)
+
+    sys.unraisablehook = tell
     heard = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
     before = {signum: signal.signal(signum, stopper) for signum in (*heard, signal.SIGALRM)}
     try:
@@ -94,5 +101,6 @@ def signals_heard(*, is_process: bool) -> Iterator[None]:
         raise
     finally:
         signal.alarm(0)
+        sys.unraisablehook = unraisable
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_IGN if is_process else handler)

@@ -171,3 +171,23 @@ def test_a_signal_in_the_middle_of_the_imports_raises_nothing_there(signum, tmp_
     (tmp_path / "torch.py").write_text(IMPORTED)
     code, _, err = stopped(STARTING.format(folder=str(tmp_path)), signum, 1)
     assert (code, err) == (128 + signum, "interrupted: nothing was left half-written\n")
+
+
+IN_A_CALLBACK = """
+import time
+from slt_compress.cli.stopping import signals_heard
+
+class Dying:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(1)
+
+with signals_heard(is_process=True):
+    Dying()
+    time.sleep(30)
+"""
+
+
+def test_a_signal_that_a_destructor_loses_is_raised_again_and_not_told():
+    code, _, err = stopped(IN_A_CALLBACK, signal.SIGTERM, 1)
+    assert (code, err) == (143, "interrupted: nothing was left half-written\n")
