@@ -56,6 +56,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_accelerator_left() -> Iterator[None]:
+    """A Trainer leaves accelerate's state to the process, where other tests would find it."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for shared in (AcceleratorState, GradientState, PartialState):
+        shared._reset_state()
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pico checkpoints as their libraries save them, by name."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+pytestmark = pytest.mark.usefixtures("no_accelerator_left")
 
 
 def run(name: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from pico import save_bert
 from torch import nn
 
@@ -165,15 +163,7 @@ def test_a_merged_adapter(case, tmp_path):
     assert changed > 0.9 * case[1].masks.kept
 
 
-@pytest.fixture
-def _no_accelerator_left() -> Iterator[None]:
-    """A Trainer leaves accelerate's state to the process, where other tests would find it."""
-    yield
-    for shared in (AcceleratorState, GradientState, PartialState):
-        shared._reset_state()
-
-
-@pytest.mark.usefixtures("_no_accelerator_left")
+@pytest.mark.usefixtures("no_accelerator_left")
 @pytest.mark.parametrize("held", [True, False])
 def test_the_trainer_of_transformers(case, tmp_path, held):
     model = copy.deepcopy(case[2])
