@@ -18,6 +18,7 @@ from slt_compress.searching.recipes import Recipe
 from slt_compress.tickets.importing import import_checkpoint
 
 STEPS = 200
+pytestmark = pytest.mark.usefixtures("no_accelerator_left")
 OPTIMIZERS = {
     "adamw": lambda ps: torch.optim.AdamW(ps, lr=1e-3, weight_decay=0.1),
     "sgd": lambda ps: torch.optim.SGD(ps, lr=1e-2, momentum=0.9, nesterov=True),
@@ -163,7 +164,6 @@ def test_a_merged_adapter(case, tmp_path):
     assert changed > 0.9 * case[1].masks.kept
 
 
-@pytest.mark.usefixtures("no_accelerator_left")
 @pytest.mark.parametrize("held", [True, False])
 def test_the_trainer_of_transformers(case, tmp_path, held):
     model = copy.deepcopy(case[2])
