@@ -14,6 +14,7 @@ from slt_compress.checkpoints.guidance import GGUF
 from slt_compress.errors import SourceError
 from slt_compress.storage.files import aligned
 from slt_compress.storage.memory import is_low_memory
+from slt_compress.storage.outside import visible
 from slt_compress.storage.regular import expect_regular, read_regular_text
 
 WEIGHTS = "model.safetensors"
@@ -152,7 +153,7 @@ def read_tensors(files: tuple[Path, ...]) -> dict[str, Tensor]:
             if is_low_memory(error):
                 raise SourceError(f"there is not enough memory to read {path}") from error
             raise SourceError(
-                f"{path} is not a valid safetensors file ({error}); it may be truncated: "
+                f"{path} is not a valid safetensors file ({visible(error)}); it may be truncated: "
                 "download it again"
             ) from error
     return tensors

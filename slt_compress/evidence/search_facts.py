@@ -31,7 +31,7 @@ def check_search(manifest: Manifest) -> None:
     Raises:
         SltError: the one of the manifest.
     """
-    search = manifest.optional("search", dict) or {}
+    search = manifest.object("search") if "search" in manifest.values else {}
     examples = search.get("examples", {})
     whole = isinstance(examples, dict) and all(
         is_count(count, least=0)

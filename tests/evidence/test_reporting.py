@@ -95,3 +95,10 @@ def test_nothing_keeps_more_than_there_is(report: Report, part: str, tmp_path: P
     content = more_than_all(report.to_dict(), part)
     with pytest.raises(slt_compress.SltError, match="damaged"):
         Report.from_dict(content, tmp_path, slt_compress.SltError)
+
+
+@pytest.mark.parametrize("search", [None, [], {"examples": None}])
+def test_facts_on_the_search_are_facts(report: Report, search: object, tmp_path: Path) -> None:
+    content = {**report.to_dict(), "search": search}
+    with pytest.raises(slt_compress.SltError, match="damaged"):
+        Report.from_dict(content, tmp_path, slt_compress.SltError)
