@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -191,8 +192,17 @@ def direct_keys(
 ) -> dict[str, str] | None:
     """The key of every tensor of `module` in its files, if loading only copies and casts them.
 
-    None if loading does more than that. `module` and `shells` are on the meta device.
+    None if loading does more than that, or the library cannot tell. `module` and `shells` are on
+    the meta device.
     """
+    with suppress(SourceError, RuntimeError):
+        return _direct_keys(family, config, module, shells)
+    return None
+
+
+def _direct_keys(
+    family: Family, config: Config, module: nn.Module, shells: Mapping[str, Tensor]
+) -> dict[str, str] | None:
     own = module.state_dict()
     if family == "transformers":
         keys = transformers_models.direct_keys(module, shells)

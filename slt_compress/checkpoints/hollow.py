@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,13 @@ def _from_files(draft: Draft) -> Checkpoint | None:
         return None
     known = draft.fitted(shells)
     with bounded_by(shells, str(draft.file or draft.source)):
-        module, keys = _hollow_module(known, families.build_module), None
+        module = _hollow_module(known, families.build_module)
     if module is None:
         return None
     own = module.state_dict(keep_vars=True)
-    with suppress(SourceError, RuntimeError, NotImplementedError):
-        keys = families.direct_keys(known.family, known.config, module, shells)
-    if keys is None or not own.keys() <= keys.keys():
+    places = families.direct_keys(known.family, known.config, module, shells)
+    if places is None or not own.keys() <= places.keys():
         return None
-    places = keys
     streamed = LazyMapping(own, lambda name: lazy[places[name]].to(own[name].dtype))
     _fill_vectors_(own, streamed)
     named = {name: (places[name],) for name, _ in module.named_parameters()}

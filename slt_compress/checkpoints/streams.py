@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +77,10 @@ def stream_origin(
         return Stream(checkpoint=checkpoint, tensors=tensors, renamed=False)
     files, folder, revision = locate_weights(record, override)
     lazy = LazyTensors(files, SourceError)
-    shells, keys = lazy.shells(), None
-    if shells:
-        with suppress(SourceError, RuntimeError, NotImplementedError):
-            keys = families.direct_keys(family, config, module, shells)
-    if keys is None:
+    shells = lazy.shells()
+    places = families.direct_keys(family, config, module, shells) if shells else None
+    if places is None:
         return None
-    places = keys
     checkpoint = recorded_checkpoint(
         record, module, folder=folder, revision=revision, stored=(),
         file_keys={name: (places[name],) for name, _ in module.named_parameters()},

@@ -26,6 +26,7 @@ from campaign.forking import preload
 from campaign.kinds import KINDS
 from campaign.loopback import start
 
+ROOT = Path(__file__).parents[2]  # left out of the traces in a summary
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "huggingface-hub")
 
 
@@ -71,7 +72,7 @@ def main() -> int:
         "versions": {name: version(name) for name in _LIBRARIES}
         | {"python": platform.python_version()},
     }  # fmt: skip
-    text = json.dumps(summary, indent=2) + "\n"
+    text = json.dumps(summary, indent=2).replace(f"{ROOT}/", "") + "\n"
     if asked.out is not None:
         asked.out.write_text(text)
     print(text, end="")

@@ -16,6 +16,7 @@ from fuzz.forked import run_forked
 from fuzz.running import Tally, opened
 from fuzz.targets import targets
 
+ROOT = Path(__file__).parents[2]  # left out of the traces in a summary
 BAD = ("wrong", "traceback", "hang", "slow", "large", "killed")
 _LIBRARIES = ("torch", "transformers", "timm", "safetensors", "pydantic", "pyyaml")
 
@@ -57,7 +58,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - started, 1),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-    text = json.dumps(summary, indent=2, ensure_ascii=True) + "\n"
+    text = json.dumps(summary, indent=2, ensure_ascii=True).replace(f"{ROOT}/", "") + "\n"
     if asked.out is not None:
         asked.out.write_text(text)
     print(text, end="")
